@@ -1,0 +1,137 @@
+# Everything a person does here. `make help` lists it. Needs Python 3.11 or newer and make; the rest is installed into
+# .venv, as pinned in requirements/ (only `make test-foreign` also installs Debian and npm packages).
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+HOST ?= 127.0.0.1
+PORT ?= 8080
+DATA ?= .engram
+ARGS ?=
+
+BIN := .venv/bin
+# uv installs into .venv with the Python that made it, never fetches another one, and trusts whom the system trusts.
+UV := VIRTUAL_ENV=$(CURDIR)/.venv UV_PYTHON_DOWNLOADS=never UV_NO_PROGRESS=1 UV_SYSTEM_CERTS=1 $(BIN)/uv
+COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	--no-annotate --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)
+FOREIGN := tests/foreign
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+# Two servers, two benchmarks or two installs at once disturb each other; 2 cores gain nothing.
+.NOTPARALLEL:
+
+.PHONY: help
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# Setting up. Two stamps, so that a second call costs nothing: uv itself, and what uv installs.
+
+.PHONY: setup
+setup: .venv/.stamp-installed ## install everything into .venv
+
+.venv/.stamp-uv: requirements/uv.lock
+	@test -n "$(PYTHON)" && "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed; name one with PYTHON=..." >&2; exit 1; }
+	test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.lock
+	@touch $@
+
+# `sync` removes what is no longer pinned, our own two packages with it, so they are linked in again right after.
+.venv/.stamp-installed: .venv/.stamp-uv requirements/dev.lock pyproject.toml clients/python/pyproject.toml
+	$(UV) pip sync --quiet --require-hashes requirements/dev.lock
+	$(UV) pip install --quiet --no-deps --no-build-isolation --editable clients/python --editable .
+	@touch $@
+
+# Using it.
+
+.PHONY: run
+run: setup ## serve on HOST:PORT (127.0.0.1:8080), the log in DATA (.engram)
+	$(BIN)/engram serve --host $(HOST) --port $(PORT) --data-dir $(DATA) $(ARGS)
+
+.PHONY: demo
+demo: setup ## a bus in a temporary directory, a recorded session played onto it, the live view, the summary
+	$(BIN)/engram demo $(ARGS)
+
+# Checking it.
+
+.PHONY: test
+test: setup ## the quick suite (ARGS='-k name' narrows it)
+	$(BIN)/pytest $(ARGS)
+
+.PHONY: lint
+lint: setup ## ruff, the import contracts, hadolint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-timing
+	$(BIN)/hadolint Dockerfile
+
+.PHONY: format
+format: setup ## let ruff write what lint asks for
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: types
+types: setup ## mypy --strict over both packages
+	$(BIN)/mypy
+
+.PHONY: bench
+bench: setup ## the benchmarks, small; results printed
+	$(BIN)/pytest benchmarks --benchmark-only $(ARGS)
+
+.PHONY: test-foreign
+test-foreign: setup foreign-tools $(FOREIGN)/node_modules/.stamp ## clients we did not write: a browser, npm packages
+	$(BIN)/pytest -m foreign $(FOREIGN) $(ARGS)
+
+# Debian packages, for want of another way to get a browser; only what is missing is installed.
+.PHONY: foreign-tools
+foreign-tools:
+	@missing=""; has() { command -v "$$1" >/dev/null; }; \
+	has chromium || has google-chrome || missing="$$missing chromium"; \
+	has node || missing="$$missing nodejs"; \
+	has npm || missing="$$missing npm"; \
+	test -z "$$missing" && exit; \
+	echo "installing$$missing"; \
+	sudo=$$(test $$(id -u) = 0 || echo sudo); \
+	export DEBIAN_FRONTEND=noninteractive; \
+	$$sudo apt-get update -qq && $$sudo apt-get install -qq --yes --no-install-recommends $$missing >/dev/null
+
+$(FOREIGN)/node_modules/.stamp: $(FOREIGN)/package-lock.json
+	cd $(FOREIGN) && npm ci --no-audit --no-fund
+	@touch $@
+
+.PHONY: check
+check: lint types test test-foreign wheels ## what has to pass before a change lands
+
+.PHONY: check-long
+check-long: setup ## kills, full disks, a million units: minutes, not seconds
+	$(BIN)/pytest -m long $(ARGS)
+
+# Shipping it.
+
+.PHONY: wheels
+wheels: setup ## build both wheels into dist/, install them into an empty environment and run them there
+	rm -rf dist
+	$(BIN)/python -m build --wheel --no-isolation --outdir dist clients/python >/dev/null
+	$(BIN)/python -m build --wheel --no-isolation --outdir dist . >/dev/null
+	$(BIN)/python -m venv --without-pip dist/empty
+	$(UV) pip install --quiet --python dist/empty --require-hashes -r requirements/runtime.lock
+	$(UV) pip install --quiet --python dist/empty --no-deps dist/*.whl
+	cd dist/empty && bin/engram --help >/dev/null && bin/python -c 'import engram_bus, engram_client'
+	rm -rf dist/empty
+	@ls -l dist
+
+.PHONY: image
+image: ## build the container image (needs docker)
+	docker build --tag engram-bus .
+
+.PHONY: lock
+lock: .venv/.stamp-uv ## write requirements/*.lock from pyproject.toml; pins stay unless UPGRADE=1
+	$(COMPILE) --group uv --output-file requirements/uv.lock
+	$(COMPILE) pyproject.toml --group uv --group dev --no-emit-package engram-client --output-file requirements/dev.lock
+	$(COMPILE) pyproject.toml --constraint requirements/dev.lock --no-emit-package engram-client \
+		--output-file requirements/runtime.lock
+
+.PHONY: clean
+clean: ## remove what make made; the log in DATA stays
+	rm -rf .venv dist build .coverage htmlcov .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis \
+		.benchmarks $(FOREIGN)/node_modules
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
