@@ -1,0 +1,1 @@
+"""APPEND: what is let in, and the one writer."""

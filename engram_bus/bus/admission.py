@@ -1,0 +1,231 @@
+"""What is let in: every bound and form of a command, checked once for all transports before it may wait."""
+
+import re
+from collections.abc import Collection, Sequence
+
+from engram_bus.codec import check_payload
+from engram_bus.errors import InvalidRequest, TooLarge
+from engram_bus.limits import (
+    BULK_BYTES_MAX,
+    BULK_UNITS_MAX,
+    CONTENT_TYPE_BYTES_MAX,
+    CONTEXT_CHANGES_MAX,
+    CONTEXT_FENCES_MAX,
+    DISPLAY_NAME_BYTES_MAX,
+    IDEMPOTENCY_KEY_BYTES_MAX,
+    META_BYTES_MAX,
+    META_ENTRIES_MAX,
+    META_KEY_BYTES_MAX,
+    META_VALUE_BYTES_MAX,
+    NAME_BYTES_MAX,
+    PAYLOAD_BYTES_MAX,
+    RELATIONSHIPS_MAX,
+    RESOURCE_BYTES_MAX,
+    RESOURCES_MAX,
+    TRACEPARENT_BYTES_MAX,
+)
+from engram_bus.units import FORMAT_TEXT, Append, AppendAtomic, Command, Draft, UpdateContext, is_own_kind
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_KIND = re.compile(r"[a-z0-9_]+(?:-[a-z0-9_]+)*(?:\.[a-z0-9_]+(?:-[a-z0-9_]+)*)*\Z")
+_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?\Z")
+_CONTENT_TYPE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+/[!#$%&'*+.^_`|~0-9A-Za-z-]+[ -~]*\Z")
+_VERSION_MAX = 2**63 - 1
+
+
+def admit(command: Command) -> int:
+    """Check a command; gives the bytes it holds while it waits. Raises InvalidRequest, TooLarge."""
+    match command:
+        case Append():
+            return _append(command)
+        case AppendAtomic():
+            held_bytes = bulk(command.appends)
+            _idempotency_key(command.idempotency_key)
+            for index, append in enumerate(command.appends):
+                if append.idempotency_key is not None:
+                    raise InvalidRequest(
+                        "an atomic batch has one idempotency key for all of it", field="idempotency_key", index=index
+                    )
+            return held_bytes
+        case UpdateContext():
+            return _update(command)
+
+
+def bulk(appends: Sequence[Append]) -> int:
+    """Check the appends of one batch together, naming the first that fails by its index."""
+    if not appends:
+        raise InvalidRequest("the batch is empty: name at least one unit")
+    if len(appends) > BULK_UNITS_MAX:
+        raise TooLarge(f"{len(appends)} units in one batch, at most {BULK_UNITS_MAX}", limit=BULK_UNITS_MAX)
+    held_bytes = 0
+    for index, append in enumerate(appends):
+        try:
+            held_bytes += _append(append)
+        except (InvalidRequest, TooLarge) as exc:
+            raise exc.at(index) from None
+    if held_bytes > BULK_BYTES_MAX:
+        raise TooLarge(f"{held_bytes} bytes in one batch, at most {BULK_BYTES_MAX}", limit=BULK_BYTES_MAX)
+    return held_bytes
+
+
+def _append(append: Append) -> int:
+    _idempotency_key(append.idempotency_key)
+    _version(append.expected_version)
+    return _draft(append.draft)
+
+
+def _draft(draft: Draft) -> int:
+    _name(draft.context_id, "context_id")
+    _name(draft.agent_id, "agent_id")
+    if draft.kind is not None:
+        _kind(draft.kind)
+    if draft.id is not None and not _UUID.match(draft.id):
+        raise InvalidRequest(f"id {draft.id[:64]!r} is not a lower-case UUID", field="id")
+    if draft.traceparent is not None:
+        _traceparent(draft.traceparent)
+    if len(draft.payload) > PAYLOAD_BYTES_MAX:
+        raise TooLarge(
+            f"payload has {len(draft.payload)} bytes, at most {PAYLOAD_BYTES_MAX}",
+            field="payload",
+            limit=PAYLOAD_BYTES_MAX,
+        )
+    if draft.content_type != FORMAT_TEXT:
+        _content_type(draft.content_type)
+    check_payload(draft.content_type, draft.payload)
+    # Rough, and never less than what it takes: names are bounded, so a kilobyte covers them.
+    held_bytes = len(draft.payload) + 1_024
+    if draft.meta:
+        held_bytes += _meta(draft.meta, "meta")
+    if draft.resources:
+        held_bytes += _resources(draft.resources)
+    if draft.relationships:
+        held_bytes += _relationships(draft)
+    return held_bytes
+
+
+def _update(command: UpdateContext) -> int:
+    _name(command.context_id, "context_id")
+    _name(command.agent_id, "agent_id")
+    _idempotency_key(command.idempotency_key)
+    _version(command.expected_version)
+    if command.display_name is not None:
+        _text(command.display_name, "display_name", DISPLAY_NAME_BYTES_MAX)
+    for field in ("add_agents", "remove_agents", "pin_units", "unpin_units"):
+        _names(getattr(command, field), field)
+    _exclusive(command.add_agents, command.remove_agents, "remove_agents")
+    _exclusive(command.pin_units, command.unpin_units, "unpin_units")
+    _meta({key: value or "" for key, value in command.meta.items()}, "meta")
+    if command.fences is not None:
+        _fences(command.fences)
+    return 1_024 + sum(map(len, command.add_agents)) + sum(map(len, command.pin_units)) + META_BYTES_MAX
+
+
+def _exclusive(added: Collection[str], removed: Collection[str], field: str) -> None:
+    if both := set(added) & set(removed):
+        raise InvalidRequest(f"{min(both)!r} is both added and removed", field=field)
+
+
+def _names(names: Sequence[str], field: str) -> None:
+    if len(names) > CONTEXT_CHANGES_MAX:
+        raise TooLarge(f"{field} names {len(names)}, at most {CONTEXT_CHANGES_MAX}", field=field, limit=CONTEXT_CHANGES_MAX)
+    for index, name in enumerate(names):
+        _name(name, f"{field}[{index}]")
+
+
+def _fences(fences: Sequence[str]) -> None:
+    if len(fences) > CONTEXT_FENCES_MAX:
+        raise TooLarge(f"{len(fences)} fences, at most {CONTEXT_FENCES_MAX}", field="fences", limit=CONTEXT_FENCES_MAX)
+    for index, fence in enumerate(fences):
+        _text(fence, f"fences[{index}]", RESOURCE_BYTES_MAX, empty=False)
+
+
+def _name(value: str, field: str) -> None:
+    _text(value, field, NAME_BYTES_MAX, empty=False)
+
+
+def _text(value: str, field: str, bytes_max: int, *, empty: bool = True) -> None:
+    """One line of text. ASCII that is short needs no encoding to be measured: the usual case costs two calls."""
+    size_bytes = len(value) if value.isascii() else len(value.encode("utf-8", "surrogatepass"))
+    if size_bytes > bytes_max:
+        raise TooLarge(f"{field} has {size_bytes} bytes, at most {bytes_max}", field=field, limit=bytes_max)
+    if not value.isprintable() and (bad := _CONTROL.search(value)):
+        raise InvalidRequest(f"{field} holds the control character U+{ord(bad.group()):04X}", field=field)
+    if not value and not empty:
+        raise InvalidRequest(f"{field} is empty", field=field)
+
+
+def _kind(kind: str) -> None:
+    _text(kind, "kind", NAME_BYTES_MAX)
+    if not _KIND.match(kind):
+        raise InvalidRequest(f"kind {kind!r} is not dotted lower case (like build.failed)", field="kind")
+    if is_own_kind(kind):
+        raise InvalidRequest(f"kind {kind!r} is the bus's own: only it writes {kind.split('.')[0]}.*", field="kind")
+
+
+def _traceparent(traceparent: str) -> None:
+    _text(traceparent, "traceparent", TRACEPARENT_BYTES_MAX)
+    if not _TRACEPARENT.match(traceparent):
+        raise InvalidRequest("traceparent is not of W3C Trace Context", field="traceparent")
+
+
+def _content_type(content_type: str) -> None:
+    _text(content_type, "content_type", CONTENT_TYPE_BYTES_MAX)
+    if not _CONTENT_TYPE.match(content_type):
+        raise InvalidRequest(f"content_type {content_type!r} is not a media type", field="content_type")
+
+
+def _idempotency_key(key: str | None) -> None:
+    if key is not None:
+        _text(key, "idempotency_key", IDEMPOTENCY_KEY_BYTES_MAX, empty=False)
+
+
+def _version(version: int | None) -> None:
+    if version is not None and not 0 <= version <= _VERSION_MAX:
+        raise InvalidRequest(f"expected_version {version} is not a version", field="expected_version")
+
+
+def _meta(meta: dict[str, str], field: str) -> int:
+    if len(meta) > META_ENTRIES_MAX:
+        raise TooLarge(f"{field} has {len(meta)} entries, at most {META_ENTRIES_MAX}", field=field, limit=META_ENTRIES_MAX)
+    held_bytes = 0
+    for key, value in meta.items():
+        _text(key, f"{field} key", META_KEY_BYTES_MAX, empty=False)
+        value_bytes = len(value.encode("utf-8", "surrogatepass"))
+        if value_bytes > META_VALUE_BYTES_MAX:
+            raise TooLarge(
+                f"{field}.{key} has {value_bytes} bytes, at most {META_VALUE_BYTES_MAX}",
+                field=f"{field}.{key}",
+                limit=META_VALUE_BYTES_MAX,
+            )
+        held_bytes += len(key.encode()) + value_bytes
+    if held_bytes > META_BYTES_MAX:
+        raise TooLarge(f"{field} has {held_bytes} bytes, at most {META_BYTES_MAX}", field=field, limit=META_BYTES_MAX)
+    return held_bytes
+
+
+def _resources(resources: Sequence[str]) -> int:
+    if len(resources) > RESOURCES_MAX:
+        raise TooLarge(f"{len(resources)} resources, at most {RESOURCES_MAX}", field="resources", limit=RESOURCES_MAX)
+    for index, resource in enumerate(resources):
+        _text(resource, f"resources[{index}]", RESOURCE_BYTES_MAX, empty=False)
+    return sum(map(len, resources))
+
+
+def _relationships(draft: Draft) -> int:
+    count = len(draft.relationships)
+    if count > RELATIONSHIPS_MAX:
+        raise TooLarge(f"{count} relationships, at most {RELATIONSHIPS_MAX}", field="relationships", limit=RELATIONSHIPS_MAX)
+    held_bytes = 0
+    for index, relationship in enumerate(draft.relationships):
+        _name(relationship.target_id, f"relationships[{index}].target_id")
+        held_bytes += 512 + _meta(relationship.meta, f"relationships[{index}].meta")
+    if held_bytes > RELATIONSHIPS_MAX * 512 + META_BYTES_MAX:
+        raise TooLarge(
+            f"relationships hold {held_bytes} bytes, at most {META_BYTES_MAX} of meta",
+            field="relationships",
+            limit=META_BYTES_MAX,
+        )
+    return held_bytes
+
+

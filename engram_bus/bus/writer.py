@@ -1,0 +1,403 @@
+"""The one writer: stamp, decide, record, then tell. Nothing else may append.
+
+What arrived in one turn of the loop is one commit, inline in the loop; a lone append commits at once. Every answer, a
+refusal too, leaves after the commit of the batch whose state it saw.
+"""
+
+import asyncio
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from engram_bus.clock import Clock
+from engram_bus.codec import Entry, command_digest
+from engram_bus.decisions.contexts import Contexts
+from engram_bus.errors import (
+    Busy,
+    EngramError,
+    IdempotencyConflict,
+    IdTaken,
+    InternalError,
+    ShuttingDown,
+    StorageFailed,
+    Unavailable,
+)
+from engram_bus.limits import (
+    BATCH_BYTES_MAX,
+    BATCH_UNITS_MAX,
+    CATCH_UP_BYTES,
+    CATCH_UP_UNITS,
+    QUEUE_BYTES_MAX,
+    QUEUE_UNITS_MAX,
+    SNAPSHOT_UNITS,
+    STORAGE_RETRY_SECONDS,
+)
+from engram_bus.log.contract import Log, Snapshot
+from engram_bus.log.record import NOTHING_PRIVATE, SALT_BYTES, Private, Record, seal
+from engram_bus.units import (
+    FORMAT_JSON,
+    Append,
+    AppendAtomic,
+    Command,
+    Context,
+    Draft,
+    Stamp,
+    UnitType,
+    UpdateContext,
+    WorkUnit,
+    ts_text,
+    ts_us,
+)
+
+log = logging.getLogger(__name__)
+
+NOOP = "bus.noop"
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What a command came to: its units, and for a context update the context."""
+
+    entries: tuple[Entry, ...]
+    context: Context | None = None
+    replayed: bool = False
+
+
+Done = Callable[[Answer | EngramError], None]
+"""Called once for every command submitted, never before what it tells is durable."""
+
+
+class _Waiting(msgspec.Struct, frozen=True, gc=False):
+    command: Command
+    held_bytes: int
+    done: Done
+
+
+class _Batch:
+    """One commit while it is built: what is decided of it so far."""
+
+    def __init__(self, stamp: Stamp) -> None:
+        self.stamp = stamp
+        self.ts = ts_text(stamp.ts_us)
+        self.records: list[Record] = []
+        self.entries: list[Entry] = []
+        self.ids: set[str] = set()
+        self.keys: dict[tuple[str, str], tuple[bytes, Answer]] = {}
+        self.outcomes: list[tuple[Done, Answer | EngramError]] = []
+        self.raw_bytes = 0
+        self.is_recording = False
+
+
+class Writer:
+    """Owns the log's end and the decisions' state. All of it runs in the loop's thread.
+
+    `tell` is called with every committed batch, in order, after its callers were answered.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        *,
+        clock: Callable[[int], Clock] = Clock,
+        entropy: Callable[[int], bytes] = os.urandom,
+        tell: Callable[[Sequence[Entry]], None],
+    ) -> None:
+        self.contexts = Contexts()
+        self._log = log
+        self._entropy = entropy
+        self._tell = tell
+        self._queue: deque[_Waiting] = deque()
+        self._queue_bytes = 0
+        self._turn_due = False
+        self._refusal: EngramError | None = None
+        self._probe: asyncio.TimerHandle | None = None
+        self._snapshot_seq = 0
+        self._fold()
+        self._clock = clock(ts_us(log.record(log.head).unit.ts) if log.head else 0)
+        self.commits = 0
+        self.check()
+
+    # --- Taking commands ---------------------------------------------------------------------------------------------
+
+    @property
+    def refusal(self) -> EngramError | None:
+        """Why nothing is appended now; None while all is well."""
+        return self._refusal
+
+    @property
+    def queue_units(self) -> int:
+        """Commands that wait for their commit."""
+        return len(self._queue)
+
+    def submit(self, command: Command, held_bytes: int, done: Done) -> None:
+        """Queue an admitted command. Raises Busy, StorageFull, ... at once rather than let it wait without bound."""
+        if self._refusal is not None:
+            raise self._refusal
+        if len(self._queue) >= QUEUE_UNITS_MAX:
+            raise Busy(f"{len(self._queue)} commands wait, at most {QUEUE_UNITS_MAX}", limit=QUEUE_UNITS_MAX)
+        if self._queue_bytes + held_bytes > QUEUE_BYTES_MAX:
+            raise Busy(f"{self._queue_bytes} bytes wait, at most {QUEUE_BYTES_MAX}", limit=QUEUE_BYTES_MAX)
+        self._queue.append(_Waiting(command, held_bytes, done))
+        self._queue_bytes += held_bytes
+        self._schedule()
+
+    def _schedule(self) -> None:
+        if not self._turn_due:
+            self._turn_due = True
+            asyncio.get_running_loop().call_soon(self._turn)
+
+    def close(self) -> None:
+        """Commit what waits, keep a snapshot, and refuse from now on."""
+        while self._queue:
+            self._turn()
+        if self._probe is not None:
+            self._probe.cancel()
+        if self._refusal is None and self._log.head > self._snapshot_seq:
+            self._keep_snapshot()
+        self._refusal = ShuttingDown("the bus is stopping")
+
+    # --- One commit --------------------------------------------------------------------------------------------------
+
+    def _turn(self) -> None:
+        self._turn_due = False
+        batch = _Batch(Stamp(self._clock.now_us(), int.from_bytes(self._entropy(8), "big") >> 2))
+        try:
+            self._build(batch)
+            if batch.records:
+                self._log.append(batch.records)
+                self.commits += 1
+        except Unavailable as exc:
+            self._refuse_all(batch, exc)
+            return
+        for done, outcome in batch.outcomes:
+            _answer(done, outcome)
+        if batch.entries:
+            self._tell(batch.entries)
+            if self._log.head - self._snapshot_seq >= SNAPSHOT_UNITS:
+                self._keep_snapshot()
+        if self._queue:
+            self._schedule()
+
+    def _build(self, batch: _Batch) -> None:
+        while self._queue and self._has_room(batch, self._queue[0]):
+            waiting = self._queue.popleft()
+            self._queue_bytes -= waiting.held_bytes
+            batch.outcomes.append((waiting.done, InternalError("the command was not decided")))
+            batch.outcomes[-1] = (waiting.done, self._outcome(batch, waiting.command))
+
+    def _has_room(self, batch: _Batch, waiting: _Waiting) -> bool:
+        units = len(waiting.command.appends) if isinstance(waiting.command, AppendAtomic) else 1
+        if not batch.records:
+            return True
+        return (
+            len(batch.records) + units <= BATCH_UNITS_MAX and batch.raw_bytes + waiting.held_bytes <= BATCH_BYTES_MAX
+        )
+
+    def _outcome(self, batch: _Batch, command: Command) -> Answer | EngramError:
+        try:
+            return self._take(batch, command)
+        except EngramError as exc:
+            return exc
+        except Exception as exc:
+            log.exception("a command could not be decided")
+            failure = InternalError(f"the command could not be decided: {type(exc).__name__}")
+            if batch.is_recording:
+                # The state holds a part of it: the whole batch goes, and the state is folded again.
+                raise failure from exc
+            return failure
+
+    def _take(self, batch: _Batch, command: Command) -> Answer:
+        digest = b""
+        if command.idempotency_key is not None:
+            digest = command_digest(command)
+            repeated = self._repeat(batch, _agent(command), command.idempotency_key, digest)
+            if repeated is not None:
+                return repeated
+        drafts = self.contexts.decide(command, batch.stamp)
+        if not drafts and command.idempotency_key is not None:
+            drafts = (_noop(command),)
+        self._check_ids(batch, drafts)
+        return self._record(batch, command, drafts, digest)
+
+    def _check_ids(self, batch: _Batch, drafts: Sequence[Draft]) -> None:
+        brought: set[str] = set()
+        for index, draft in enumerate(drafts):
+            if draft.id is None:
+                continue
+            if draft.id in brought or draft.id in batch.ids or self._log.seq_of_id(draft.id) is not None:
+                taken = IdTaken(f"a unit of id {draft.id} exists", field="id")
+                raise taken.at(index) if len(drafts) > 1 else taken
+            brought.add(draft.id)
+
+    def _record(self, batch: _Batch, command: Command, drafts: Sequence[Draft], digest: bytes) -> Answer:
+        units = self._place(batch, drafts)
+        batch.is_recording = True
+        for unit in units:
+            self.contexts.evolve(unit)
+        context = self.contexts.view(command.context_id) if isinstance(command, UpdateContext) else None
+        private = NOTHING_PRIVATE
+        if command.idempotency_key is not None:
+            kept = b"" if context is None else msgspec.msgpack.encode(context)
+            private = Private(command.idempotency_key, digest, kept)
+        entries = tuple(self._seal(batch, unit, private, len(units), index) for index, unit in enumerate(units))
+        answer = Answer(entries, context)
+        if command.idempotency_key is not None:
+            replay = msgspec.structs.replace(answer, replayed=True)
+            batch.keys[_agent(command), command.idempotency_key] = (digest, replay)
+        batch.is_recording = False
+        return answer
+
+    def _place(self, batch: _Batch, drafts: Sequence[Draft]) -> list[WorkUnit]:
+        """Give each draft its seq, version, id and time."""
+        seq = self._log.head + len(batch.records)
+        versions: dict[str, int] = {}
+        units = []
+        for ordinal, draft in enumerate(drafts, start=len(batch.records)):
+            seq += 1
+            context_id = draft.context_id
+            version = versions.get(context_id) or self.contexts.version(context_id)
+            versions[context_id] = version + 1
+            units.append(
+                WorkUnit(
+                    seq=seq,
+                    id=draft.id or batch.stamp.unit_id(ordinal),
+                    context_id=context_id,
+                    version=version + 1,
+                    agent_id=draft.agent_id,
+                    type=draft.type,
+                    ts=batch.ts,
+                    content_type=draft.content_type,
+                    kind=draft.kind,
+                    meta=draft.meta,
+                    resources=draft.resources,
+                    relationships=draft.relationships,
+                    traceparent=draft.traceparent,
+                    payload=draft.payload,
+                )
+            )
+        return units
+
+    def _seal(self, batch: _Batch, unit: WorkUnit, private: Private, group_units: int, group_index: int) -> Entry:
+        record = seal(
+            unit,
+            previous=batch.records[-1].chain if batch.records else self._log.chain,
+            salt=self._entropy(SALT_BYTES),
+            private=private if group_index == 0 else NOTHING_PRIVATE,
+            group_units=group_units,
+            group_index=group_index,
+        )
+        entry = Entry(unit.seq, record.body, unit)
+        batch.records.append(record)
+        batch.entries.append(entry)
+        batch.ids.add(unit.id)
+        batch.raw_bytes += len(record.raw)
+        return entry
+
+    # --- Repeats -----------------------------------------------------------------------------------------------------
+
+    def _repeat(self, batch: _Batch, agent_id: str, key: str, digest: bytes) -> Answer | None:
+        """The first answer to this idempotency key, in this batch or ever. Raises IdempotencyConflict."""
+        known = batch.keys.get((agent_id, key))
+        if known is None:
+            known = self._recorded_answer(agent_id, key)
+        if known is None:
+            return None
+        if known[0] != digest:
+            raise IdempotencyConflict(
+                f"idempotency key {key!r} was used by {agent_id!r} with another body", field="idempotency_key"
+            )
+        return known[1]
+
+    def _recorded_answer(self, agent_id: str, key: str) -> tuple[bytes, Answer] | None:
+        seq = self._log.seq_of_key(agent_id, key)
+        if seq is None:
+            return None
+        first = self._log.record(seq)
+        group = [first, *(self._log.record(seq + offset) for offset in range(1, first.group_units))]
+        kept = first.private.answer
+        context = msgspec.msgpack.decode(kept, type=Context) if kept else None
+        entries = tuple(Entry(record.unit.seq, record.body, record.unit) for record in group)
+        return first.private.body_digest, Answer(entries, context, replayed=True)
+
+    # --- When the disk refuses ---------------------------------------------------------------------------------------
+
+    def _refuse_all(self, batch: _Batch, exc: Unavailable) -> None:
+        """The state is ahead of the disk: fold it again, tell everyone who waits, and try again later."""
+        log.error("a commit of %d units failed: %s", len(batch.records), exc)
+        self._fold()
+        waiting = [done for done, _ in batch.outcomes]
+        if isinstance(exc, InternalError):
+            # Ours, not the disk's: what waits behind this batch may well succeed.
+            for done in waiting:
+                _answer(done, exc)
+            if self._queue:
+                self._schedule()
+            return
+        self._refusal = exc
+        waiting += [waiting.done for waiting in self._queue]
+        self._queue.clear()
+        self._queue_bytes = 0
+        for done in waiting:
+            _answer(done, exc)
+        self._probe_later()
+
+    def check(self) -> None:
+        """Ask the log whether it takes appends; a refusal is asked again until it is gone."""
+        self._probe = None
+        try:
+            self._log.probe()
+        except Unavailable as exc:
+            self._refusal = exc
+            self._probe_later()
+        else:
+            if self._refusal is not None:
+                log.warning("appends go on")
+            self._refusal = None
+
+    def _probe_later(self) -> None:
+        if self._probe is None and not isinstance(self._refusal, StorageFailed):
+            self._probe = asyncio.get_running_loop().call_later(STORAGE_RETRY_SECONDS, self.check)
+
+    # --- State -------------------------------------------------------------------------------------------------------
+
+    def _fold(self) -> None:
+        """The decisions' state from the newest snapshot and the log after it."""
+        snapshot = self._log.load_snapshot(self.contexts.name)
+        seq = 0 if snapshot is None else snapshot.seq
+        self.contexts.restore(None if snapshot is None else snapshot.state)
+        self._snapshot_seq = seq
+        while entries := self._log.read(seq, units_max=CATCH_UP_UNITS, bytes_max=CATCH_UP_BYTES):
+            for entry in entries:
+                self.contexts.evolve(entry.unit)
+            seq = entries[-1].seq
+
+    def _keep_snapshot(self) -> None:
+        self._log.save_snapshot(self.contexts.name, Snapshot(self._log.head, self.contexts.snapshot()))
+        self._snapshot_seq = self._log.head
+
+
+def _agent(command: Command) -> str:
+    return command.draft.agent_id if isinstance(command, Append) else command.agent_id
+
+
+def _noop(command: Command) -> Draft:
+    """The record of a command that changed nothing but must answer the same again."""
+    assert isinstance(command, UpdateContext), "appends always change something"
+    return Draft(
+        context_id=command.context_id,
+        agent_id=command.agent_id,
+        type=UnitType.SYSTEM,
+        kind=NOOP,
+        content_type=FORMAT_JSON,
+        payload=b"{}",
+    )
+
+
+def _answer(done: Done, outcome: Answer | EngramError) -> None:
+    try:
+        done(outcome)
+    except Exception:
+        # One caller's fault must not keep the others of this commit from their answers.
+        log.exception("an answer could not be given")

@@ -1,0 +1,337 @@
+"""Bytes to values and back, one for all transports: JSON and MessagePack of units, commands and answers."""
+
+import re
+from base64 import b64decode, b64encode
+from binascii import Error as Base64Error
+from collections.abc import Callable
+from hashlib import blake2b
+from typing import Any, Final, TypeVar
+
+import msgspec
+from msgspec import UNSET, Raw, UnsetType
+
+from engram_bus.errors import EngramError, InvalidRequest
+from engram_bus.limits import JSON_DEPTH_MAX
+from engram_bus.units import (
+    FORMAT_BYTES,
+    FORMAT_JSON,
+    FORMAT_TEXT,
+    Append,
+    Command,
+    Draft,
+    Relationship,
+    RelationshipType,
+    UnitType,
+    WorkUnit,
+    is_json,
+    is_text,
+)
+
+T = TypeVar("T")
+
+JSON: Final = "application/json"
+MSGPACK: Final = "application/msgpack"
+
+encode_json = msgspec.json.Encoder().encode
+encode_msgpack = msgspec.msgpack.Encoder().encode
+decode_unit = msgspec.msgpack.Decoder(WorkUnit).decode
+_encode_canonical = msgspec.msgpack.Encoder(order="deterministic").encode
+
+_TYPES: Final[dict[str | int, UnitType]] = {
+    **{unit_type.value: unit_type for unit_type in UnitType},
+    **{number: unit_type for number, unit_type in enumerate(UnitType)},
+}
+_RELATIONSHIPS: Final[dict[str | int, RelationshipType]] = {
+    **{relationship.value: relationship for relationship in RelationshipType},
+    **{number: relationship for number, relationship in enumerate(RelationshipType, start=1)},
+}
+
+
+class RelationshipIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A relationship as clients write it: the type by name or number."""
+
+    target_id: str
+    type: str | int
+    meta: dict[str, str] = {}
+
+
+class UnitIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The JSON body of an append: a work unit without what the writer gives.
+
+    `payload` is a string for text, any JSON value for application/json; `payload_base64` is any bytes.
+    """
+
+    context_id: str
+    agent_id: str | None = None
+    type: str | int = "MESSAGE"
+    kind: str | None = None
+    content_type: str | None = None
+    payload: Raw | UnsetType = UNSET
+    payload_base64: str | None = None
+    meta: dict[str, str] | None = None
+    resources: list[str] | None = None
+    relationships: list[RelationshipIn] | None = None
+    traceparent: str | None = None
+    id: str | None = None
+    idempotency_key: str | None = None
+    expected_version: int | None = None
+
+
+class UnitPacked(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The MessagePack body of an append: as in JSON, but `payload` is bin (or str, for text)."""
+
+    context_id: str
+    agent_id: str | None = None
+    type: str | int = "MESSAGE"
+    kind: str | None = None
+    content_type: str | None = None
+    payload: Any = None
+    meta: dict[str, str] | None = None
+    resources: list[str] | None = None
+    relationships: list[RelationshipIn] | None = None
+    traceparent: str | None = None
+    id: str | None = None
+    idempotency_key: str | None = None
+    expected_version: int | None = None
+
+
+class UnitOut(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """A work unit as JSON: `payload` for text and JSON, `payload_base64` for other bytes; empty fields are left out."""
+
+    seq: int
+    id: str
+    context_id: str
+    version: int
+    agent_id: str
+    type: UnitType
+    ts: str
+    content_type: str
+    kind: str | None = None
+    meta: dict[str, str] = {}
+    resources: list[str] = []
+    relationships: list[Relationship] = []
+    traceparent: str | None = None
+    payload: Any | UnsetType = UNSET
+    payload_base64: str | UnsetType = UNSET
+
+
+def unit_out(unit: WorkUnit) -> UnitOut:
+    """The JSON form of a unit. A payload that is not what its content type says (redacted) travels as base64."""
+    payload: Any = UNSET
+    payload_base64: str | UnsetType = UNSET
+    content_type = unit.content_type
+    if content_type == FORMAT_TEXT or is_text(content_type):
+        try:
+            payload = unit.payload.decode()
+        except UnicodeDecodeError:
+            payload_base64 = b64encode(unit.payload).decode()
+    elif is_json(content_type) and (raw := _one_line(unit.payload)) is not None:
+        payload = Raw(raw)
+    else:
+        payload_base64 = b64encode(unit.payload).decode()
+    return UnitOut(
+        seq=unit.seq,
+        id=unit.id,
+        context_id=unit.context_id,
+        version=unit.version,
+        agent_id=unit.agent_id,
+        type=unit.type,
+        ts=unit.ts,
+        content_type=content_type,
+        kind=unit.kind,
+        meta=unit.meta,
+        resources=unit.resources,
+        relationships=unit.relationships,
+        traceparent=unit.traceparent,
+        payload=payload,
+        payload_base64=payload_base64,
+    )
+
+
+def unit_json(unit: WorkUnit) -> bytes:
+    """A unit as one line of JSON."""
+    return encode_json(unit_out(unit))
+
+
+class Entry:
+    """A recorded unit with its encodings, each made at most once however many want it."""
+
+    __slots__ = ("_json", "_unit", "body", "seq")
+
+    def __init__(self, seq: int, body: bytes, unit: WorkUnit | None = None) -> None:
+        self.seq = seq
+        self.body = body
+        self._unit = unit
+        self._json: bytes | None = None
+
+    @property
+    def unit(self) -> WorkUnit:
+        if self._unit is None:
+            self._unit = decode_unit(self.body)
+        return self._unit
+
+    @property
+    def json(self) -> bytes:
+        if self._json is None:
+            self._json = unit_json(self.unit)
+        return self._json
+
+
+def append_from_json(body: bytes, *, agent_id: str | None = None) -> Append:
+    """One append from its JSON body; `agent_id` serves where the body names none. Raises InvalidRequest."""
+    return append_from(parse(_decode_unit_in, body), agent_id=agent_id)
+
+
+def append_from_msgpack(body: bytes, *, agent_id: str | None = None) -> Append:
+    """One append from its MessagePack body. Raises InvalidRequest."""
+    return append_from(parse(_decode_unit_packed, body), agent_id=agent_id)
+
+
+def append_from(unit: UnitIn | UnitPacked, *, agent_id: str | None = None) -> Append:
+    """The command a parsed body asks for; sizes are checked at admission. Raises InvalidRequest."""
+    agent_id = unit.agent_id if unit.agent_id is not None else agent_id
+    if agent_id is None:
+        raise InvalidRequest("agent_id is missing: name it in the body or in the X-Agent-ID header", field="agent_id")
+    unit_type = _TYPES.get(unit.type)
+    if unit_type is None:
+        raise InvalidRequest(f"type {unit.type!r} is unknown; one of {', '.join(UnitType)}", field="type")
+    content_type, payload = _payload_in(unit) if isinstance(unit, UnitIn) else _payload_packed(unit)
+    return Append(
+        draft=Draft(
+            context_id=unit.context_id,
+            agent_id=agent_id,
+            type=unit_type,
+            kind=unit.kind,
+            content_type=content_type,
+            payload=payload,
+            meta=unit.meta or {},
+            resources=unit.resources or [],
+            relationships=_relationships(unit.relationships) if unit.relationships else [],
+            traceparent=unit.traceparent,
+            id=unit.id,
+        ),
+        expected_version=unit.expected_version,
+        idempotency_key=unit.idempotency_key,
+    )
+
+
+def _relationships(relationships: list[RelationshipIn]) -> list[Relationship]:
+    named: list[Relationship] = []
+    for index, relationship in enumerate(relationships):
+        relationship_type = _RELATIONSHIPS.get(relationship.type)
+        if relationship_type is None:
+            raise InvalidRequest(
+                f"relationship type {relationship.type!r} is unknown; one of {', '.join(RelationshipType)}",
+                field=f"relationships[{index}].type",
+            )
+        named.append(Relationship(relationship.target_id, relationship_type, relationship.meta))
+    return named
+
+
+def _payload_in(unit: UnitIn) -> tuple[str, bytes]:
+    if unit.payload_base64 is not None:
+        if unit.payload is not UNSET:
+            raise InvalidRequest("payload and payload_base64 exclude each other", field="payload_base64")
+        try:
+            return unit.content_type or FORMAT_BYTES, b64decode(unit.payload_base64, validate=True)
+        except (Base64Error, ValueError) as exc:
+            raise InvalidRequest(f"payload_base64 is not base64: {exc}", field="payload_base64") from exc
+    if isinstance(unit.payload, UnsetType):
+        return unit.content_type or FORMAT_TEXT, b"null" if unit.content_type and is_json(unit.content_type) else b""
+    raw = bytes(unit.payload)
+    is_string = raw.startswith(b'"')
+    content_type = unit.content_type or (FORMAT_TEXT if is_string else FORMAT_JSON)
+    if is_json(content_type):
+        return content_type, raw
+    if not is_string:
+        raise InvalidRequest(f"payload must be a string for {content_type}", field="payload")
+    if not is_text(content_type):
+        raise InvalidRequest(f"payload of {content_type} goes into payload_base64", field="payload")
+    return content_type, parse(_decode_string, raw, field="payload").encode()
+
+
+def _payload_packed(unit: UnitPacked) -> tuple[str, bytes]:
+    payload = unit.payload
+    if payload is None:
+        return unit.content_type or FORMAT_TEXT, b"null" if unit.content_type and is_json(unit.content_type) else b""
+    if isinstance(payload, str):
+        return unit.content_type or FORMAT_TEXT, payload.encode()
+    if not isinstance(payload, bytes):
+        raise InvalidRequest(f"payload must be bin or str, got {type(payload).__name__}", field="payload")
+    return unit.content_type or FORMAT_BYTES, payload
+
+
+def check_payload(content_type: str, payload: bytes) -> None:
+    """Text is UTF-8 and JSON is JSON, of bounded depth. Raises InvalidRequest."""
+    if content_type == FORMAT_TEXT or is_text(content_type):
+        try:
+            payload.decode()
+        except UnicodeDecodeError as exc:
+            raise InvalidRequest(f"payload is not UTF-8 at byte {exc.start}", field="payload") from exc
+    elif is_json(content_type):
+        value = parse(_decode_any, payload, field="payload")
+        if payload.count(b"[") + payload.count(b"{") > JSON_DEPTH_MAX and _deeper_than(value, JSON_DEPTH_MAX):
+            raise InvalidRequest(
+                f"payload is nested deeper than {JSON_DEPTH_MAX}", field="payload", limit=JSON_DEPTH_MAX
+            )
+
+
+def _deeper_than(value: Any, depth_max: int) -> bool:
+    level = [value]
+    for _ in range(depth_max):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return False
+    return True
+
+
+def _one_line(payload: bytes) -> bytes | None:
+    """JSON without line breaks, as SSE and NDJSON need it; None where it is not JSON (a redacted payload)."""
+    if payload[:1] in (b"\0", b""):
+        return None
+    if b"\n" in payload or b"\r" in payload:
+        return msgspec.json.format(payload, indent=-1)
+    return payload
+
+
+def command_digest(command: Command) -> bytes:
+    """What tells a repeat of a command from another one under the same key: its content, in any order of its maps."""
+    return blake2b(
+        _encode_canonical(msgspec.structs.replace(command, idempotency_key=None)), digest_size=16
+    ).digest()
+
+
+# --- Parsing with an answer that names the field ---------------------------------------------------------------------
+
+_decode_unit_in = msgspec.json.Decoder(UnitIn).decode
+_decode_unit_packed = msgspec.msgpack.Decoder(UnitPacked).decode
+_decode_string = msgspec.json.Decoder(str).decode
+_decode_any = msgspec.json.Decoder().decode
+
+_AT = re.compile(r" - at `(?:key in )?\$\.?([^`]*)`$")
+_NAMED = re.compile(r"(?:missing required|unknown) field `([^`]+)`")
+
+
+def parse(decode: Callable[[bytes], T], body: bytes, *, field: str | None = None) -> T:
+    """`decode(body)`, or InvalidRequest that names the field (`field` where the whole body is one)."""
+    try:
+        return decode(body)
+    except msgspec.ValidationError as exc:
+        raise _invalid(str(exc), field) from exc
+    except (msgspec.DecodeError, UnicodeDecodeError, ValueError, OverflowError) as exc:
+        raise InvalidRequest(f"cannot be read: {exc}", field=field) from exc
+    except RecursionError as exc:
+        raise InvalidRequest(f"nested deeper than {JSON_DEPTH_MAX}", field=field, limit=JSON_DEPTH_MAX) from exc
+
+
+def _invalid(message: str, field: str | None) -> EngramError:
+    place = _AT.search(message)
+    named = _NAMED.search(message)
+    parts = [field, place.group(1) if place else None, named.group(1) if named else None]
+    return InvalidRequest(message, field=".".join(part for part in parts if part) or None)

@@ -1,0 +1,1 @@
+"""DECISIONS: pure functions that turn a command into units, and units into state."""

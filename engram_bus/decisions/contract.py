@@ -1,0 +1,32 @@
+"""What a decision is: decide before the write, evolve after it, and nothing else ever changes its state.
+
+The writer keeps the order: `decide` sees every unit before it (those of the batch being built too), a refusal leaves no
+unit, and `evolve` is called for every unit exactly once, in order, live and on restart alike. So what a client was told
+is a fact in the log, and a later version of the code cannot take it back.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol, TypeVar
+
+from engram_bus.units import Draft, Stamp, WorkUnit
+
+C = TypeVar("C", contravariant=True)
+
+
+class Decision(Protocol[C]):
+    """A pure state machine over the log. Holds its state; reads no clock, no disk, no randomness."""
+
+    name: str
+    """Under which its snapshots are kept; the state's format version is part of it."""
+
+    def decide(self, command: C, stamp: Stamp) -> Sequence[Draft]:
+        """The units this command asks for, as of now. Raises an EngramError to refuse; changes nothing."""
+
+    def evolve(self, unit: WorkUnit) -> None:
+        """Take in one recorded unit."""
+
+    def snapshot(self) -> bytes:
+        """The state, such that `restore` of it and evolving what came later gives the same state."""
+
+    def restore(self, state: bytes | None) -> None:
+        """Start from a snapshot, or (None) from nothing."""

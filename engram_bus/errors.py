@@ -1,0 +1,222 @@
+"""What can go wrong for a caller: one class, one code, one HTTP status and one close code each.
+
+EngramError
+├── Invalid                    the request itself is at fault; sending it again will not help
+│   ├── InvalidRequest         a field is missing, of the wrong type, or has a value that is not allowed
+│   ├── TooLarge               a bound of `limits.py` was reached
+│   ├── CursorInvalid          not a cursor
+│   ├── UnsupportedMedia       a content type this route does not read
+│   └── MethodNotAllowed
+├── NotFound
+│   ├── RouteNotFound
+│   ├── UnitNotFound
+│   └── ContextNotFound
+├── Conflict                   the request is fine, the state says no
+│   ├── IdempotencyConflict    the key was used with another body
+│   ├── IdTaken                a unit of this id exists
+│   ├── VersionMoved           expected_version is not the context's version
+│   ├── ContextClosed
+│   ├── CursorAhead            the cursor lies after the head of the log
+│   └── EpochChanged           the cursor is of a history this log does not continue
+└── Unavailable                not the caller's fault; the same request may work later
+    ├── Busy                   the writer's queue is full
+    ├── MinSeqTimeout          min_seq was not reached in time
+    ├── StorageFull            no room on the disk; appends go on by themselves once there is
+    ├── StorageReadOnly        the disk refuses writes
+    ├── StorageFailed          the disk failed; appends go on after a restart
+    ├── LogDamaged             what was read is not what was written
+    ├── SlowConsumer           the socket did not take what was sent
+    ├── ShuttingDown
+    └── InternalError          our mistake
+"""
+
+from typing import Any, ClassVar
+
+
+class EngramError(Exception):
+    """An answer that says no, the same on every transport.
+
+    `field` names the part of the request at fault, `limit` the bound that was reached, `index` the item of a batch;
+    `details` holds what a caller can act on (the current version, the head, ...).
+    """
+
+    code: ClassVar[str]
+    status: ClassVar[int]
+    close_code: ClassVar[int]
+    title: ClassVar[str]
+    retryable: ClassVar[bool] = False
+
+    def __init__(
+        self, message: str, *, field: str | None = None, limit: int | None = None, index: int | None = None, **details: Any
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+        self.limit = limit
+        self.index = index
+        self.details = details
+
+    def at(self, index: int) -> "EngramError":
+        """The same refusal, naming the item of the batch it is about."""
+        self.index = index
+        return self
+
+
+class Invalid(EngramError):
+    status = 400
+    close_code = 4500
+
+
+class InvalidRequest(Invalid):
+    code = "INVALID_REQUEST"
+    title = "The request is not valid"
+
+
+class TooLarge(Invalid):
+    code = "TOO_LARGE"
+    status = 413
+    close_code = 4513
+    title = "A limit was reached"
+
+
+class CursorInvalid(Invalid):
+    code = "CURSOR_INVALID"
+    close_code = 4501
+    title = "Not a cursor"
+
+
+class UnsupportedMedia(Invalid):
+    code = "UNSUPPORTED_MEDIA_TYPE"
+    status = 415
+    title = "This content type is not read here"
+
+
+class MethodNotAllowed(Invalid):
+    code = "METHOD_NOT_ALLOWED"
+    status = 405
+    title = "The path does not take this method"
+
+
+class NotFound(EngramError):
+    status = 404
+    close_code = 4504
+
+
+class RouteNotFound(NotFound):
+    code = "NOT_FOUND"
+    title = "No such path"
+
+
+class UnitNotFound(NotFound):
+    code = "UNIT_NOT_FOUND"
+    title = "No such work unit"
+
+
+class ContextNotFound(NotFound):
+    code = "CONTEXT_NOT_FOUND"
+    title = "No such context"
+
+
+class Conflict(EngramError):
+    status = 409
+    close_code = 4509
+
+
+class IdempotencyConflict(Conflict):
+    code = "IDEMPOTENCY_CONFLICT"
+    title = "The idempotency key was used with another body"
+
+
+class IdTaken(Conflict):
+    code = "ID_TAKEN"
+    title = "A work unit of this id exists"
+
+
+class VersionMoved(Conflict):
+    code = "VERSION_MOVED"
+    status = 412
+    title = "The context has another version"
+
+
+class ContextClosed(Conflict):
+    code = "CONTEXT_CLOSED"
+    title = "The context is closed"
+
+
+class CursorAhead(Conflict):
+    code = "CURSOR_AHEAD"
+    close_code = 4510
+    title = "The cursor lies after the head of the log"
+
+
+class EpochChanged(Conflict):
+    code = "EPOCH_CHANGED"
+    close_code = 4511
+    title = "The cursor is of a history that this log does not continue"
+
+
+class Unavailable(EngramError):
+    status = 503
+    close_code = 4003
+    retryable = True
+
+
+class Busy(Unavailable):
+    code = "BUSY"
+    status = 429
+    title = "Too much is waiting to be written"
+
+
+class MinSeqTimeout(Unavailable):
+    code = "MIN_SEQ_TIMEOUT"
+    title = "min_seq was not reached in time"
+
+
+class StorageFull(Unavailable):
+    code = "STORAGE_FULL"
+    status = 507
+    title = "No room on the disk"
+
+
+class StorageReadOnly(Unavailable):
+    code = "STORAGE_READ_ONLY"
+    title = "The disk refuses writes"
+
+
+class StorageFailed(Unavailable):
+    code = "STORAGE_FAILED"
+    title = "The disk failed"
+
+
+class LogDamaged(Unavailable):
+    code = "LOG_DAMAGED"
+    status = 500
+    close_code = 4512
+    retryable = False
+    title = "What was read is not what was written"
+
+
+class SlowConsumer(Unavailable):
+    code = "SLOW_CONSUMER"
+    close_code = 4008
+    title = "The socket did not take what was sent"
+
+
+class ShuttingDown(Unavailable):
+    code = "SHUTTING_DOWN"
+    close_code = 4001
+    title = "The bus is stopping"
+
+
+class InternalError(Unavailable):
+    code = "INTERNAL"
+    status = 500
+    close_code = 4000
+    title = "The bus made a mistake"
+
+
+class DataDirectoryError(Exception):
+    """The data directory cannot be used: in use, damaged, of another format, or on a file system that loses writes.
+
+    Raised at start only, to whoever starts the bus; it never reaches a caller over the wire.
+    """

@@ -1,0 +1,119 @@
+"""Every bound of the bus, with its unit in the name and the reason beside it.
+
+A bound reached is a typed answer (see `errors.py`), never a silent cut.
+"""
+
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+GIB: Final = 1024 * MIB
+
+# --- One work unit ---------------------------------------------------------------------------------------------------
+NAME_BYTES_MAX: Final = 256
+"""Context ids, agent ids, kinds, tool paths: long enough for a path, short enough for an LMDB key (511 bytes)."""
+PAYLOAD_BYTES_MAX: Final = 1 * MIB
+"""A unit is a step of work, not a file: bigger things are stored elsewhere and referred to."""
+CONTENT_TYPE_BYTES_MAX: Final = 256
+META_ENTRIES_MAX: Final = 64
+META_KEY_BYTES_MAX: Final = 128
+META_VALUE_BYTES_MAX: Final = 4 * KIB
+META_BYTES_MAX: Final = 32 * KIB
+"""All keys and values of one meta together: meta is for filters, the payload for content."""
+RESOURCES_MAX: Final = 64
+RESOURCE_BYTES_MAX: Final = 1 * KIB
+RELATIONSHIPS_MAX: Final = 64
+IDEMPOTENCY_KEY_BYTES_MAX: Final = 256
+TRACEPARENT_BYTES_MAX: Final = 128
+
+# --- One request -----------------------------------------------------------------------------------------------------
+BULK_UNITS_MAX: Final = 1_000
+BULK_BYTES_MAX: Final = 16 * MIB
+"""One bulk is one commit: 16 MiB is what a slow disk flushes in about a tenth of a second."""
+UNIT_REQUEST_BYTES_MAX: Final = 2 * MIB
+"""One unit as JSON: its payload in base64 (4/3 of 1 MiB), its meta and its names."""
+CONTEXT_REQUEST_BYTES_MAX: Final = 2 * MIB
+JSON_DEPTH_MAX: Final = 128
+"""Nesting of an application/json payload: readers recurse, and the interpreter's own limit is 1,000."""
+PAGE_UNITS_DEFAULT: Final = 100
+PAGE_UNITS_MAX: Final = 1_000
+PAGE_BYTES_MAX: Final = 16 * MIB
+"""A page ends early when it holds this much; `next_page` goes on."""
+SCAN_UNITS_MAX: Final = 20_000
+"""Units looked at for one filtered page: a page ends early (perhaps empty) rather than hold the loop for longer."""
+RELATED_DEPTH_MAX: Final = 8
+RELATED_UNITS_MAX: Final = 1_000
+MIN_SEQ_TIMEOUT_MS_DEFAULT: Final = 2_000
+MIN_SEQ_TIMEOUT_MS_MAX: Final = 60_000
+QUERY_BYTES_MAX: Final = 16 * KIB
+HEADER_BYTES_MAX: Final = 32 * KIB
+HEADER_SECONDS_MAX: Final = 10.0
+"""From a connection's first byte to the end of the request's headers: slow-loris."""
+BODY_SECONDS_MAX: Final = 60.0
+"""From the end of the headers to the end of the body."""
+KEEP_ALIVE_SECONDS: Final = 75.0
+CONNECTIONS_MAX: Final = 20_000
+"""Open sockets of one process: the usual file limit of a service."""
+
+# --- One context -----------------------------------------------------------------------------------------------------
+CONTEXT_AGENTS_MAX: Final = 10_000
+CONTEXT_PINS_MAX: Final = 1_000
+CONTEXT_FENCES_MAX: Final = 64
+CONTEXT_CHANGES_MAX: Final = 1_000
+"""Names in one list of one update (add_agents, pin_units, ...)."""
+DISPLAY_NAME_BYTES_MAX: Final = 1 * KIB
+
+# --- The writer ------------------------------------------------------------------------------------------------------
+BATCH_UNITS_MAX: Final = 2_048
+"""Units of one commit: keeps a commit's stall of the loop in single milliseconds."""
+BATCH_BYTES_MAX: Final = 32 * MIB
+QUEUE_UNITS_MAX: Final = 16_384
+"""Units waiting for the writer; beyond, BUSY."""
+QUEUE_BYTES_MAX: Final = 64 * MIB
+SNAPSHOT_UNITS: Final = 100_000
+"""A start folds at most this many units after the newest snapshot."""
+STORAGE_RETRY_SECONDS: Final = 0.5
+"""How often a full disk is asked for room again."""
+DISK_RESERVE_BYTES: Final = 64 * MIB
+"""Appends stop while less is free, so that indexes, snapshots and the operator have room to work."""
+DISK_RESERVE_DIVISOR: Final = 16
+"""On a small disk the reserve is this fraction of it instead."""
+LOG_SIZE_BYTES_MAX: Final = 64 * GIB
+"""The sparse map of one log; its indexes get as much."""
+
+# --- The subscription ------------------------------------------------------------------------------------------------
+RING_UNITS_MAX: Final = 16_384
+RING_BYTES_MAX: Final = 64 * MIB
+"""Recent units kept encoded; who is further behind reads the log."""
+CATCH_UP_UNITS: Final = 512
+CATCH_UP_BYTES: Final = 512 * KIB
+"""One page of catching up: one turn of the loop, about a millisecond."""
+FRAME_BYTES_MAX: Final = 1 * MIB
+"""Units joined in one frame; one larger unit goes alone."""
+FILTER_VALUES_MAX: Final = 1_000
+"""Contexts, agents, types, kinds ... named in one filter."""
+SOCKET_BUFFER_BYTES: Final = 256 * KIB
+"""High-water mark of a subscriber's socket: beyond, it is behind, and the log is its queue."""
+SOCKET_STALL_SECONDS: Final = 30.0
+"""A socket that takes nothing for this long is closed with a code that says: resume after your cursor."""
+HEARTBEAT_SECONDS: Final = 15.0
+"""Below the idle timeout of common proxies (60 s), often enough for a narrow filter's cursor to stay fresh."""
+WEBSOCKET_MESSAGE_BYTES_MAX: Final = 2 * MIB
+WEBSOCKET_PENDING_MAX: Final = 1_024
+"""Appends of one socket that wait for their answer; beyond, the socket is not read."""
+WEBSOCKET_PENDING_BYTES_MAX: Final = 16 * MIB
+WEBSOCKET_SUBSCRIPTIONS_MAX: Final = 256
+CORRELATION_BYTES_MAX: Final = 128
+"""The `id` of a WebSocket operation."""
+DRAIN_SECONDS_MAX: Final = 5.0
+"""After goaway, how long a stop waits for subscribers to leave by themselves."""
+GOAWAY_RETRY_MS_MIN: Final = 100
+GOAWAY_RETRY_MS_MAX: Final = 2_000
+SSE_RETRY_MS: Final = 1_000
+
+assert BULK_UNITS_MAX <= BATCH_UNITS_MAX, "one bulk is one commit"
+assert BULK_BYTES_MAX <= BATCH_BYTES_MAX <= QUEUE_BYTES_MAX, "one bulk fits a commit, one commit fits the queue"
+assert BATCH_UNITS_MAX <= RING_UNITS_MAX, "one commit must fit the ring"
+assert PAYLOAD_BYTES_MAX * 4 // 3 + META_BYTES_MAX < UNIT_REQUEST_BYTES_MAX <= WEBSOCKET_MESSAGE_BYTES_MAX
+assert CATCH_UP_BYTES <= FRAME_BYTES_MAX, "one page of catching up is one frame"
+assert PAGE_UNITS_MAX <= SCAN_UNITS_MAX

@@ -1,0 +1,1 @@
+"""DISK: the append-only log and what it promises."""

@@ -1,0 +1,70 @@
+"""What is looked up beside the log itself: the keys under which a record is found, as they lie in the index.
+
+Everything here can be folded again from the log, and every hit is checked against its record.
+"""
+
+from collections.abc import Iterator
+from enum import StrEnum
+from hashlib import blake2b
+
+from engram_bus.log.record import Record
+from engram_bus.units import WorkUnit
+
+SEQ_BYTES = 8
+
+
+class Table(StrEnum):
+    """The index's tables; a value of the first four is or leads to a seq."""
+
+    IDS = "ids"
+    CONTEXTS = "contexts"
+    TARGETS = "targets"
+    KEYS = "keys"
+    STATE = "state"
+
+
+def seq_key(seq: int) -> bytes:
+    """Big-endian, so byte order is log order."""
+    return seq.to_bytes(SEQ_BYTES, "big")
+
+
+def key_seq(key: bytes) -> int:
+    """The seq in the last eight bytes of a key."""
+    return int.from_bytes(key[-SEQ_BYTES:], "big")
+
+
+def context_prefix(context_id: str) -> bytes:
+    """Names hold no control characters, so a zero byte ends one: `a` never lists the units of `a:b`."""
+    return context_id.encode() + b"\0"
+
+
+def context_key(context_id: str, version: int) -> bytes:
+    """(context, version), in version order within a context."""
+    return context_prefix(context_id) + seq_key(version)
+
+
+def target_prefix(target_id: str) -> bytes:
+    """All units with a relationship to this one follow."""
+    return target_id.encode() + b"\0"
+
+
+def idempotency_key(agent_id: str, key: str) -> bytes:
+    """The scope of a key is its agent (a tenant is a log of its own)."""
+    return blake2b(agent_id.encode() + b"\0" + key.encode(), digest_size=16).digest()
+
+
+def puts(record: Record) -> Iterator[tuple[Table, bytes, bytes]]:
+    """Every (table, key, value) that finds this record."""
+    unit = record.unit
+    seq = seq_key(unit.seq)
+    yield Table.IDS, unit.id.encode(), seq
+    yield Table.CONTEXTS, context_key(unit.context_id, unit.version), seq
+    for target_id in targets(unit):
+        yield Table.TARGETS, target_prefix(target_id) + seq, b""
+    if record.private.key is not None:
+        yield Table.KEYS, idempotency_key(unit.agent_id, record.private.key), seq
+
+
+def targets(unit: WorkUnit) -> set[str]:
+    """The units this one relates to, each once."""
+    return {relationship.target_id for relationship in unit.relationships}

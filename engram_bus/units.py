@@ -1,0 +1,208 @@
+"""What is recorded and what is asked: work units, relationships, contexts and commands, as frozen values."""
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+FORMAT_TEXT = "text/plain; charset=utf-8"
+FORMAT_JSON = "application/json"
+FORMAT_BYTES = "application/octet-stream"
+
+OWN_KINDS = ("context.", "lock.", "mail.", "memory.", "agent.", "bus.")
+"""Kinds that only the bus writes; their type is SYSTEM."""
+
+ANONYMOUS = "anonymous"
+"""Who changed a context when nobody was named."""
+
+
+class UnitType(StrEnum):
+    """What a unit is. Names on the wire; the numbers (their order here, from 0) are read as well."""
+
+    UNKNOWN = "UNKNOWN"
+    MESSAGE = "MESSAGE"
+    REASONING = "REASONING"
+    TOOL_CALL = "TOOL_CALL"
+    TOOL_RESULT = "TOOL_RESULT"
+    FILE_CHANGE = "FILE_CHANGE"
+    TASK_STATUS = "TASK_STATUS"
+    ERROR = "ERROR"
+    SYSTEM = "SYSTEM"
+
+
+class RelationshipType(StrEnum):
+    """How a unit relates to the one it names. Numbers on the wire are read too: 0 is refused, SEQUENTIAL is 1."""
+
+    SEQUENTIAL = "SEQUENTIAL"
+    CAUSES = "CAUSES"
+    DEPENDS_ON = "DEPENDS_ON"
+    REFERENCES = "REFERENCES"
+    RESPONDS_TO = "RESPONDS_TO"
+    MODIFIES = "MODIFIES"
+    REPLACES = "REPLACES"
+
+
+class Relationship(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A typed edge from the unit that carries it to `target_id` (which need not be known here)."""
+
+    target_id: str
+    type: RelationshipType
+    meta: dict[str, str] = {}
+
+
+class WorkUnit(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """One immutable step of one agent in one context.
+
+    `seq` is its place in the log, `version` its place in its context, both from 1 without a gap. `ts` is the writer's
+    clock as RFC 3339 UTC with microseconds. `payload` is the bytes as they came.
+    """
+
+    seq: int
+    id: str
+    context_id: str
+    version: int
+    agent_id: str
+    type: UnitType
+    ts: str
+    content_type: str
+    kind: str | None = None
+    meta: dict[str, str] = {}
+    resources: list[str] = []
+    relationships: list[Relationship] = []
+    traceparent: str | None = None
+    # Last, so that a record can cover everything before it by its digest and the payload by a salted one.
+    payload: bytes
+
+
+class Draft(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A unit before the writer gave it its place: all that a client or a decision says of it.
+
+    Commands are digested to recognise a repeat for the life of the log: a new field needs a default that is left out.
+    """
+
+    context_id: str
+    agent_id: str
+    type: UnitType
+    kind: str | None = None
+    content_type: str = FORMAT_TEXT
+    payload: bytes = b""
+    meta: dict[str, str] = {}
+    resources: list[str] = []
+    relationships: list[Relationship] = []
+    traceparent: str | None = None
+    id: str | None = None
+
+
+class Append(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Record this draft, if its context is at `expected_version` (when given)."""
+
+    draft: Draft
+    expected_version: int | None = None
+    idempotency_key: str | None = None
+
+
+class AppendAtomic(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Record all of these or none; each expected version counts the units before it in the batch."""
+
+    appends: tuple[Append, ...]
+    idempotency_key: str | None = None
+
+    @property
+    def agent_id(self) -> str:
+        """Whose idempotency key it is: the first unit's agent."""
+        return self.appends[0].draft.agent_id
+
+
+class UpdateContext(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Make the context if it is not there, then change what is named; what is None stays."""
+
+    context_id: str
+    agent_id: str
+    display_name: str | None = None
+    add_agents: tuple[str, ...] = ()
+    remove_agents: tuple[str, ...] = ()
+    pin_units: tuple[str, ...] = ()
+    unpin_units: tuple[str, ...] = ()
+    meta: dict[str, str | None] = {}
+    fences: tuple[str, ...] | None = None
+    closed: bool | None = None
+    expected_version: int | None = None
+    idempotency_key: str | None = None
+
+
+Command = Append | AppendAtomic | UpdateContext
+
+
+class Context(msgspec.Struct, frozen=True):
+    """A shared context as of its `version` (the version of its newest unit)."""
+
+    id: str
+    version: int
+    created_at: str
+    updated_at: str
+    display_name: str = ""
+    agent_ids: list[str] = []
+    pinned_units: list[str] = []
+    meta: dict[str, str] = {}
+    fences: list[str] = []
+    closed: bool = False
+
+
+class Stamp(msgspec.Struct, frozen=True):
+    """What the writer gives a decision instead of a clock and randomness."""
+
+    ts_us: int
+    seed: int
+    """62 random bits, new for every commit."""
+
+    def unit_id(self, ordinal: int) -> str:
+        """UUIDv7 of the ordinal-th unit of this commit (RFC 9562, 5.7; sub-millisecond time in rand_a, method 3)."""
+        ms, us = divmod(self.ts_us, 1_000)
+        rand_b = (self.seed + ordinal) & 0x3FFF_FFFF_FFFF_FFFF
+        value = (ms & 0xFFFF_FFFF_FFFF) << 80 | 0x7 << 76 | (us * 4096 // 1_000) << 64 | 0b10 << 62 | rand_b
+        text = f"{value:032x}"
+        return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+class Health(msgspec.Struct, frozen=True):
+    """What `/readyz` says: whether appends are taken, and why not."""
+
+    ready: bool
+    reason: str | None = None
+    details: dict[str, Any] = {}
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def ts_text(ts_us: int) -> str:
+    """RFC 3339 UTC with exactly six decimals, so that text order is time order."""
+    seconds, us = divmod(ts_us, 1_000_000)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{us:06d}Z"
+
+
+def ts_us(text: str) -> int:
+    """Microseconds since 1970 of a `ts`. Raises ValueError for anything else."""
+    delta = datetime.fromisoformat(text) - _EPOCH
+    return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
+
+
+def is_own_kind(kind: str | None) -> bool:
+    """Whether only the bus may write units of this kind."""
+    return kind is not None and kind.startswith(OWN_KINDS)
+
+
+def is_text(content_type: str) -> bool:
+    """Text that must be UTF-8 and travels in JSON as a string."""
+    base, _, parameters = content_type.lower().partition(";")
+    if not base.strip().startswith("text/"):
+        return False
+    charset = parameters.partition("charset=")[2].strip(' "')
+    return charset in ("", "utf-8", "utf8", "us-ascii")
+
+
+def is_json(content_type: str) -> bool:
+    """A payload that must be JSON and travels in JSON as itself."""
+    base = content_type.partition(";")[0].strip().lower()
+    return base == FORMAT_JSON or base.endswith("+json")
