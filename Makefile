@@ -103,7 +103,7 @@ check: lint types test test-foreign wheels ## what has to pass before a change l
 
 .PHONY: check-long
 check-long: setup ## kills, full disks, a million units: minutes, not seconds
-	$(BIN)/pytest -m long $(ARGS)
+	$(BIN)/pytest -m long --timeout 1800 $(ARGS)
 
 # Shipping it.
 
