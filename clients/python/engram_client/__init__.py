@@ -1,0 +1,52 @@
+"""The Python client of engram-bus: append units, read them back, subscribe and resume by itself.
+
+    async with Client(agent_id="ann") as bus:
+        await bus.append("plan", "I take the parser.")
+        async for unit in bus.subscribe("plan", after=0):
+            print(unit.agent_id, unit.text)
+
+`SyncClient` is the same for threads without a loop. Errors are typed (`engram_client.errors`).
+"""
+
+from engram_client.client import Client
+from engram_client.errors import EngramConnectionError, EngramError, Gap
+from engram_client.pipeline import PendingReceipt, Pipeline
+from engram_client.subscription import Subscription
+from engram_client.sync import SyncClient
+from engram_client.values import (
+    Context,
+    ContextPage,
+    Draft,
+    Page,
+    Receipt,
+    Related,
+    RelatedUnit,
+    Relationship,
+    RelationshipType,
+    Status,
+    UnitType,
+    WorkUnit,
+)
+
+__all__ = [
+    "Client",
+    "Context",
+    "ContextPage",
+    "Draft",
+    "EngramConnectionError",
+    "EngramError",
+    "Gap",
+    "Page",
+    "PendingReceipt",
+    "Pipeline",
+    "Receipt",
+    "Related",
+    "RelatedUnit",
+    "Relationship",
+    "RelationshipType",
+    "Status",
+    "Subscription",
+    "SyncClient",
+    "UnitType",
+    "WorkUnit",
+]

@@ -1,0 +1,359 @@
+"""The client: every verb of the bus for one agent, over HTTP, WebSocket and SSE."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Literal, Self, assert_never
+from urllib.parse import quote, urlsplit
+from uuid import uuid4
+
+from engram_client import codec
+from engram_client.http import Http, Query
+from engram_client.limits import (
+    PING_SECONDS,
+    PIPELINE_RETRIES,
+    REQUEST_RETRIES,
+    SILENCE_SECONDS,
+    TIMEOUT_SECONDS,
+    WAIT_MS_DEFAULT,
+    WINDOW_UNITS,
+)
+from engram_client.pipeline import Pipeline
+from engram_client.streams import OpenStream, over_sse, over_websocket, websocket_url
+from engram_client.subscription import Subscription
+from engram_client.values import (
+    Context,
+    ContextPage,
+    Draft,
+    Outcome,
+    Page,
+    Related,
+    Relationship,
+    Status,
+    UnitType,
+    WorkUnit,
+)
+from engram_client.websocket import Encoding, Socket, open_socket
+
+Outcomes = list[Outcome]
+Named = str | Sequence[str] | None
+"""One name, several, or all."""
+Direction = Literal["out", "in", "both"]
+
+
+class Client:
+    """One agent at one bus: `async with Client(agent_id="ann") as bus`.
+
+    Every request is sent again after a failure that may pass (no connection, 429, 503), up to `max_retries` times with
+    growing random pauses, or the one the bus asks for. Appends carry an idempotency key, so that this never doubles a
+    unit. Reads take `min_seq` (say the `seq` of your last append) and wait for it up to `timeout_ms`.
+    """
+
+    def __init__(
+        self,
+        url: str = "http://127.0.0.1:8080",
+        *,
+        agent_id: str,
+        timeout_seconds: float = TIMEOUT_SECONDS,
+        max_retries: int = REQUEST_RETRIES,
+    ) -> None:
+        if urlsplit(url).scheme not in ("http", "https"):
+            raise ValueError(f"{url!r} is not an http or https URL")
+        self.url = url.rstrip("/")
+        self.agent_id = agent_id
+        self._timeout_seconds = timeout_seconds
+        self._http = Http(self.url, agent_id=agent_id, timeout_seconds=timeout_seconds, max_retries=max_retries)
+        self._running: set[Subscription | Pipeline] = set()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """End its subscriptions and pipelines, then its connections."""
+        for running in tuple(self._running):
+            await running.aclose()
+        await self._http.aclose()
+
+    # --- Append ------------------------------------------------------------------------------------------------------
+
+    async def append(
+        self,
+        context_id: str,
+        payload: Any = b"",
+        *,
+        type: str = UnitType.MESSAGE,
+        kind: str | None = None,
+        content_type: str | None = None,
+        meta: dict[str, str] | None = None,
+        resources: list[str] | None = None,
+        relationships: list[Relationship] | None = None,
+        traceparent: str | None = None,
+        id: str | None = None,
+        idempotency_key: str | None = None,
+        expected_version: int | None = None,
+        agent_id: str | None = None,
+    ) -> WorkUnit:
+        """Append one unit: it is in the log, durably, when this returns. The fields are those of `Draft`."""
+        draft = Draft(
+            context_id=context_id,
+            payload=payload,
+            type=type,
+            kind=kind,
+            content_type=content_type,
+            meta=meta,
+            resources=resources,
+            relationships=relationships,
+            traceparent=traceparent,
+            id=id,
+            idempotency_key=idempotency_key,
+            expected_version=expected_version,
+            agent_id=agent_id,
+        )
+        body = codec.append_body(draft, agent_id=self.agent_id, idempotency_key=uuid4().hex)
+        return codec.unit(await self._http.request("POST", "/workunit", body=body, content_type=codec.MSGPACK))
+
+    async def append_bulk(
+        self, drafts: Sequence[Draft], *, atomic: bool = False, idempotency_key: str | None = None
+    ) -> Outcomes:
+        """Append up to 1,000 units at once: one outcome for each, in order, a unit or the error that refused it.
+
+        With `atomic` they are appended all or none, and a refusal is raised; its `index` names the draft.
+        """
+        key = idempotency_key or uuid4().hex
+        # All or none: one key for all. Else one key each, made from one, so that the same call gives the same answer.
+        keys = [None if atomic else f"{key}-{index}" for index in range(len(drafts))]
+        body = codec.bulk_body(drafts, agent_id=self.agent_id, idempotency_keys=keys)
+        headers = {"Idempotency-Key": key} if atomic else {}
+        query = {"atomic": True if atomic else None}
+        return codec.outcomes(await self._http.request("POST", "/workunits", query, body=body, headers=headers))
+
+    def pipeline(self, window: int = WINDOW_UNITS, *, max_retries: int | None = PIPELINE_RETRIES) -> Pipeline:
+        """Append without waiting for each answer: `async with bus.pipeline() as pipe: await pipe.append(...)`.
+
+        It gives up after `max_retries` connections in a row without an acknowledgement (None: never).
+        """
+
+        def open_publisher() -> AbstractAsyncContextManager[Socket]:
+            return open_socket(
+                websocket_url(self.url),
+                agent_id=self.agent_id,
+                encoding="msgpack",
+                timeout_seconds=self._timeout_seconds,
+                ping_seconds=PING_SECONDS,
+            )
+
+        return Pipeline(
+            open_publisher, agent_id=self.agent_id, window=window, max_retries=max_retries, running=self._running
+        )
+
+    # --- Read --------------------------------------------------------------------------------------------------------
+
+    async def get(self, unit_id: str, *, min_seq: int | None = None, timeout_ms: int | None = None) -> WorkUnit:
+        """The unit of this id. Raises UnitNotFound."""
+        return codec.unit(await self._read(f"/workunit/{quote(unit_id, safe='')}", {}, min_seq, timeout_ms))
+
+    async def list(
+        self,
+        context_id: str,
+        *,
+        limit: int | None = None,
+        page: str | None = None,
+        reverse: bool = False,
+        after: str | int | None = None,
+        before: str | int | None = None,
+        type: Named = None,
+        agent: Named = None,
+        kind: Named = None,
+        min_seq: int | None = None,
+        timeout_ms: int | None = None,
+    ) -> Page:
+        """One page of a context's units, the oldest first or, with `reverse`, the newest.
+
+        `after` and `before` are seqs or cursors, themselves left out; `kind` may be a glob (`tool.*`). A filtered page
+        may hold fewer units than there are: only `next_page` None is the end.
+        """
+        query = {
+            "context_id": context_id,
+            "limit": limit,
+            "page": page,
+            "reverse": True if reverse else None,
+            "after": after,
+            "before": before,
+            "type": _named(type),
+            "agent": _named(agent),
+            "kind": _named(kind),
+        }
+        return codec.page(await self._read("/workunits", query, min_seq, timeout_ms))
+
+    async def units(
+        self,
+        context_id: str,
+        *,
+        limit: int | None = None,
+        reverse: bool = False,
+        after: str | int | None = None,
+        before: str | int | None = None,
+        type: Named = None,
+        agent: Named = None,
+        kind: Named = None,
+        min_seq: int | None = None,
+        timeout_ms: int | None = None,
+    ) -> AsyncIterator[WorkUnit]:
+        """All units of a context, page by page (`limit` is the size of a page). The rest is as in `list`."""
+        page: str | None = None
+        while True:
+            found = await self.list(
+                context_id,
+                limit=limit,
+                page=page,
+                reverse=reverse,
+                after=after,
+                before=before,
+                type=type,
+                agent=agent,
+                kind=kind,
+                min_seq=min_seq,
+                timeout_ms=timeout_ms,
+            )
+            for unit in found:
+                yield unit
+            page = found.next_page
+            if page is None:
+                return
+
+    async def related(
+        self,
+        unit_id: str,
+        *,
+        type: Named = None,
+        direction: Direction | None = None,
+        depth: int | None = None,
+        min_seq: int | None = None,
+        timeout_ms: int | None = None,
+    ) -> Related:
+        """What a unit names (`out`), what names it (`in`), or both, over up to `depth` relationships."""
+        query = {"type": _named(type), "direction": direction, "depth": depth}
+        path = f"/workunit/{quote(unit_id, safe='')}/related"
+        return codec.related(await self._read(path, query, min_seq, timeout_ms))
+
+    async def status(self) -> Status:
+        """How the bus is: head, durability, disk, subscribers."""
+        return codec.status(await self._http.request("GET", "/status"))
+
+    async def _read(self, path: str, query: Query, min_seq: int | None, timeout_ms: int | None) -> bytes:
+        asked = {**query, "min_seq": min_seq, "timeout_ms": timeout_ms}
+        wait_ms = 0 if min_seq is None else WAIT_MS_DEFAULT if timeout_ms is None else timeout_ms
+        return await self._http.request("GET", path, asked, wait_ms=wait_ms)
+
+    # --- Contexts ----------------------------------------------------------------------------------------------------
+
+    async def get_context(
+        self, context_id: str, *, min_seq: int | None = None, timeout_ms: int | None = None
+    ) -> Context:
+        """Raises ContextNotFound."""
+        return codec.context(await self._read("/contexts", {"context_id": context_id}, min_seq, timeout_ms))
+
+    async def update_context(
+        self,
+        context_id: str,
+        *,
+        display_name: str | None = None,
+        add_agents: Sequence[str] = (),
+        remove_agents: Sequence[str] = (),
+        pin_units: Sequence[str] = (),
+        unpin_units: Sequence[str] = (),
+        meta: Mapping[str, str | None] | None = None,
+        fences: Sequence[str] | None = None,
+        closed: bool | None = None,
+        expected_version: int | None = None,
+        idempotency_key: str | None = None,
+        agent_id: str | None = None,
+    ) -> Context:
+        """Make the context if it is not there, then change what is named; a meta value of None removes its key."""
+        change = {
+            "display_name": display_name,
+            "add_agents": _several(add_agents),
+            "remove_agents": _several(remove_agents),
+            "pin_units": _several(pin_units),
+            "unpin_units": _several(unpin_units),
+            "meta": meta or None,
+            "fences": fences,
+            "closed": closed,
+            "expected_version": expected_version,
+            "idempotency_key": idempotency_key or uuid4().hex,
+            "agent_id": agent_id or self.agent_id,
+        }
+        body = codec.encode_json({name: value for name, value in change.items() if value is not None})
+        return codec.context(await self._http.request("PATCH", "/contexts", {"context_id": context_id}, body=body))
+
+    async def contexts(
+        self,
+        *,
+        prefix: str | None = None,
+        limit: int | None = None,
+        page: str | None = None,
+        min_seq: int | None = None,
+        timeout_ms: int | None = None,
+    ) -> ContextPage:
+        """One page of the contexts, ordered by id."""
+        query = {"prefix": prefix, "limit": limit, "page": page}
+        return codec.contexts(await self._read("/contexts", query, min_seq, timeout_ms))
+
+    # --- Subscribe ---------------------------------------------------------------------------------------------------
+
+    def subscribe(
+        self,
+        *contexts: str,
+        after: str | int | None = None,
+        type: Named = None,
+        kind: Named = None,
+        agent: Named = None,
+        exclude_agent: Named = None,
+        resource: Named = None,
+        meta: Mapping[str, str] | None = None,
+        encoding: Encoding = "msgpack",
+        transport: Literal["websocket", "sse"] = "websocket",
+        max_retries: int | None = None,
+        silence_seconds: float = SILENCE_SECONDS,
+    ) -> Subscription:
+        """Units of these contexts (none named: of all) as they come, from `after` on: a cursor, a seq, 0 for
+        everything, None for what comes from now on. `kind` and `resource` may be globs.
+
+        It comes back after a lost connection for ever, or `max_retries` times in a row. A connection that says nothing
+        for `silence_seconds`, no heartbeat either, is lost. `encoding` is the WebSocket's; SSE is always JSON.
+        """
+        query = {
+            "context": _named(contexts or "*"),
+            "type": _named(type),
+            "kind": _named(kind),
+            "agent": _named(agent),
+            "exclude_agent": _named(exclude_agent),
+            "resource": _named(resource),
+            **{f"meta.{key}": value for key, value in (meta or {}).items()},
+        }
+        open_stream: OpenStream
+        match transport:
+            case "websocket":
+                open_stream = over_websocket(
+                    self.url,
+                    query,
+                    agent_id=self.agent_id,
+                    encoding=encoding,
+                    timeout_seconds=self._timeout_seconds,
+                    silence_seconds=silence_seconds,
+                )
+            case "sse":
+                open_stream = over_sse(self._http, query, silence_seconds=silence_seconds)
+            case _:
+                assert_never(transport)
+        return Subscription(open_stream, after=after, max_retries=max_retries, running=self._running)
+
+
+def _named(names: Named) -> list[str] | None:
+    return [names] if isinstance(names, str) else _several(names)
+
+
+def _several(names: Sequence[str] | None) -> list[str] | None:
+    return list(names) if names else None

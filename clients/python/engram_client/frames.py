@@ -1,0 +1,68 @@
+"""What a stream says: the frames of a subscription and the answers to a pipeline, as frozen values."""
+
+import msgspec
+
+from engram_client.errors import EngramError
+from engram_client.values import Cursor, Receipt, WorkUnit
+
+
+class Subscribed(msgspec.Struct, frozen=True):
+    """Where the stream starts: before any unit."""
+
+    cursor: Cursor
+    head: int
+
+
+class Units(msgspec.Struct, frozen=True):
+    """Units in order. `cursor` covers all of them, and what the filter left out behind the last."""
+
+    units: list[WorkUnit]
+    cursor: Cursor
+
+
+class Heartbeat(msgspec.Struct, frozen=True):
+    """Nothing up to `cursor` is missing."""
+
+    cursor: Cursor
+    head: int
+
+
+class Missing(msgspec.Struct, frozen=True):
+    """A `gap`: the units `from_seq` to `to_seq` cannot be had."""
+
+    from_seq: int
+    to_seq: int
+    reason: str
+
+
+class Appended(msgspec.Struct, frozen=True):
+    """The append of this id is acknowledged."""
+
+    id: int
+    receipt: Receipt
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """An `error`: about the operation of this id, or the whole connection."""
+
+    id: int | str | None
+    error: EngramError
+
+
+class Goaway(msgspec.Struct, frozen=True):
+    """The bus is stopping: come back after a while."""
+
+    reason: str
+    retry_after_seconds: float
+
+
+class Other(msgspec.Struct, frozen=True):
+    """A pong, or an event that a newer bus sends: a sign of life."""
+
+    event: str
+
+
+StreamFrame = Subscribed | Units | Heartbeat | Missing
+"""What moves a subscription on."""
+
+Frame = StreamFrame | Appended | Refused | Goaway | Other

@@ -1,0 +1,129 @@
+"""The door to httpx: one request with its retries, one stream of bytes."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from urllib.parse import quote, urlencode, urlsplit
+
+import httpx
+
+from engram_client import codec
+from engram_client.backoff import Backoff
+from engram_client.errors import EngramConnectionError, EngramError, MinSeqTimeout
+from engram_client.limits import CONNECTIONS_MAX
+from engram_client.retry import pause
+
+Query = Mapping[str, object]
+
+
+def query_string(query: Query) -> str:
+    """`?a=1&b=2`: what is None is left out, what is a list is repeated, true and false are lower-case."""
+    pairs = [(name, _text(value)) for name, values in query.items() for value in _values(values)]
+    return f"?{urlencode(pairs, quote_via=quote)}" if pairs else ""
+
+
+def is_loopback(url: str) -> bool:
+    """Whether the bus runs on this machine, where no proxy can help."""
+    host = urlsplit(url).hostname or ""
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def agent_header(agent_id: str) -> dict[str, str]:
+    """Who asks. Headers are ASCII: other names stand in the bodies only."""
+    return {"X-Agent-ID": agent_id} if agent_id.isascii() else {}
+
+
+class Http:
+    """Requests of one agent to one bus."""
+
+    def __init__(self, url: str, *, agent_id: str, timeout_seconds: float, max_retries: int) -> None:
+        self._url = url
+        self._timeout_seconds = timeout_seconds
+        self._max_retries = max_retries
+        self._client = httpx.AsyncClient(
+            headers=agent_header(agent_id),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=CONNECTIONS_MAX),
+            trust_env=not is_loopback(url),
+            # Reading the certificates takes 80 ms, which plain http has no use for.
+            verify=url.startswith("https:"),
+        )
+        # Not httpx's own limit: a stream would take its place for as long as it lives.
+        self._turn = asyncio.Semaphore(CONNECTIONS_MAX)
+
+    async def aclose(self) -> None:
+        """End its connections."""
+        await self._client.aclose()
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        query: Query | None = None,
+        *,
+        body: bytes | None = None,
+        content_type: str = codec.JSON,
+        headers: Mapping[str, str] | None = None,
+        wait_ms: int = 0,
+    ) -> bytes:
+        """The body of the answer. Sent again after a failure that may pass: every request here can be repeated."""
+        said = dict(headers or {})
+        if body is not None:
+            said["Content-Type"] = content_type
+        request = self._client.build_request(
+            method,
+            f"{self._url}{path}{query_string(query or {})}",
+            content=body,
+            headers=said,
+            timeout=httpx.Timeout(self._timeout_seconds + wait_ms / 1_000, pool=None),
+        )
+        backoff = Backoff(self._max_retries)
+        while True:
+            try:
+                return await self._once(request)
+            except MinSeqTimeout:  # it has waited as long as it was asked to
+                raise
+            except EngramError as error:
+                await pause(backoff, error, f"{method} {path}")
+
+    @asynccontextmanager
+    async def stream(
+        self, path: str, query: Query, *, headers: Mapping[str, str], silence_seconds: float
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """The chunks of a body without an end. Raises EngramConnectionError after `silence_seconds` without one."""
+        timeout = httpx.Timeout(self._timeout_seconds, read=silence_seconds)
+        url = f"{self._url}{path}{query_string(query)}"
+        try:
+            async with self._client.stream("GET", url, headers=dict(headers), timeout=timeout) as answer:
+                if answer.status_code != 200:
+                    raise _refusal(answer, await answer.aread())
+                yield answer.aiter_raw()
+        except httpx.HTTPError as exc:
+            raise _lost(exc) from exc
+
+    async def _once(self, request: httpx.Request) -> bytes:
+        try:
+            async with self._turn:
+                answer = await self._client.send(request)
+        except httpx.HTTPError as exc:
+            raise _lost(exc) from exc
+        if answer.status_code >= 300:
+            raise _refusal(answer, answer.content)
+        return answer.content
+
+
+def _refusal(answer: httpx.Response, body: bytes) -> EngramError:
+    return codec.problem(answer.status_code, body, answer.headers.get("Retry-After"))
+
+
+def _lost(exc: httpx.HTTPError) -> EngramConnectionError:
+    return EngramConnectionError(f"{type(exc).__name__} {exc}".rstrip())
+
+
+def _values(values: object) -> Iterable[object]:
+    if values is None:
+        return ()
+    return values if isinstance(values, list | tuple) else (values,)
+
+
+def _text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,62 @@
+"""Every bound of the client, with its unit in the name and the reason beside it."""
+
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+
+TIMEOUT_SECONDS: Final = 10.0
+"""One request, from sending it to the last byte of its answer, where nothing else is asked."""
+WAIT_MS_DEFAULT: Final = 2_000
+"""How long the bus waits for `min_seq` when not told; a request that waits gets this much longer."""
+
+# --- Trying again ----------------------------------------------------------------------------------------------------
+REQUEST_RETRIES: Final = 8
+"""Requests: 4 seconds on average, as long as a bus takes to start again."""
+PIPELINE_RETRIES: Final = 20
+"""Pipelines: most of a minute without a single acknowledgement."""
+BACKOFF_SECONDS_MIN: Final = 0.1
+BACKOFF_SECONDS_MAX: Final = 5.0
+"""The n-th wait is random between 0 and MIN * 2^n, at most MAX: full jitter, so that a restart is not met by all
+clients at once."""
+RETRY_AFTER_SECONDS_MAX: Final = 60.0
+"""A bus that asks for a longer pause than this gets this one."""
+STEADY_SECONDS: Final = 5.0
+"""A connection that lived this long was a good one: counting failures starts again."""
+
+# --- Streams ---------------------------------------------------------------------------------------------------------
+HEARTBEAT_SECONDS: Final = 15.0
+"""How often the bus says something on a quiet subscription."""
+SILENCE_SECONDS: Final = 2.5 * HEARTBEAT_SECONDS
+"""Two heartbeats lost and one half late: the connection is dead, even if nobody has said so."""
+FRAME_BYTES_MAX: Final = 16 * MIB
+"""The bus joins units up to 1 MiB; one large unit goes alone."""
+SSE_EVENT_BYTES_MAX: Final = FRAME_BYTES_MAX
+FRAMES_QUEUED: Final = 4
+"""Frames of a socket taken in before they are read."""
+PENDING_UNITS: Final = 1_024
+"""Units taken in ahead of the reader; beyond, the socket is not read, and the log is the queue."""
+QUERY_BYTES_MAX: Final = 8 * KIB
+"""A longer filter goes into a frame instead of the URL: half of what the bus reads, and what proxies let through."""
+CLOSE_SECONDS: Final = 1.0
+"""How long a closing handshake may take; nothing depends on it."""
+
+# --- The pipeline ----------------------------------------------------------------------------------------------------
+WINDOW_UNITS: Final = 256
+"""Appends sent and not yet acknowledged."""
+WINDOW_BYTES_MAX: Final = 16 * MIB
+"""The same in bytes; what the bus takes in from one socket."""
+APPEND_FRAME_BYTES_MAX: Final = 2 * MIB
+"""What the bus reads as one message; a larger one would cost the connection."""
+PING_SECONDS: Final = 15.0
+"""A socket that only publishes gets no heartbeats, so it asks."""
+FAILURES_KEPT: Final = 1_000
+"""Refused appends whose receipts nobody has looked at yet."""
+
+CONNECTIONS_MAX: Final = 64
+"""Requests of one client at the same time; more wait their turn."""
+CHUNK_UNITS: Final = 100
+"""Units carried from the loop's thread to another at once."""
+
+assert APPEND_FRAME_BYTES_MAX < WINDOW_BYTES_MAX, "one append must fit the window"
+assert SILENCE_SECONDS > 2 * HEARTBEAT_SECONDS, "one lost heartbeat is no reason to leave"

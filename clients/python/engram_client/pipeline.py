@@ -1,0 +1,252 @@
+"""Appends without waiting for each answer: one socket, a window of unacknowledged units, sent again after a cut."""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Self, assert_never
+from uuid import uuid4
+
+from engram_client import codec
+from engram_client.backoff import Backoff
+from engram_client.errors import EngramConnectionError, EngramError, ShuttingDown, TooLarge
+from engram_client.frames import Appended, Goaway, Heartbeat, Missing, Other, Refused, Subscribed, Units
+from engram_client.limits import APPEND_FRAME_BYTES_MAX, FAILURES_KEPT, STEADY_SECONDS
+from engram_client.outbox import Outbox
+from engram_client.retry import pause
+from engram_client.values import Draft, Receipt, Relationship, UnitType
+from engram_client.websocket import Socket
+
+OpenSocket = Callable[[], AbstractAsyncContextManager[Socket]]
+
+
+class PendingReceipt(Awaitable[Receipt]):
+    """The receipt of one append, once it is there: await it, as often as you like, or raise what the bus refused."""
+
+    def __init__(self) -> None:
+        self._future: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
+        self.looked_at = False
+        """Whether anybody has asked for it."""
+
+    def __await__(self) -> Generator[Any, None, Receipt]:
+        self.looked_at = True
+        # Giving up waiting takes nothing back: the unit is on its way.
+        return asyncio.shield(self._future).__await__()
+
+    def done(self) -> bool:
+        """Whether the answer is there."""
+        return self._future.done()
+
+    def resolve(self, answer: Receipt | Exception) -> None:
+        """What the bus said; for the pipeline to call."""
+        if isinstance(answer, Receipt):
+            self._future.set_result(answer)
+        else:
+            self._future.set_exception(answer)
+            self._future.exception()  # looked at by __await__ or raised by the pipeline, so no warning is due
+
+    @property
+    def error(self) -> Exception | None:
+        """What was refused, if the answer is there and it was."""
+        error = self._future.exception() if self._future.done() else None
+        return error if isinstance(error, Exception) else None
+
+
+class Pipeline:
+    """Appends in order over one WebSocket, at most `window` of them unacknowledged. Made by `Client.pipeline`.
+
+    Leaving the context waits for every acknowledgement, and raises the first refusal that nobody has looked at. After
+    a lost connection all that is unacknowledged is sent again, in order, under the same idempotency keys: nothing is
+    lost, nothing doubled.
+    """
+
+    def __init__(
+        self,
+        open_socket: OpenSocket,
+        *,
+        agent_id: str,
+        window: int,
+        max_retries: int | None,
+        running: set[Any],
+    ) -> None:
+        self._open_socket = open_socket
+        self._agent_id = agent_id
+        self._outbox = Outbox(window)
+        self._backoff = Backoff(max_retries)
+        self._running = running
+        self._waiting: dict[int, PendingReceipt] = {}
+        self._refused: deque[PendingReceipt] = deque(maxlen=FAILURES_KEPT)
+        self._failure: Exception | None = None
+        self._closed = False
+        self._worker: asyncio.Task[None] | None = None
+        self._to_send = asyncio.Event()
+        self._settled = asyncio.Event()
+
+    async def append(
+        self,
+        context_id: str,
+        payload: Any = b"",
+        *,
+        type: str = UnitType.MESSAGE,
+        kind: str | None = None,
+        content_type: str | None = None,
+        meta: dict[str, str] | None = None,
+        resources: list[str] | None = None,
+        relationships: list[Relationship] | None = None,
+        traceparent: str | None = None,
+        id: str | None = None,
+        idempotency_key: str | None = None,
+        expected_version: int | None = None,
+        agent_id: str | None = None,
+    ) -> PendingReceipt:
+        """Send a unit on its way: waits for room in the window, not for the answer. The fields are those of `Draft`."""
+        draft = Draft(
+            context_id=context_id,
+            payload=payload,
+            type=type,
+            kind=kind,
+            content_type=content_type,
+            meta=meta,
+            resources=resources,
+            relationships=relationships,
+            traceparent=traceparent,
+            id=id,
+            idempotency_key=idempotency_key,
+            expected_version=expected_version,
+            agent_id=agent_id,
+        )
+        return await self.send(draft)
+
+    async def send(self, draft: Draft) -> PendingReceipt:
+        """As `append`, for a draft that is already there."""
+        while not self._outbox.has_room:
+            await self._wait_settled()
+        self._raise_failure()
+        frame_id = self._outbox.next_id()
+        frame = codec.append_frame(draft, frame_id=frame_id, agent_id=self._agent_id, idempotency_key=uuid4().hex)
+        if len(frame) > APPEND_FRAME_BYTES_MAX:
+            raise TooLarge(f"{len(frame)} bytes, at most {APPEND_FRAME_BYTES_MAX}", limit=APPEND_FRAME_BYTES_MAX)
+        pending = self._waiting[frame_id] = PendingReceipt()
+        self._outbox.put(frame_id, frame)
+        self._to_send.set()
+        return pending
+
+    async def flush(self) -> None:
+        """Until everything sent so far is answered; raises the first refusal that nobody has looked at."""
+        last = next(reversed(self._waiting), 0)
+        while next(iter(self._waiting), last + 1) <= last:
+            await self._wait_settled()
+        unseen = [pending for pending in self._refused if not pending.looked_at]
+        self._refused.clear()
+        if unseen and (error := unseen[0].error) is not None:
+            if len(unseen) > 1:
+                error.add_note(f"and {len(unseen) - 1} more appends of this pipeline were refused")
+            raise error
+
+    async def __aenter__(self) -> Self:
+        self._running.add(self)
+        self._worker = asyncio.create_task(self._work(), name="engram pipeline")
+        return self
+
+    async def __aexit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
+        try:
+            if exc_type is None:
+                await self.flush()
+        finally:
+            await self.aclose()
+
+    async def aclose(self) -> None:
+        """Leave at once. What is unacknowledged may be in the log or not; its receipts raise EngramConnectionError."""
+        self._closed = True
+        self._running.discard(self)
+        if self._worker is not None:
+            self._worker.cancel()
+            await asyncio.wait([self._worker])
+        self._fail(EngramConnectionError("the pipeline is closed", retryable=False))
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+        if self._closed or self._worker is None:
+            raise EngramConnectionError("the pipeline is not open", retryable=False)
+
+    async def _wait_settled(self) -> None:
+        self._raise_failure()
+        self._settled.clear()
+        await self._settled.wait()
+
+    async def _work(self) -> None:
+        """Connection after connection, until it is closed or an error will not pass."""
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                connected_at = loop.time()
+                try:
+                    await self._work_connection()
+                except EngramError as error:
+                    if loop.time() - connected_at > STEADY_SECONDS and not self._waiting:
+                        self._backoff.worked()
+                    await pause(self._backoff, error, f"pipeline with {len(self._outbox)} unacknowledged")
+        except Exception as error:  # whatever it is, it belongs to whoever waits for receipts
+            self._fail(error)
+
+    async def _work_connection(self) -> None:
+        async with self._open_socket() as socket:
+            self._outbox.reconnected()
+            self._to_send.set()
+            sender = asyncio.create_task(self._send(socket))
+            receiver = asyncio.create_task(self._receive(socket))
+            try:
+                await asyncio.wait((sender, receiver), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                sender.cancel()
+                receiver.cancel()
+                await asyncio.wait((sender, receiver))
+            # The receiver first: it knows more, a refusal or a close code.
+            errors = [ended.exception() for ended in (receiver, sender) if not ended.cancelled()]
+            raise next(error for error in errors if error is not None)
+
+    async def _send(self, socket: Socket) -> None:
+        while True:
+            self._to_send.clear()
+            while (frame := self._outbox.take()) is not None:
+                await socket.send(frame)
+            await self._to_send.wait()
+
+    async def _receive(self, socket: Socket) -> None:
+        while True:
+            frame = await socket.receive()
+            match frame:
+                case Appended(id=frame_id, receipt=receipt):
+                    self._backoff.worked()
+                    self._settle(frame_id, receipt)
+                case Refused(id=int() as frame_id, error=error) if not error.retryable:
+                    self._backoff.worked()
+                    self._settle(frame_id, error)
+                case Refused(error=error):
+                    # Not now: like a lost connection. What came behind it is likely refused as well, and going on
+                    # would put it before this one.
+                    raise error
+                case Goaway():
+                    raise ShuttingDown(f"the bus stops: {frame.reason}", retry_after_seconds=frame.retry_after_seconds)
+                case Subscribed() | Units() | Heartbeat() | Missing() | Other():
+                    pass
+                case _:
+                    assert_never(frame)
+
+    def _settle(self, frame_id: int, answer: Receipt | EngramError) -> None:
+        if not self._outbox.settle(frame_id):
+            return
+        pending = self._waiting.pop(frame_id)
+        pending.resolve(answer)
+        if pending.error is not None:
+            self._refused.append(pending)
+        self._settled.set()
+
+    def _fail(self, error: Exception) -> None:
+        self._failure = self._failure or error
+        for frame_id in self._outbox.drain():
+            pending = self._waiting.pop(frame_id)
+            pending.resolve(error)
+            self._refused.append(pending)
+        self._settled.set()

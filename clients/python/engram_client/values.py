@@ -1,0 +1,239 @@
+"""What is sent and what comes back: drafts, work units, contexts, pages and receipts, as frozen values."""
+
+from collections.abc import Iterator
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, NamedTuple, Self
+
+import msgspec
+
+from engram_client.errors import EngramError
+
+
+class _Name(StrEnum):
+    """Names on the wire. One that a newer bus sends and this client does not know stays as it is."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> Self | None:
+        if not isinstance(value, str):
+            return None
+        member = str.__new__(cls, value)
+        member._name_ = member._value_ = value
+        return member
+
+
+class UnitType(_Name):
+    """What a unit is."""
+
+    UNKNOWN = "UNKNOWN"
+    MESSAGE = "MESSAGE"
+    REASONING = "REASONING"
+    TOOL_CALL = "TOOL_CALL"
+    TOOL_RESULT = "TOOL_RESULT"
+    FILE_CHANGE = "FILE_CHANGE"
+    TASK_STATUS = "TASK_STATUS"
+    ERROR = "ERROR"
+    SYSTEM = "SYSTEM"
+
+
+class RelationshipType(_Name):
+    """How a unit relates to the one it names."""
+
+    SEQUENTIAL = "SEQUENTIAL"
+    CAUSES = "CAUSES"
+    DEPENDS_ON = "DEPENDS_ON"
+    REFERENCES = "REFERENCES"
+    RESPONDS_TO = "RESPONDS_TO"
+    MODIFIES = "MODIFIES"
+    REPLACES = "REPLACES"
+
+
+class Relationship(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A typed edge from the unit that carries it to `target_id` (which need not be in the log)."""
+
+    target_id: str
+    type: RelationshipType
+    meta: dict[str, str] = {}
+
+
+class WorkUnit(msgspec.Struct, frozen=True, kw_only=True):
+    """One immutable step of one agent in one context.
+
+    `seq` is its place in the log, `version` its place in its context, both from 1 without a gap. `ts` is the bus's
+    clock as RFC 3339 UTC with microseconds. `payload` is bytes; `text` and `json()` read them.
+    """
+
+    seq: int
+    id: str
+    context_id: str
+    version: int
+    agent_id: str
+    type: UnitType
+    ts: str
+    content_type: str
+    kind: str | None = None
+    meta: dict[str, str] = {}
+    resources: list[str] = []
+    relationships: list[Relationship] = []
+    traceparent: str | None = None
+    payload: bytes = b""
+
+    @property
+    def text(self) -> str:
+        """The payload as text; bytes that are not UTF-8 show as U+FFFD."""
+        return self.payload.decode("utf-8", "replace")
+
+    def json(self) -> Any:
+        """The payload as a JSON value. Raises ValueError where it is not JSON."""
+        return msgspec.json.decode(self.payload)
+
+    @property
+    def time(self) -> datetime:
+        """`ts` as a datetime in UTC."""
+        return datetime.fromisoformat(self.ts)
+
+
+class Draft(msgspec.Struct, frozen=True):
+    """A unit to append: all but what the bus gives it.
+
+    `payload` is bytes, or a str (text), or any other value (sent as JSON). Without `content_type` these are
+    application/octet-stream, text/plain and application/json; with it, bytes and str go as they are.
+    """
+
+    context_id: str
+    payload: Any = b""
+    type: str = UnitType.MESSAGE
+    kind: str | None = None
+    content_type: str | None = None
+    meta: dict[str, str] | None = None
+    resources: list[str] | None = None
+    relationships: list[Relationship] | None = None
+    traceparent: str | None = None
+    id: str | None = None
+    idempotency_key: str | None = None
+    expected_version: int | None = None
+    agent_id: str | None = None
+    """Who says it, where that is not the client's own agent."""
+
+
+class Receipt(msgspec.Struct, frozen=True, kw_only=True):
+    """The acknowledgement of a pipelined append: the unit is in the log, as durable as `durability` says."""
+
+    unit_id: str
+    seq: int
+    version: int
+    durability: str = ""
+    context_id: str = ""
+    replayed: bool = False
+    """Whether the idempotency key was known, and this is the answer of the first time."""
+
+
+class Context(msgspec.Struct, frozen=True):
+    """A shared context as of its `version` (the version of its newest unit)."""
+
+    id: str
+    version: int
+    created_at: str
+    updated_at: str
+    display_name: str = ""
+    agent_ids: list[str] = []
+    pinned_units: list[str] = []
+    meta: dict[str, str] = {}
+    fences: list[str] = []
+    closed: bool = False
+
+
+class Page(msgspec.Struct, frozen=True):
+    """Some units of a context. `next_page` is the `page` of the next request, None at the end."""
+
+    work_units: list[WorkUnit]
+    next_page: str | None
+    applied_seq: int
+
+    def __iter__(self) -> Iterator[WorkUnit]:
+        return iter(self.work_units)
+
+    def __len__(self) -> int:
+        return len(self.work_units)
+
+
+class ContextPage(msgspec.Struct, frozen=True):
+    """Some contexts, by id. `next_page` is the `page` of the next request, None at the end."""
+
+    contexts: list[Context]
+    next_page: str | None
+    applied_seq: int
+
+    def __iter__(self) -> Iterator[Context]:
+        return iter(self.contexts)
+
+    def __len__(self) -> int:
+        return len(self.contexts)
+
+
+class RelatedUnit(msgspec.Struct, frozen=True):
+    """A unit reached over `depth` relationships, the last one of type `relationship` from or to `from_id`."""
+
+    work_unit: WorkUnit
+    relationship: RelationshipType
+    direction: str
+    depth: int
+    from_id: str
+
+
+class Related(msgspec.Struct, frozen=True):
+    """What a unit relates to. `missing` are ids that are named but not in the log."""
+
+    related: list[RelatedUnit]
+    missing: list[str]
+    truncated: bool
+    applied_seq: int
+
+
+class Disk(msgspec.Struct, frozen=True):
+    """What the bus takes on its disk, and what is left there."""
+
+    log_bytes: int = 0
+    index_bytes: int = 0
+    free_bytes: int = 0
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """How the bus is."""
+
+    epoch: str
+    head: int
+    cursor: str
+    durability: str = ""
+    ready: bool = True
+    reason: str | None = None
+    started_at: str = ""
+    uptime_seconds: float = 0.0
+    version: str = ""
+    contexts: int = 0
+    subscribers: int = 0
+    queue_units: int = 0
+    lag_units: int = 0
+    disk: Disk = Disk()
+
+
+class Cursor(NamedTuple):
+    """How far a reader has come: everything up to `seq` in the history called `epoch` ("" where nobody has said)."""
+
+    epoch: str
+    seq: int
+
+    def __str__(self) -> str:
+        return f"{self.epoch}.{self.seq}" if self.epoch else str(self.seq)
+
+    @classmethod
+    def parse(cls, text: str) -> "Cursor":
+        """Of `epoch.seq` or a bare `seq`. Raises ValueError for anything else."""
+        epoch, dot, seq = text.rpartition(".")
+        if bool(epoch) != bool(dot) or not (seq.isascii() and seq.isdigit()):
+            raise ValueError(f"{text!r} is not a cursor")
+        return cls(epoch, int(seq))
+
+
+Outcome = WorkUnit | EngramError
+"""What became of one item of a bulk append."""
