@@ -30,6 +30,7 @@ EngramError
     └── InternalError          our mistake
 """
 
+from copy import copy
 from typing import Any, ClassVar
 
 
@@ -58,8 +59,9 @@ class EngramError(Exception):
 
     def at(self, index: int) -> "EngramError":
         """The same refusal, naming the item of the batch it is about."""
-        self.index = index
-        return self
+        named = copy(self)
+        named.index = index
+        return named
 
 
 class Invalid(EngramError):

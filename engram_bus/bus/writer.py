@@ -127,6 +127,11 @@ class Writer:
         return self._refusal
 
     @property
+    def is_closed(self) -> bool:
+        """Whether the bus is stopping."""
+        return isinstance(self._refusal, ShuttingDown)
+
+    @property
     def queue_units(self) -> int:
         """Commands that wait for their commit."""
         return len(self._queue)

@@ -2,21 +2,29 @@
 
     offset  bytes
     0       1      format version (1)
-    1       1      flags: 1 = redacted
+    1       1      flags: 1 = redacted; a reader refuses what it does not know
     2       2      units of the command that wrote it (appended together or not at all)
-    4       4      CRC-32 (IEEE) of everything after this field
-    8       32     chain digest of this record
-    40      4      offset of the payload in the body
-    44      4      size of the private part
-    48      2      place in its command, from 0
-    50      16|32  salt of the payload digest; of a redacted record the payload digest itself
-    ...            private part: MessagePack map, never sent to anyone
+    4       4      CRC-32 (IEEE) of everything but this field
+    8       8      seq, so that a record tells by itself where it belongs
+    16      32     chain digest of this record
+    48      4      offset of the payload in the body
+    52      4      size of the private part
+    56      2      place in its command, from 0
+    58      16|32  salt of the payload digest; of a redacted record the payload digest itself
+    ...            private part: MessagePack map, never sent to anyone; empty where there is nothing to keep
     ...            body: the public unit, MessagePack map, payload last, sent to subscribers unchanged
 
-chain(n) = BLAKE2b-256(chain(n-1) | group fields | private part | body before the payload | payload digest)
-payload digest = BLAKE2b-256(salt | payload)
+All numbers are big-endian.
 
-So a payload can be redacted (zeroed, its salt dropped) with the chain intact, and without being guessable from it.
+    chain(n)       = BLAKE2b-256(chain(n-1) | version, group fields, sizes | private part | body before the payload
+                                 | payload digest)
+    payload digest = BLAKE2b-256(salt | payload)
+
+So a payload can be redacted (zeroed, its salt dropped) with the chain intact, and without being guessable: nothing
+that stays may be computed from it. Units of the bus's own kinds are never redacted: the state is folded from them.
+
+Room to grow: both maps take new keys that old readers pass over, a flag or a higher version is what they refuse. A
+unit type or a field that a reader must not miss needs a new version; older versions are lifted where they are read.
 """
 
 import struct
@@ -25,7 +33,8 @@ from hashlib import blake2b
 
 import msgspec
 
-from engram_bus.units import WorkUnit
+from engram_bus.limits import BATCH_UNITS_MAX
+from engram_bus.units import WorkUnit, is_own_kind
 
 FORMAT = 1
 SALT_BYTES = 16
@@ -33,10 +42,12 @@ DIGEST_BYTES = 32
 GENESIS = bytes(DIGEST_BYTES)
 """The chain before the first record."""
 
-_HEADER = struct.Struct(">BBHI32sIIH")
-_COVERED = struct.Struct(">HHII")
-_CRC_FROM = 8
+_HEADER = struct.Struct(">BBHIQ32sIIH")
+_COVERED = struct.Struct(">BHHII")
+_CRC = slice(4, 8)
 _REDACTED = 1
+
+assert BATCH_UNITS_MAX <= 0xFFFF, "the units of one command fit their two bytes"
 
 _encode_body = msgspec.msgpack.Encoder().encode
 _decode_body = msgspec.msgpack.Decoder(WorkUnit).decode
@@ -47,7 +58,7 @@ class Private(msgspec.Struct, frozen=True, omit_defaults=True):
 
     key: str | None = msgspec.field(default=None, name="k")
     body_digest: bytes = msgspec.field(default=b"", name="d")
-    """BLAKE2b-128 of the command that used the key."""
+    """BLAKE2b-128 of the command that used the key, without its payloads: they are told by the records themselves."""
     answer: bytes = msgspec.field(default=b"", name="a")
     """The answer given, where it is more than the units themselves."""
 
@@ -67,87 +78,151 @@ class Record(msgspec.Struct, frozen=True):
     private: Private
     group_units: int
     group_index: int
+    redacted: bool = False
 
 
 class RecordError(Exception):
     """These bytes are not the record that was written."""
 
 
+class _Header(msgspec.Struct, frozen=True, gc=False):
+    """The fields of the header, and where the parts begin that follow it."""
+
+    version: int
+    flags: int
+    group_units: int
+    crc: int
+    seq: int
+    chain: bytes
+    payload_offset: int
+    private_bytes: int
+    group_index: int
+
+    @property
+    def redacted(self) -> bool:
+        return bool(self.flags & _REDACTED)
+
+    @property
+    def private_at(self) -> int:
+        return _HEADER.size + (DIGEST_BYTES if self.redacted else SALT_BYTES)
+
+    @property
+    def body_at(self) -> int:
+        return self.private_at + self.private_bytes
+
+    @property
+    def payload_at(self) -> int:
+        return self.body_at + self.payload_offset
+
+
 def seal(
-    unit: WorkUnit, *, previous: bytes, salt: bytes, private: Private = NOTHING_PRIVATE, group_units: int = 1, group_index: int = 0
+    unit: WorkUnit,
+    *,
+    previous: bytes,
+    salt: bytes,
+    private: Private = NOTHING_PRIVATE,
+    group_units: int = 1,
+    group_index: int = 0,
 ) -> Record:
     """The record of `unit` after a record whose chain digest is `previous`."""
     body = _encode_body(unit)
-    payload_at = len(body) - len(unit.payload)
+    payload_offset = len(body) - len(unit.payload)
     kept = _encode_private(private) if private is not NOTHING_PRIVATE else b""
-    digest = blake2b(salt + unit.payload, digest_size=DIGEST_BYTES).digest()
-    chain = _chain(previous, group_units, group_index, kept, body[:payload_at], digest)
-    header = _HEADER.pack(FORMAT, 0, group_units, 0, chain, payload_at, len(kept), group_index)
-    raw = bytearray().join((header, salt, kept, body))
-    raw[4:8] = zlib.crc32(memoryview(raw)[_CRC_FROM:]).to_bytes(4, "big")
-    return Record(unit, body, bytes(raw), chain, private, group_units, group_index)
+    digest = _payload_digest(salt, unit.payload)
+    chain = _chain(previous, group_units, group_index, kept, body[:payload_offset], digest)
+    header = _HEADER.pack(FORMAT, 0, group_units, 0, unit.seq, chain, payload_offset, len(kept), group_index)
+    raw = _with_crc(bytearray().join((header, salt, kept, body)))
+    return Record(unit, body, raw, chain, private, group_units, group_index)
 
 
-def parse(raw: bytes) -> Record:
-    """The record in these bytes. Raises RecordError when they are not exactly what `seal` or `redact` made."""
-    version, flags, group_units, crc, chain, _, kept_bytes, group_index = _header(raw)
-    if version != FORMAT:
-        raise RecordError(f"record format {version}, this version reads format {FORMAT}")
-    if zlib.crc32(memoryview(raw)[_CRC_FROM:]) != crc:
-        raise RecordError("checksum does not match")
-    kept_at = _HEADER.size + (DIGEST_BYTES if flags & _REDACTED else SALT_BYTES)
-    body_at = kept_at + kept_bytes
+def parse(raw: bytes, seq: int) -> Record:
+    """The record in these bytes. Raises RecordError when they are not exactly what was written at `seq`."""
+    header = _checked(raw, seq)
     try:
-        private = _decode_private(raw[kept_at:body_at]) if kept_bytes else NOTHING_PRIVATE
-        body = raw[body_at:]
-        return Record(_decode_body(body), body, raw, chain, private, group_units, group_index)
+        kept = raw[header.private_at : header.body_at]
+        private = _decode_private(kept) if kept else NOTHING_PRIVATE
+        body = raw[header.body_at :]
+        unit = _decode_body(body)
     except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
-        raise RecordError(f"not a unit: {exc}") from exc
+        raise RecordError(f"is not a unit: {exc}") from exc
+    if unit.seq != seq or header.payload_at != len(raw) - len(unit.payload):
+        raise RecordError("has a header that is not of its unit")
+    if header.redacted and any(unit.payload):
+        raise RecordError("is marked as redacted and has a payload")
+    return Record(
+        unit, body, raw, header.chain, private, header.group_units, header.group_index, redacted=header.redacted
+    )
 
 
-def body_of(raw: bytes) -> bytes:
+def body_of(raw: bytes, seq: int) -> bytes:
     """The public unit in a record, checked by its CRC but not decoded: what catching up sends."""
-    version, flags, _, crc, _, _, kept_bytes, _ = _header(raw)
-    if version != FORMAT or zlib.crc32(memoryview(raw)[_CRC_FROM:]) != crc:
-        raise RecordError("checksum does not match")
-    return raw[_HEADER.size + (DIGEST_BYTES if flags & _REDACTED else SALT_BYTES) + kept_bytes :]
+    return raw[_checked(raw, seq).body_at :]
 
 
-def chain_follows(raw: bytes, previous: bytes) -> bool:
-    """Whether this (parsed) record continues a chain whose last digest is `previous`."""
-    _, flags, group_units, _, chain, payload_at, kept_bytes, group_index = _header(raw)
-    kept_at = _HEADER.size + (DIGEST_BYTES if flags & _REDACTED else SALT_BYTES)
-    proof = raw[_HEADER.size : kept_at]
-    body_at = kept_at + kept_bytes
-    payload_from = body_at + payload_at
-    if flags & _REDACTED:
-        digest = proof
-    else:
-        digest = blake2b(proof + raw[payload_from:], digest_size=DIGEST_BYTES).digest()
-    return chain == _chain(previous, group_units, group_index, raw[kept_at:body_at], raw[body_at:payload_from], digest)
+def chain_follows(record: Record, previous: bytes) -> bool:
+    """Whether this record continues a chain whose last digest is `previous`."""
+    raw = record.raw
+    header = _unpack(raw)
+    proof, payload = raw[_HEADER.size : header.private_at], record.unit.payload
+    kept, public = raw[header.private_at : header.body_at], raw[header.body_at : header.payload_at]
+    digest = proof if header.redacted else _payload_digest(proof, payload)
+    return header.chain == _chain(previous, header.group_units, header.group_index, kept, public, digest)
 
 
-def redact(raw: bytes) -> bytes:
+def redact(record: Record) -> bytes:
     """The same record with its payload zeroed and its salt gone; the chain still holds."""
-    version, flags, group_units, _, chain, payload_at, kept_bytes, group_index = _header(raw)
-    if flags & _REDACTED:
+    assert not is_own_kind(record.unit.kind), "the state is folded from the bus's own units"
+    raw = record.raw
+    if record.redacted:
         return raw
-    kept_at = _HEADER.size + SALT_BYTES
-    payload_from = kept_at + kept_bytes + payload_at
-    payload = raw[payload_from:]
-    digest = blake2b(raw[_HEADER.size : kept_at] + payload, digest_size=DIGEST_BYTES).digest()
-    header = _HEADER.pack(version, flags | _REDACTED, group_units, 0, chain, payload_at, kept_bytes, group_index)
-    redacted = bytearray().join((header, digest, raw[kept_at:payload_from], bytes(len(payload))))
-    redacted[4:8] = zlib.crc32(memoryview(redacted)[_CRC_FROM:]).to_bytes(4, "big")
-    return bytes(redacted)
+    old = _unpack(raw)
+    digest = _payload_digest(raw[_HEADER.size : old.private_at], record.unit.payload)
+    header = _HEADER.pack(
+        old.version,
+        old.flags | _REDACTED,
+        old.group_units,
+        0,
+        old.seq,
+        old.chain,
+        old.payload_offset,
+        old.private_bytes,
+        old.group_index,
+    )
+    kept_and_public = raw[old.private_at : old.payload_at]
+    return _with_crc(bytearray().join((header, digest, kept_and_public, bytes(len(record.unit.payload)))))
+
+
+def _payload_digest(salt: bytes, payload: bytes) -> bytes:
+    return blake2b(salt + payload, digest_size=DIGEST_BYTES).digest()
 
 
 def _chain(previous: bytes, group_units: int, group_index: int, kept: bytes, public: bytes, digest: bytes) -> bytes:
-    covered = _COVERED.pack(group_units, group_index, len(kept), len(public))
+    covered = _COVERED.pack(FORMAT, group_units, group_index, len(kept), len(public))
     return blake2b(b"".join((previous, covered, kept, public, digest)), digest_size=DIGEST_BYTES).digest()
 
 
-def _header(raw: bytes) -> tuple[int, int, int, int, bytes, int, int, int]:
-    if len(raw) < _HEADER.size + SALT_BYTES:
-        raise RecordError(f"{len(raw)} bytes, a record has at least {_HEADER.size + SALT_BYTES}")
-    return _HEADER.unpack_from(raw)
+def _with_crc(raw: bytearray) -> bytes:
+    raw[_CRC] = _crc(raw).to_bytes(4, "big")
+    return bytes(raw)
+
+
+def _crc(raw: bytes | bytearray) -> int:
+    return zlib.crc32(memoryview(raw)[_CRC.stop :], zlib.crc32(memoryview(raw)[: _CRC.start]))
+
+
+def _checked(raw: bytes, seq: int) -> _Header:
+    if len(raw) < _HEADER.size:
+        raise RecordError(f"has {len(raw)} bytes, a record has at least {_HEADER.size + SALT_BYTES}")
+    header = _unpack(raw)
+    # First, so that an older program names what it cannot read instead of calling it damage.
+    if header.version != FORMAT or header.flags & ~_REDACTED:
+        raise RecordError(f"has format {header.version}.{header.flags}, this version reads format {FORMAT}")
+    if _crc(raw) != header.crc:
+        raise RecordError("does not match its checksum")
+    if header.seq != seq:
+        raise RecordError(f"holds unit {header.seq} instead")
+    return header
+
+
+def _unpack(raw: bytes) -> _Header:
+    return _Header(*_HEADER.unpack_from(raw))

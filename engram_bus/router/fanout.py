@@ -119,9 +119,12 @@ class Fanout:
 
     def goaway(self, reason: str) -> None:
         """Send everyone off with a cursor and a time to come back, spread so that they do not all come at once."""
-        for feed in list(self._feeds):
+        feeds = list(self._feeds)
+        for feed in feeds:
             retry_ms = random.randint(GOAWAY_RETRY_MS_MIN, GOAWAY_RETRY_MS_MAX)
             feed.sink.write(feed.framing.goaway(reason, retry_ms, feed.cursor_text))
+        # Only now: several feeds may share a socket, and each has a cursor to tell.
+        for feed in feeds:
             feed.close(ShuttingDown(f"the bus is stopping: {reason}"))
 
 

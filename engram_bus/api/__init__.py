@@ -1,0 +1,1 @@
+"""WIRE IN: HTTP, its documents, and the sockets' protocol classes."""

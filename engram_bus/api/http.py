@@ -1,0 +1,615 @@
+"""HTTP: requests to commands and reads, answers and errors back; nothing is decided here."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import msgspec
+from starlette.routing import Match, Route
+from starlette.types import Receive, Scope, Send
+
+from engram_bus import clock
+from engram_bus.api.edge import socket_of
+from engram_bus.api.metrics import CONTENT_TYPE as METRICS_TYPE
+from engram_bus.api.metrics import Metrics
+from engram_bus.api.operations import (
+    OPERATIONS,
+    Alive,
+    ContextIn,
+    Disk,
+    Operation,
+    Ready,
+    Status,
+)
+from engram_bus.api.parameters import pairs, read
+from engram_bus.api.problems import problem_body, problem_headers
+from engram_bus.bus.writer import Answer
+from engram_bus.codec import (
+    Entry,
+    append_from_json,
+    append_from_msgpack,
+    encode_json,
+    parse,
+)
+from engram_bus.embedded import Bus
+from engram_bus.errors import (
+    EngramError,
+    InternalError,
+    InvalidRequest,
+    MethodNotAllowed,
+    RouteNotFound,
+    TooLarge,
+    UnsupportedMedia,
+    VersionMoved,
+)
+from engram_bus.limits import (
+    BODY_SECONDS_MAX,
+    BULK_BYTES_MAX,
+    BULK_UNITS_MAX,
+    CONTEXT_REQUEST_BYTES_MAX,
+    UNIT_REQUEST_BYTES_MAX,
+)
+from engram_bus.log.contract import cursor_seq
+from engram_bus.router.filters import make_filter
+from engram_bus.subscribers.requests import from_query
+from engram_bus.subscribers.sse import HEADERS as SSE_HEADERS
+from engram_bus.subscribers.sse import Stream
+from engram_bus.subscribers.websocket import JSON_PROTOCOL, MSGPACK_PROTOCOL, Connection
+from engram_bus.units import ANONYMOUS, Append, AppendAtomic, RelationshipType, UpdateContext
+
+log = logging.getLogger(__name__)
+
+PREFIX = "/api/v1"
+
+_JSON_TYPE = (b"content-type", b"application/json")
+_decode_context = msgspec.json.Decoder(ContextIn).decode
+_decode_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
+Headers = list[tuple[bytes, bytes]]
+
+
+class Call:
+    """One request as an operation sees it."""
+
+    __slots__ = ("_receive", "headers", "path", "query", "scope", "values")
+
+    def __init__(self, scope: Scope, receive: Receive, path: dict[str, str]) -> None:
+        self.scope = scope
+        self.path = path
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.query: bytes = scope["query_string"]
+        self.values: dict[str, Any] = {}
+        self._receive = receive
+
+    def header(self, name: bytes) -> str | None:
+        """A header as text. Raises InvalidRequest for bytes that are none."""
+        raw = self.headers.get(name)
+        if raw is None:
+            return None
+        try:
+            return raw.decode()
+        except UnicodeDecodeError as exc:
+            raise InvalidRequest(f"header {name.decode()} is not UTF-8", field=name.decode()) from exc
+
+    async def body(self, bytes_max: int) -> bytes:
+        """The whole body. Raises TooLarge before it is read, where its length is told, and InvalidRequest if late."""
+        told = self.headers.get(b"content-length", b"0")
+        if told.isdigit() and int(told) > bytes_max:
+            raise TooLarge(f"the body has {int(told)} bytes, at most {bytes_max}", limit=bytes_max)
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            raise ClientLeft
+        body: bytes = message.get("body", b"")
+        if not message.get("more_body", False):
+            if len(body) > bytes_max:
+                raise TooLarge(f"the body has more than {bytes_max} bytes", limit=bytes_max)
+            return body
+        try:
+            async with asyncio.timeout(BODY_SECONDS_MAX):
+                return await self._rest(body, bytes_max)
+        except TimeoutError:
+            raise InvalidRequest(f"the body took longer than {BODY_SECONDS_MAX:g} s") from None
+
+    async def _rest(self, body: bytes, bytes_max: int) -> bytes:
+        parts, size = [body], len(body)
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise ClientLeft
+            part: bytes = message.get("body", b"")
+            parts.append(part)
+            size += len(part)
+            if size > bytes_max:
+                raise TooLarge(f"the body has more than {bytes_max} bytes", limit=bytes_max)
+            if not message.get("more_body", False):
+                return b"".join(parts)
+
+    def media_type(self, allowed: Sequence[str]) -> str:
+        """The body's type; JSON where none is told. Raises UnsupportedMedia."""
+        told = self.headers.get(b"content-type", b"application/json").decode("latin-1")
+        base = told.partition(";")[0].strip().lower()
+        if base not in allowed:
+            raise UnsupportedMedia(f"content type {base[:64]!r} is not read here; one of {', '.join(allowed)}")
+        return base
+
+
+class ClientLeft(Exception):
+    """The client is gone before it said everything; nobody is there to answer."""
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """What an operation answers."""
+
+    status: int
+    body: bytes
+    headers: Headers = []
+
+
+Handler = Callable[[Call], Awaitable[Reply]]
+Page = Callable[[], tuple[str, bytes]]
+
+
+class HttpApi:
+    """The ASGI application of one bus. `pages` are static documents by path: their type and bytes."""
+
+    def __init__(self, bus: Bus, *, version: str, pages: dict[str, tuple[str, bytes]]) -> None:
+        self.bus = bus
+        self.metrics = Metrics(bus)
+        self.sockets: set[Connection] = set()
+        self._version = version
+        self._pages = pages
+        self._started = clock.monotonic_seconds()
+        self._routes = [
+            (Route(operation.path, _never, methods=[operation.method]), operation, self._handler(operation))
+            for operation in OPERATIONS
+        ]
+        # The routes that carry the load skip the matching of patterns.
+        self._hot = {("POST", "/workunit"): self._route("append"), ("POST", "/workunits"): self._route("append_bulk")}
+
+    def _handler(self, operation: Operation) -> Handler:
+        handler: Handler = getattr(self, f"_{operation.name}")
+        return handler
+
+    def _route(self, name: str) -> tuple[Operation, Handler]:
+        return next((operation, handler) for _, operation, handler in self._routes if operation.name == name)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        match scope["type"]:
+            case "http":
+                await self._http(scope, receive, send)
+            case "websocket":
+                await self._websocket(scope, receive, send)
+            case _:
+                return
+
+    # --- Dispatch ----------------------------------------------------------------------------------------------------
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = clock.monotonic_seconds()
+        path: str = scope["path"]
+        if path.startswith(PREFIX + "/"):
+            path = path[len(PREFIX) :]
+        name = "none"
+        try:
+            operation, handler, names = self._match(scope, path)
+            name = operation.name
+            call = Call(scope, receive, names)
+            if operation.name == "stream_sse":
+                await self._stream_sse(call, receive, send)
+                return
+            reply = await self._perform(operation, handler, call)
+        except ClientLeft:
+            return
+        except _Static as static:
+            reply = Reply(200, static.body, [(b"content-type", static.kind.encode())])
+        except EngramError as exc:
+            reply = Reply(exc.status, problem_body(exc), problem_headers(exc))
+        except Exception:
+            log.exception("a request to %s failed", path)
+            error = InternalError("the request could not be answered; the log of the bus says why")
+            reply = Reply(error.status, problem_body(error), problem_headers(error))
+        await _send(send, reply, scope["method"])
+        self.metrics.answered(name, reply.status, clock.monotonic_seconds() - started)
+
+    def _match(self, scope: Scope, path: str) -> tuple[Operation, Handler, dict[str, str]]:
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        hot = self._hot.get((method, path))
+        if hot is not None:
+            return (*hot, {})
+        if (page := self._pages.get(path)) is not None and method == "GET":
+            raise _Static(*page)
+        allowed = ["GET"] if page is not None else []
+        for route, operation, handler in self._routes:
+            match, found = route.matches({"type": "http", "method": method, "path": path})
+            if match is Match.FULL:
+                return operation, handler, found["path_params"]
+            if match is Match.PARTIAL:
+                allowed.append(operation.method)
+        if allowed:
+            raise MethodNotAllowed(f"{path[:256]} takes {', '.join(allowed)}, not {method}", allow=", ".join(allowed))
+        raise RouteNotFound(f"nothing is at {path[:256]!r}")
+
+    async def _perform(self, operation: Operation, handler: Handler, call: Call) -> Reply:
+        call.values = read(call.query, operation.parameters)
+        if operation.is_read:
+            await self.bus.wait_for(call.values["min_seq"], timeout_ms=call.values["timeout_ms"])
+        return await handler(call)
+
+    # --- Append ------------------------------------------------------------------------------------------------------
+
+    async def _append(self, call: Call) -> Reply:
+        media_type = call.media_type(("application/json", "application/msgpack"))
+        body = await call.body(UNIT_REQUEST_BYTES_MAX)
+        decode = append_from_msgpack if media_type == "application/msgpack" else append_from_json
+        append = decode(body, agent_id=call.header(b"x-agent-id"))
+        answer = await self.bus.execute(self._with_headers(call, append, append.draft.context_id))
+        entry = answer.entries[0]
+        return Reply(201, entry.json, self._write_headers(answer, entry.unit.version))
+
+    def _with_headers(self, call: Call, command: Any, context_id: str) -> Any:
+        """The command with what headers say; where header and body both say something, they must agree."""
+        changes: dict[str, Any] = {}
+        key = call.header(b"idempotency-key")
+        if key is not None:
+            changes["idempotency_key"] = _agreed(command.idempotency_key, key, "idempotency_key")
+        expected = self._expected_version(call, context_id)
+        if expected is not None:
+            changes["expected_version"] = _agreed(command.expected_version, expected, "expected_version")
+        return msgspec.structs.replace(command, **changes) if changes else command
+
+    def _expected_version(self, call: Call, context_id: str) -> int | None:
+        none_match = call.headers.get(b"if-none-match")
+        if none_match is not None:
+            if none_match.strip() != b"*":
+                raise InvalidRequest("If-None-Match takes * here", field="If-None-Match")
+            return 0
+        match = call.headers.get(b"if-match")
+        if match is None:
+            return None
+        if match.strip() == b"*":
+            if self.bus.writer.contexts.version(context_id) == 0:
+                raise VersionMoved(f"context {context_id!r} does not exist", field="If-Match", current_version=0)
+            return None
+        digits = match.strip().strip(b'"')
+        if not digits.isdigit() or len(digits) > 18:
+            raise InvalidRequest('If-Match takes a version ("5") or *', field="If-Match")
+        return int(digits)
+
+    def _write_headers(self, answer: Answer, version: int | None) -> Headers:
+        headers = [
+            _JSON_TYPE,
+            (b"engram-durability", self.bus.durability.encode()),
+            (b"engram-applied-seq", b"%d" % self.bus.head),
+        ]
+        if version is not None:
+            headers.append((b"etag", b'"%d"' % version))
+        if answer.replayed:
+            headers.append((b"idempotency-replayed", b"true"))
+        return headers
+
+    async def _append_bulk(self, call: Call) -> Reply:
+        is_atomic = call.values["atomic"]
+        media_type = call.media_type(("application/json", "application/x-ndjson", "application/jsonl"))
+        items = _items(media_type, await call.body(BULK_BYTES_MAX))
+        agent_id = call.header(b"x-agent-id")
+        key = call.header(b"idempotency-key")
+        if is_atomic:
+            return await self._append_atomic(items, agent_id, key)
+        if key is not None:
+            raise InvalidRequest(
+                "one Idempotency-Key is for an atomic batch; each unit of this one may have its own", field="Idempotency-Key"
+            )
+        parsed = [_parsed(item, agent_id) for item in items]
+        outcomes = iter(await self.bus.execute_bulk([one for one in parsed if isinstance(one, Append)]) if any(
+            isinstance(one, Append) for one in parsed
+        ) else [])
+        results = [one if isinstance(one, EngramError) else next(outcomes) for one in parsed]
+        failed = any(isinstance(result, EngramError) for result in results)
+        body = _results(results, self.bus.head)
+        return Reply(207 if failed else 201, body, self._write_headers(Answer(()), None))
+
+    async def _append_atomic(self, items: list[bytes], agent_id: str | None, key: str | None) -> Reply:
+        appends = []
+        for index, item in enumerate(items):
+            one = _parsed(item, agent_id)
+            if isinstance(one, EngramError):
+                raise one.at(index)
+            appends.append(one)
+        if not appends:
+            raise InvalidRequest("the batch is empty: name at least one unit")
+        answer = await self.bus.execute(AppendAtomic(appends=tuple(appends), idempotency_key=key))
+        body = _results([Answer((entry,)) for entry in answer.entries], self.bus.head)
+        return Reply(201, body, self._write_headers(answer, None))
+
+    # --- Read --------------------------------------------------------------------------------------------------------
+
+    async def _get(self, call: Call) -> Reply:
+        return self._read_reply(self.bus.get(call.path["id"]).json)
+
+    async def _list(self, call: Call) -> Reply:
+        return self._list_context(call, call.path["context_id"])
+
+    async def _list_by_query(self, call: Call) -> Reply:
+        return self._list_context(call, _required(call, "context_id"))
+
+    def _list_context(self, call: Call, context_id: str) -> Reply:
+        values = call.values
+        narrows = values["type"] or values["agent"] or values["kind"]
+        page = self.bus.list(
+            context_id,
+            limit=values["limit"],
+            page=values["page"],
+            reverse=values["reverse"],
+            after=0 if values["after"] is None else self._seq(values["after"]),
+            before=None if values["before"] is None else self._seq(values["before"]),
+            wanted=make_filter(contexts=("*",), types=values["type"], agents=values["agent"], kinds=values["kind"])
+            if narrows
+            else None,
+        )
+        body = b'{"work_units":[%b],"next_page":%b,"applied_seq":%d}' % (
+            b",".join([entry.json for entry in page.entries]),
+            encode_json(page.next_page),
+            page.applied_seq,
+        )
+        return self._read_reply(body)
+
+    def _seq(self, cursor: str) -> int:
+        # A bound of a list may lie ahead of the head: it then bounds nothing, or everything.
+        if cursor.isascii() and cursor.isdigit() and len(cursor) <= 18:
+            return int(cursor)
+        return cursor_seq(cursor, epochs=self.bus.log.epochs, head=self.bus.head)
+
+    async def _related(self, call: Call) -> Reply:
+        page = self.bus.related(
+            call.path["id"],
+            direction=call.values["direction"],
+            depth=call.values["depth"],
+            types=[RelationshipType(name) for name in call.values["type"]],
+        )
+        related = b",".join(
+            b'{"work_unit":%b,"relationship":"%b","direction":"%b","depth":%d,"from_id":"%b"}'
+            % (one.entry.json, one.relationship.encode(), one.direction.encode(), one.depth, one.from_id.encode())
+            for one in page.related
+        )
+        body = b'{"related":[%b],"missing":%b,"truncated":%b,"applied_seq":%d}' % (
+            related,
+            encode_json(page.missing),
+            encode_json(page.truncated),
+            page.applied_seq,
+        )
+        return self._read_reply(body)
+
+    def _read_reply(self, body: bytes, *headers: tuple[bytes, bytes]) -> Reply:
+        return Reply(200, body, [_JSON_TYPE, (b"engram-applied-seq", b"%d" % self.bus.head), *headers])
+
+    # --- Contexts ----------------------------------------------------------------------------------------------------
+
+    async def _get_context(self, call: Call) -> Reply:
+        return self._context_reply(call.path["context_id"])
+
+    def _context_reply(self, context_id: str) -> Reply:
+        context = self.bus.context(context_id)
+        return self._read_reply(encode_json(context), (b"etag", b'"%d"' % context.version))
+
+    async def _contexts(self, call: Call) -> Reply:
+        if call.values["context_id"] is not None:
+            return self._context_reply(call.values["context_id"])
+        page = self.bus.contexts(
+            limit=call.values["limit"], page=call.values["page"], prefix=call.values["prefix"]
+        )
+        return self._read_reply(encode_json(page))
+
+    async def _update_context(self, call: Call) -> Reply:
+        return await self._update(call, call.path["context_id"])
+
+    async def _update_context_by_query(self, call: Call) -> Reply:
+        return await self._update(call, _required(call, "context_id"))
+
+    async def _update(self, call: Call, context_id: str) -> Reply:
+        call.media_type(("application/json",))
+        change = parse(_decode_context, await call.body(CONTEXT_REQUEST_BYTES_MAX))
+        agent_id = change.agent_id or call.header(b"x-agent-id") or ANONYMOUS
+        command = UpdateContext(
+            context_id=context_id,
+            agent_id=agent_id,
+            display_name=change.display_name,
+            add_agents=tuple(change.add_agents),
+            remove_agents=tuple(change.remove_agents),
+            pin_units=tuple(change.pin_units),
+            unpin_units=tuple(change.unpin_units),
+            meta=change.meta,
+            fences=None if change.fences is None else tuple(change.fences),
+            closed=change.closed,
+            expected_version=change.expected_version,
+            idempotency_key=change.idempotency_key,
+        )
+        answer = await self.bus.execute_update(self._with_headers(call, command, context_id))
+        assert answer.context is not None, "an update answers with its context"
+        return Reply(200, encode_json(answer.context), self._write_headers(answer, answer.context.version))
+
+    # --- The bus itself ----------------------------------------------------------------------------------------------
+
+    async def _status(self, call: Call) -> Reply:
+        bus, refusal = self.bus, self.bus.writer.refusal
+        status = Status(
+            version=self._version,
+            epoch=bus.epoch,
+            head=bus.head,
+            cursor=bus.cursor,
+            durability=bus.durability,
+            ready=refusal is None,
+            reason=None if refusal is None else refusal.code,
+            started_at=bus.started_at,
+            uptime_seconds=round(clock.monotonic_seconds() - self._started, 3),
+            contexts=len(bus.writer.contexts),
+            subscribers=len(bus.fanout),
+            lag_units=bus.fanout.furthest_behind,
+            queue_commands=bus.writer.queue_units,
+            disk=Disk(*bus.log.sizes()),
+        )
+        return Reply(200, encode_json(status), [_JSON_TYPE])
+
+    async def _healthz(self, call: Call) -> Reply:
+        return Reply(200, encode_json(Alive("ok")), [_JSON_TYPE])
+
+    async def _readyz(self, call: Call) -> Reply:
+        refusal = self.bus.writer.refusal
+        ready = Ready(
+            ready=refusal is None,
+            reason=None if refusal is None else refusal.code,
+            detail=None if refusal is None else refusal.message,
+            head=self.bus.head,
+            epoch=self.bus.epoch,
+        )
+        return Reply(200 if ready.ready else 503, encode_json(ready), [_JSON_TYPE])
+
+    async def _metrics(self, call: Call) -> Reply:
+        return Reply(200, self.metrics.text(), [(b"content-type", METRICS_TYPE.encode())])
+
+    # --- Streams -----------------------------------------------------------------------------------------------------
+
+    async def _stream_sse(self, call: Call, receive: Receive = None, send: Send = None) -> None:  # type: ignore[assignment]
+        request = from_query(pairs(call.query), last_event_id=call.header(b"last-event-id"))
+        if request is None:
+            raise InvalidRequest("name the contexts to subscribe to, or * for all", field="context")
+        if self.bus.writer.is_closed:
+            raise self.bus.writer.refusal or InternalError("the bus is closed")
+        after = self.bus.seq_of_cursor(request.after)
+        await send({"type": "http.response.start", "status": 200, "headers": list(SSE_HEADERS)})
+        if call.scope["method"] != "HEAD":
+            stream = Stream(self.bus, socket_of(call.scope), request, after)
+            try:
+                await _until_left(receive, stream.over)
+            finally:
+                stream.close()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        path: str = scope["path"]
+        if path.removeprefix(PREFIX) != "/stream":
+            error = RouteNotFound(f"no WebSocket is at {path[:256]!r}; it is at /stream")
+            await _refuse_handshake(send, error)
+            return
+        offered = scope["subprotocols"]
+        subprotocol = next((name for name in offered if name in (JSON_PROTOCOL, MSGPACK_PROTOCOL)), None)
+        accept: dict[str, Any] = {"type": "websocket.accept", "subprotocol": subprotocol, "headers": []}
+        await send(accept)
+        socket = socket_of(scope)
+        connection = Connection(
+            self.bus, socket, subprotocol=subprotocol or JSON_PROTOCOL, agent_id=_agent_of(scope)
+        )
+        socket.attach(connection)
+        self.sockets.add(connection)
+        try:
+            self._open(connection, scope)
+            while (await receive())["type"] != "websocket.disconnect":
+                pass
+        finally:
+            self.sockets.discard(connection)
+            connection.lost()
+
+    def _open(self, connection: Connection, scope: Scope) -> None:
+        try:
+            request = from_query(pairs(scope["query_string"]))
+        except EngramError as exc:
+            connection.refuse(exc)
+        else:
+            connection.open(request)
+
+    def goaway(self, reason: str) -> None:
+        """Tell every stream that the bus stops, and where to resume."""
+        self.bus.fanout.goaway(reason)
+        for connection in list(self.sockets):
+            connection.goaway(reason)
+
+
+class _Static(Exception):
+    """A page that is the same every time."""
+
+    def __init__(self, kind: str, body: bytes) -> None:
+        super().__init__(kind)
+        self.kind = kind
+        self.body = body
+
+
+async def _never() -> None:
+    raise AssertionError("routes are matched here, not called")
+
+
+async def _send(send: Send, reply: Reply, method: str) -> None:
+    headers = [*reply.headers, (b"content-length", b"%d" % len(reply.body))]
+    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if method == "HEAD" else reply.body})
+
+
+async def _until_left(receive: Receive, over: asyncio.Future[None]) -> None:
+    async def left() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    leaving = asyncio.ensure_future(left())
+    try:
+        await asyncio.wait((leaving, over), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        leaving.cancel()
+
+
+async def _refuse_handshake(send: Send, error: EngramError) -> None:
+    headers = problem_headers(error)
+    await send({"type": "websocket.http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "websocket.http.response.body", "body": problem_body(error)})
+
+
+def _agent_of(scope: Scope) -> str | None:
+    """The agent a socket acts for: X-Agent-ID, or (browsers cannot set it) `agent_id` in the query."""
+    for name, value in scope["headers"]:
+        if name == b"x-agent-id":
+            return str(value.decode("utf-8", "replace"))
+    try:
+        return next((value for name, value in pairs(scope["query_string"]) if name == "agent_id"), None)
+    except EngramError:
+        return None
+
+
+def _items(media_type: str, body: bytes) -> list[bytes]:
+    """The units of a bulk, each as its own JSON."""
+    if media_type == "application/json":
+        items = [bytes(item) for item in parse(_decode_items, body)]
+    else:
+        items = [line for line in body.split(b"\n") if line.strip()]
+    if not items:
+        raise InvalidRequest("the batch is empty: name at least one unit")
+    if len(items) > BULK_UNITS_MAX:
+        raise TooLarge(f"{len(items)} units in one batch, at most {BULK_UNITS_MAX}", limit=BULK_UNITS_MAX)
+    return items
+
+
+def _parsed(item: bytes, agent_id: str | None) -> Append | EngramError:
+    try:
+        return append_from_json(item, agent_id=agent_id)
+    except EngramError as exc:
+        return exc
+
+
+def _results(results: Sequence[Answer | EngramError], head: int) -> bytes:
+    parts = [
+        b'{"error":%b}' % problem_body(result.at(index))
+        if isinstance(result, EngramError)
+        else b'{"work_unit":%b}' % result.entries[0].json
+        for index, result in enumerate(results)
+    ]
+    return b'{"results":[%b],"applied_seq":%d}' % (b",".join(parts), head)
+
+
+def _agreed(in_body: Any, in_header: Any, field: str) -> Any:
+    if in_body is not None and in_body != in_header:
+        raise InvalidRequest(f"{field} differs between the body and its header", field=field)
+    return in_header
+
+
+def _required(call: Call, name: str) -> str:
+    value = call.values[name]
+    if value is None:
+        raise InvalidRequest(f"{name} is missing", field=name)
+    return str(value)

@@ -1,0 +1,441 @@
+"""Every HTTP operation said once: its path, what it takes, what it answers. Routing and documents are made from this."""
+
+from typing import Any, Final
+
+import msgspec
+
+from engram_bus.api.parameters import Parameter
+from engram_bus.codec import UnitIn, UnitOut
+from engram_bus.errors import (
+    Busy,
+    ContextClosed,
+    ContextNotFound,
+    CursorAhead,
+    CursorInvalid,
+    EngramError,
+    EpochChanged,
+    IdempotencyConflict,
+    IdTaken,
+    InternalError,
+    InvalidRequest,
+    LogDamaged,
+    MethodNotAllowed,
+    MinSeqTimeout,
+    ShuttingDown,
+    StorageFailed,
+    StorageFull,
+    StorageReadOnly,
+    TooLarge,
+    UnitNotFound,
+    UnsupportedMedia,
+    VersionMoved,
+)
+from engram_bus.limits import (
+    CONTEXT_CHANGES_MAX,
+    MIN_SEQ_TIMEOUT_MS_DEFAULT,
+    MIN_SEQ_TIMEOUT_MS_MAX,
+    PAGE_UNITS_DEFAULT,
+    PAGE_UNITS_MAX,
+    RELATED_DEPTH_MAX,
+)
+from engram_bus.units import Context, RelationshipType
+
+SEQ_MAX: Final = 2**63 - 1
+
+
+class ContextIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A change of a context: what is not named stays. A meta value of null removes its key."""
+
+    agent_id: str | None = None
+    display_name: str | None = None
+    add_agents: list[str] = []
+    remove_agents: list[str] = []
+    pin_units: list[str] = []
+    unpin_units: list[str] = []
+    meta: dict[str, str | None] = {}
+    fences: list[str] | None = None
+    closed: bool | None = None
+    expected_version: int | None = None
+    idempotency_key: str | None = None
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """RFC 9457 problem details; `code` is the same on every transport, further members tell what to act on."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    retryable: bool
+    field: str | msgspec.UnsetType = msgspec.UNSET
+    limit: int | msgspec.UnsetType = msgspec.UNSET
+    index: int | msgspec.UnsetType = msgspec.UNSET
+
+
+class BulkResult(msgspec.Struct, frozen=True):
+    """What became of one unit of a bulk."""
+
+    work_unit: UnitOut | msgspec.UnsetType = msgspec.UNSET
+    error: Problem | msgspec.UnsetType = msgspec.UNSET
+
+
+class BulkOut(msgspec.Struct, frozen=True):
+    """One result for each unit, in order."""
+
+    results: list[BulkResult]
+    applied_seq: int
+
+
+class UnitList(msgspec.Struct, frozen=True):
+    """A page of a context's units; `next_page` is null at the end."""
+
+    work_units: list[UnitOut]
+    next_page: str | None
+    applied_seq: int
+
+
+class RelatedOut(msgspec.Struct, frozen=True):
+    """A unit reached over relationships."""
+
+    work_unit: UnitOut
+    relationship: RelationshipType
+    direction: str
+    depth: int
+    from_id: str
+
+
+class RelatedList(msgspec.Struct, frozen=True):
+    """Units reached, nearest first; `missing` are targets that are not in the log."""
+
+    related: list[RelatedOut]
+    missing: list[str]
+    truncated: bool
+    applied_seq: int
+
+
+class ContextList(msgspec.Struct, frozen=True):
+    """A page of contexts in byte order of their ids; `next_page` is null at the end."""
+
+    contexts: list[Context]
+    next_page: str | None
+    applied_seq: int
+
+
+class Disk(msgspec.Struct, frozen=True):
+    """Bytes taken and left; null where they cannot be known."""
+
+    log_bytes: int
+    index_bytes: int
+    free_bytes: int | None
+
+
+class Status(msgspec.Struct, frozen=True):
+    """The bus at a glance."""
+
+    version: str
+    epoch: str
+    head: int
+    cursor: str
+    durability: str
+    ready: bool
+    reason: str | None
+    started_at: str
+    uptime_seconds: float
+    contexts: int
+    subscribers: int
+    lag_units: int
+    queue_commands: int
+    disk: Disk
+
+
+class Alive(msgspec.Struct, frozen=True):
+    """The process answers."""
+
+    status: str
+
+
+class Ready(msgspec.Struct, frozen=True):
+    """Whether appends are taken; `reason` is the code of what is in the way."""
+
+    ready: bool
+    reason: str | None
+    detail: str | None
+    head: int
+    epoch: str
+
+
+class Operation(msgspec.Struct, frozen=True, kw_only=True):
+    """One method of one path."""
+
+    name: str
+    method: str
+    path: str
+    """With `{name}` for one segment and `{name:path}` for all that is left, slashes included."""
+    summary: str
+    parameters: tuple[Parameter, ...] = ()
+    request: Any = None
+    request_types: tuple[str, ...] = ()
+    answers: dict[int, tuple[str, Any]] = {}
+    """Status -> what it means, and its body's type (None: not JSON)."""
+    errors: tuple[type[EngramError], ...] = ()
+    is_read: bool = False
+    """Takes `min_seq` and `timeout_ms`."""
+
+
+MIN_SEQ = (
+    Parameter(
+        name="min_seq",
+        kind="integer",
+        default=0,
+        maximum=SEQ_MAX,
+        description="Wait until the log has reached this seq: read your writes.",
+    ),
+    Parameter(
+        name="timeout_ms",
+        kind="integer",
+        default=MIN_SEQ_TIMEOUT_MS_DEFAULT,
+        maximum=MIN_SEQ_TIMEOUT_MS_MAX,
+        description="How long to wait for min_seq, in milliseconds; then 503 MIN_SEQ_TIMEOUT.",
+    ),
+)
+_LIMIT = Parameter(
+    name="limit",
+    kind="integer",
+    default=PAGE_UNITS_DEFAULT,
+    minimum=1,
+    maximum=PAGE_UNITS_MAX,
+    description="How many at most.",
+)
+_PAGE = Parameter(name="page", description="Where to go on: `next_page` of the answer before.")
+_AGENT_HEADER = Parameter(
+    name="X-Agent-ID", where="header", description="Who acts, where the body does not name an agent_id."
+)
+_KEY_HEADER = Parameter(
+    name="Idempotency-Key",
+    where="header",
+    description="A repeat with the same key, agent and body gets the first answer again, for the life of the log.",
+)
+_IF_MATCH = Parameter(
+    name="If-Match", where="header", description='The context must be at this version ("5"), or exist (*).'
+)
+_IF_NONE_MATCH = Parameter(name="If-None-Match", where="header", description="* : the context must not exist yet.")
+_WRITE_HEADERS = (_AGENT_HEADER, _KEY_HEADER, _IF_MATCH, _IF_NONE_MATCH)
+_CONTEXT_ID = Parameter(
+    name="context_id", where="path", required=True, description="The context; slashes may stand as they are."
+)
+_CONTEXT_QUERY = Parameter(name="context_id", required=True, description="The context, where the path cannot hold it.")
+_FILTERS = (
+    Parameter(name="type", many=True, description="Only units of these types, by name or number."),
+    Parameter(name="agent", many=True, description="Only units of these agents."),
+    Parameter(name="kind", many=True, description="Only units whose kind matches one of these globs."),
+)
+_LISTING = (
+    _LIMIT,
+    _PAGE,
+    Parameter(name="reverse", kind="boolean", default=False, description="Newest first."),
+    Parameter(name="after", description="Only units after this cursor or seq."),
+    Parameter(name="before", description="Only units before this cursor or seq."),
+    *_FILTERS,
+)
+SUBSCRIBE = (
+    Parameter(name="context", many=True, description="Contexts to subscribe to; * for all."),
+    Parameter(name="after", description="Begin after this cursor or seq; 0 from the beginning; default: now."),
+    *_FILTERS,
+    Parameter(name="exclude_agent", many=True, description="No units of these agents."),
+    Parameter(name="resource", many=True, description="Only units that touch a resource matching one of these globs."),
+)
+
+_STORAGE = (Busy, StorageFull, StorageReadOnly, StorageFailed, ShuttingDown)
+_WRITE = (
+    InvalidRequest,
+    TooLarge,
+    UnsupportedMedia,
+    IdempotencyConflict,
+    IdTaken,
+    VersionMoved,
+    ContextClosed,
+    *_STORAGE,
+)
+_READ = (InvalidRequest, MinSeqTimeout, LogDamaged)
+EVERYWHERE = (InternalError, MethodNotAllowed)
+
+_UNIT = {200: ("The unit.", UnitOut)}
+_CONTEXT = {200: ("The context as it stands; its version is the ETag.", Context)}
+_UNITS = {200: ("A page of units.", UnitList)}
+JSON_TYPES = ("application/json",)
+UNIT_TYPES = ("application/json", "application/msgpack")
+BULK_TYPES = ("application/json", "application/x-ndjson")
+
+OPERATIONS: Final = (
+    Operation(
+        name="append",
+        method="POST",
+        path="/workunit",
+        summary="Record one work unit; the answer leaves when it is durable.",
+        parameters=_WRITE_HEADERS,
+        request=UnitIn,
+        request_types=UNIT_TYPES,
+        answers={201: ("The unit as recorded (a repeat has Idempotency-Replayed: true).", UnitOut)},
+        errors=_WRITE,
+    ),
+    Operation(
+        name="append_bulk",
+        method="POST",
+        path="/workunits",
+        summary="Record up to 1,000 units: each by itself, or (atomic) all or none.",
+        parameters=(
+            Parameter(name="atomic", kind="boolean", default=False, description="All or none."),
+            _AGENT_HEADER,
+            Parameter(name="Idempotency-Key", where="header", description="One key for an atomic batch."),
+        ),
+        request=list[UnitIn],
+        request_types=BULK_TYPES,
+        answers={
+            201: ("All were recorded.", BulkOut),
+            207: ("Some were refused: each result says which and why.", BulkOut),
+        },
+        errors=_WRITE,
+    ),
+    Operation(
+        name="get",
+        method="GET",
+        path="/workunit/{id}",
+        summary="One unit by its id.",
+        parameters=(Parameter(name="id", where="path", required=True, description="The unit's id."), *MIN_SEQ),
+        answers=_UNIT,
+        errors=(UnitNotFound, *_READ),
+        is_read=True,
+    ),
+    Operation(
+        name="related",
+        method="GET",
+        path="/workunit/{id}/related",
+        summary="What a unit relates to, and what relates to it, to a depth.",
+        parameters=(
+            Parameter(name="id", where="path", required=True, description="The unit's id."),
+            Parameter(
+                name="type",
+                many=True,
+                choices=tuple(RelationshipType),
+                description="Only relationships of these types.",
+            ),
+            Parameter(name="direction", choices=("out", "in", "both"), default="both", description="Which way."),
+            Parameter(
+                name="depth", kind="integer", default=1, minimum=1, maximum=RELATED_DEPTH_MAX, description="Steps."
+            ),
+            *MIN_SEQ,
+        ),
+        answers={200: ("Units reached, nearest first.", RelatedList)},
+        errors=(UnitNotFound, *_READ),
+        is_read=True,
+    ),
+    Operation(
+        name="list",
+        method="GET",
+        path="/workunits/{context_id:path}",
+        summary="A context's units, oldest first; a context nobody wrote to is an empty list.",
+        parameters=(_CONTEXT_ID, *_LISTING, *MIN_SEQ),
+        answers=_UNITS,
+        errors=(CursorInvalid, CursorAhead, EpochChanged, TooLarge, *_READ),
+        is_read=True,
+    ),
+    Operation(
+        name="list_by_query",
+        method="GET",
+        path="/workunits",
+        summary="The same, with the context in the query.",
+        parameters=(_CONTEXT_QUERY, *_LISTING, *MIN_SEQ),
+        answers=_UNITS,
+        errors=(CursorInvalid, CursorAhead, EpochChanged, TooLarge, *_READ),
+        is_read=True,
+    ),
+    Operation(
+        name="get_context",
+        method="GET",
+        path="/contexts/{context_id:path}",
+        summary="A context as it stands.",
+        parameters=(_CONTEXT_ID, *MIN_SEQ),
+        answers=_CONTEXT,
+        errors=(ContextNotFound, *_READ),
+        is_read=True,
+    ),
+    Operation(
+        name="update_context",
+        method="PATCH",
+        path="/contexts/{context_id:path}",
+        summary=f"Make a context or change it; each change is a unit. At most {CONTEXT_CHANGES_MAX} names in a list.",
+        parameters=(_CONTEXT_ID, *_WRITE_HEADERS),
+        request=ContextIn,
+        request_types=JSON_TYPES,
+        answers=_CONTEXT,
+        errors=(UnitNotFound, *_WRITE),
+    ),
+    Operation(
+        name="contexts",
+        method="GET",
+        path="/contexts",
+        summary="All contexts in byte order of their ids; with context_id, that one.",
+        parameters=(
+            Parameter(name="context_id", description="This context alone, where the path cannot hold it."),
+            Parameter(name="prefix", default="", description="Only ids that begin with this."),
+            _LIMIT,
+            _PAGE,
+            *MIN_SEQ,
+        ),
+        answers={200: ("A page of contexts, or the one named.", ContextList | Context)},
+        errors=(ContextNotFound, *_READ),
+        is_read=True,
+    ),
+    Operation(
+        name="update_context_by_query",
+        method="PATCH",
+        path="/contexts",
+        summary="Change the context named in the query.",
+        parameters=(_CONTEXT_QUERY, *_WRITE_HEADERS),
+        request=ContextIn,
+        request_types=JSON_TYPES,
+        answers=_CONTEXT,
+        errors=(UnitNotFound, *_WRITE),
+    ),
+    Operation(
+        name="stream_sse",
+        method="GET",
+        path="/stream-sse",
+        summary="Units as server-sent events, from a cursor on and without end. `meta.KEY=VALUE` filters by meta.",
+        parameters=(
+            *SUBSCRIBE,
+            Parameter(name="Last-Event-ID", where="header", description="The cursor to resume after; wins over after."),
+        ),
+        answers={200: ("The stream (text/event-stream).", None)},
+        errors=(InvalidRequest, TooLarge, CursorInvalid, CursorAhead, EpochChanged, ShuttingDown),
+    ),
+    Operation(
+        name="status",
+        method="GET",
+        path="/status",
+        summary="The bus at a glance: head, lag, disk, subscribers, durability, epoch.",
+        answers={200: ("The bus at a glance.", Status)},
+    ),
+    Operation(
+        name="healthz",
+        method="GET",
+        path="/healthz",
+        summary="Whether the process answers.",
+        answers={200: ("It does.", Alive)},
+    ),
+    Operation(
+        name="readyz",
+        method="GET",
+        path="/readyz",
+        summary="Whether the log is recovered and appends are taken.",
+        answers={200: ("Ready.", Ready), 503: ("Not ready, and why.", Ready)},
+    ),
+    Operation(
+        name="metrics",
+        method="GET",
+        path="/metrics",
+        summary="Prometheus metrics.",
+        answers={200: ("Metrics (text).", None)},
+    ),
+)

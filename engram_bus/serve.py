@@ -1,0 +1,117 @@
+"""The only place where the parts meet: open the bus, put the edge around it, drain, stop."""
+
+import logging
+import socket
+import sys
+from collections.abc import Callable
+
+import uvicorn
+import uvloop
+
+from engram_bus import __version__
+from engram_bus.api.documents import pages
+from engram_bus.api.edge import EdgeHttp, EdgeWebSocket
+from engram_bus.api.http import HttpApi
+from engram_bus.embedded import Bus
+from engram_bus.limits import (
+    CONNECTIONS_MAX,
+    DRAIN_SECONDS_MAX,
+    GIB,
+    HEARTBEAT_SECONDS,
+    KEEP_ALIVE_SECONDS,
+    WEBSOCKET_MESSAGE_BYTES_MAX,
+)
+from engram_bus.settings import Settings
+
+log = logging.getLogger("engram_bus")
+
+
+class PortTaken(Exception):
+    """Another process listens on the port that was asked for."""
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server that first tells every stream to go, so that none is cut without a cursor."""
+
+    def __init__(self, config: uvicorn.Config, api: HttpApi, *, started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._api = api
+        self._started = started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._started()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()
+        self._api.bus.writer.close()
+        self._api.goaway("shutdown")
+        await super().shutdown(sockets)
+
+
+def run(settings: Settings, *, ready: Callable[[str], None] = lambda url: None) -> None:
+    """Serve until SIGINT or SIGTERM; `ready` is told the address. Raises DataDirectoryError, PortTaken."""
+    _set_up_logging(settings.log_level)
+    uvloop.run(serve(settings, ready=ready))
+
+
+async def serve(settings: Settings, *, ready: Callable[[str], None] = lambda url: None) -> None:
+    """Serve in the running loop until the process is told to stop."""
+    listener = _listen(settings.host, settings.port)
+    async with Bus.open(
+        settings.data_dir,
+        size_bytes_max=settings.log_size_gib * GIB,
+        heartbeat_seconds=settings.heartbeat_seconds,
+        stall_seconds=settings.stall_seconds,
+    ) as bus:
+        host, port = listener.getsockname()[:2]
+        url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        api = HttpApi(bus, version=__version__, pages=pages(__version__))
+        log.info("the bus is at %s: head %d, epoch %s, data in %s", url, bus.head, bus.epoch, settings.data_dir)
+        server = _Server(_config(api), api, started=lambda: ready(url))
+        await server.serve(sockets=[listener])
+        log.info("the bus has stopped at head %d", bus.head)
+
+
+def _config(api: HttpApi) -> uvicorn.Config:
+    return uvicorn.Config(
+        api,  # type: ignore[arg-type]
+        http=EdgeHttp,
+        ws=EdgeWebSocket,
+        loop="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        backlog=2_048,
+        limit_concurrency=CONNECTIONS_MAX,
+        timeout_keep_alive=int(KEEP_ALIVE_SECONDS),
+        timeout_graceful_shutdown=int(DRAIN_SECONDS_MAX),
+        ws_max_size=WEBSOCKET_MESSAGE_BYTES_MAX,
+        ws_ping_interval=HEARTBEAT_SECONDS,
+        ws_ping_timeout=None,  # A frozen reader is told by its full socket, a dead one by TCP.
+        ws_per_message_deflate=False,
+    )
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as exc:
+        listener.close()
+        raise PortTaken(f"cannot listen on {host}:{port}: {exc.strerror}. Choose another with --port.") from exc
+    listener.set_inheritable(True)
+    return listener
+
+
+def _set_up_logging(level: str) -> None:
+    logging.basicConfig(
+        level=level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+    )
+    # Its every connection and shutdown step is news to no one.
+    logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.getLevelName(level.upper())))

@@ -1,0 +1,108 @@
+"""One frozen Settings: defaults < YAML file < ENGRAM_* environment < flags. Made in `cli.py`, handed down as arguments."""
+
+from collections.abc import Mapping
+from ipaddress import ip_address
+from typing import Any
+
+import msgspec
+import yaml
+
+from engram_bus.limits import GIB, HEARTBEAT_SECONDS, LOG_SIZE_BYTES_MAX, SOCKET_STALL_SECONDS
+
+ENVIRONMENT_PREFIX = "ENGRAM_"
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+class SettingsError(Exception):
+    """A setting is not known or its value is not allowed; names the setting and where it came from."""
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Everything that can be set. Each field is a flag (`--data-dir`), a variable (ENGRAM_DATA_DIR) and a YAML key."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on. Another one than loopback needs `allow_unauthenticated`: there is no authentication yet."""
+    port: int = 8080
+    """TCP port; 0 takes a free one and prints it."""
+    data_dir: str = "engram-data"
+    """Where the log lives; made when it is not there."""
+    log_level: str = "info"
+    """debug, info, warning or error."""
+    allow_unauthenticated: bool = False
+    """Listen on other addresses than loopback although anyone who reaches the port may read and write."""
+    heartbeat_seconds: float = HEARTBEAT_SECONDS
+    """How often an idle subscription is told where it stands."""
+    stall_seconds: float = SOCKET_STALL_SECONDS
+    """How long a subscriber's socket may take nothing before it is closed with a cursor to resume after."""
+    log_size_gib: int = LOG_SIZE_BYTES_MAX // GIB
+    """Size of the log's sparse map, in GiB: how large it may grow, not what it takes."""
+
+
+def load(
+    *, flags: Mapping[str, Any], environment: Mapping[str, str], file: str | None = None, file_name: str = "config"
+) -> Settings:
+    """The settings from all their sources; `file` is the text of a YAML file. Raises SettingsError."""
+    values: dict[str, Any] = {}
+    values |= _from_yaml(file, file_name) if file is not None else {}
+    values |= _from_environment(environment)
+    values |= {name: value for name, value in flags.items() if value is not None}
+    try:
+        settings = msgspec.convert(values, Settings, strict=False)
+    except msgspec.ValidationError as exc:
+        raise SettingsError(str(exc)) from exc
+    _check(settings)
+    return settings
+
+
+def _from_yaml(text: str, name: str) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as exc:
+        raise SettingsError(f"{name} is not YAML: {exc}") from exc
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise SettingsError(f"{name} must map settings to values, not be a {type(values).__name__}")
+    _refuse_unknown({str(key) for key in values}, name)
+    return values
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    return {
+        name: environment[variable]
+        for name in Settings.__struct_fields__
+        if (variable := ENVIRONMENT_PREFIX + name.upper()) in environment
+    }
+
+
+def _refuse_unknown(names: set[str], where: str) -> None:
+    if unknown := names - set(Settings.__struct_fields__):
+        raise SettingsError(
+            f"{where} sets {', '.join(sorted(unknown))}, which is not known; known: {', '.join(Settings.__struct_fields__)}"
+        )
+
+
+def _check(settings: Settings) -> None:
+    if not 0 <= settings.port <= 65_535:
+        raise SettingsError(f"port {settings.port} is not 0 to 65535")
+    if settings.log_level not in LOG_LEVELS:
+        raise SettingsError(f"log_level {settings.log_level!r} is not one of {', '.join(LOG_LEVELS)}")
+    for name in ("heartbeat_seconds", "stall_seconds"):
+        if not 1 <= getattr(settings, name) <= 3_600:
+            raise SettingsError(f"{name} {getattr(settings, name)} is not 1 to 3600")
+    if not 1 <= settings.log_size_gib <= 65_536:
+        raise SettingsError(f"log_size_gib {settings.log_size_gib} is not 1 to 65536")
+    if not settings.allow_unauthenticated and not _is_loopback(settings.host):
+        raise SettingsError(
+            f"host {settings.host} can be reached from outside, and there is no authentication yet: anyone there could "
+            f"read and write. Listen on 127.0.0.1, or say --allow-unauthenticated"
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False

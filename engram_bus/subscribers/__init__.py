@@ -1,0 +1,1 @@
+"""WIRE OUT: how subscribers are spoken to over each transport."""

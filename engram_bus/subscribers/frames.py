@@ -1,0 +1,148 @@
+"""The bytes each transport sends: whole WebSocket frames and whole SSE chunks, made once for all who want them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from engram_bus.codec import Entry, encode_json, encode_msgpack
+from engram_bus.errors import EngramError
+
+TEXT = 0x81
+BINARY = 0x82
+
+_UNITS_JSON = b'{"event":"units",'
+_EVENT_UNITS = encode_msgpack("event") + encode_msgpack("units")
+_KEY_UNITS = encode_msgpack("units")
+_KEY_CURSOR = encode_msgpack("cursor")
+_KEY_SUBSCRIPTION = encode_msgpack("subscription")
+
+
+def websocket_frame(opcode: int, *parts: bytes) -> bytes:
+    """One unmasked, unfragmented frame (RFC 6455, 5.2)."""
+    size = sum(map(len, parts))
+    if size < 126:
+        head = bytes((opcode, size))
+    elif size < 65_536:
+        head = bytes((opcode, 126)) + size.to_bytes(2, "big")
+    else:
+        head = bytes((opcode, 127)) + size.to_bytes(8, "big")
+    return b"".join((head, *parts))
+
+
+def chunk(*parts: bytes) -> bytes:
+    """One chunk of a chunked HTTP body (RFC 9112, 7.1)."""
+    return b"".join((b"%x\r\n" % sum(map(len, parts)), *parts, b"\r\n"))
+
+
+LAST_CHUNK = b"0\r\n\r\n"
+
+
+def array_header(count: int) -> bytes:
+    """The start of a MessagePack array of `count` values, which follow."""
+    if count < 16:
+        return bytes((0x90 | count,))
+    if count < 65_536:
+        return b"\xdc" + count.to_bytes(2, "big")
+    return b"\xdd" + count.to_bytes(4, "big")
+
+
+class JsonFraming(msgspec.Struct, frozen=True):
+    """WebSocket text frames of one subscription (None: the URL's)."""
+
+    subscription: str | int | None = None
+
+    def event(self, event: str, **fields: Any) -> bytes:
+        """Any event as a frame."""
+        return websocket_frame(TEXT, encode_json(_named(event, self.subscription, fields)))
+
+    def subscribed(self, cursor: str, head: int) -> bytes:
+        return self.event("subscribed", cursor=cursor, head=head)
+
+    def units(self, entries: Sequence[Entry], epoch: str, seq: int) -> bytes:
+        own = b"" if self.subscription is None else b'"subscription":%b,' % encode_json(self.subscription)
+        units = b",".join([entry.json for entry in entries])
+        tail = f'],"cursor":"{epoch}.{seq}"}}'.encode()
+        return websocket_frame(TEXT, _UNITS_JSON, own, b'"units":[', units, tail)
+
+    def heartbeat(self, cursor: str, head: int) -> bytes:
+        return self.event("heartbeat", cursor=cursor, head=head)
+
+    def gap(self, first: int, last: int, reason: str, cursor: str) -> bytes:
+        return self.event("gap", **{"from": first, "to": last, "reason": reason, "cursor": cursor})
+
+    def goaway(self, reason: str, retry_after_ms: int, cursor: str) -> bytes:
+        return self.event("goaway", reason=reason, retry_after_ms=retry_after_ms, cursor=cursor)
+
+
+class MsgpackFraming(msgspec.Struct, frozen=True):
+    """WebSocket binary frames of one subscription; the units are the log's own bytes."""
+
+    subscription: str | int | None = None
+
+    def event(self, event: str, **fields: Any) -> bytes:
+        """Any event as a frame."""
+        return websocket_frame(BINARY, encode_msgpack(_named(event, self.subscription, fields)))
+
+    def subscribed(self, cursor: str, head: int) -> bytes:
+        return self.event("subscribed", cursor=cursor, head=head)
+
+    def units(self, entries: Sequence[Entry], epoch: str, seq: int) -> bytes:
+        if self.subscription is None:
+            head = b"\x83" + _EVENT_UNITS
+        else:
+            head = b"\x84" + _EVENT_UNITS + _KEY_SUBSCRIPTION + encode_msgpack(self.subscription)
+        bodies = [entry.body for entry in entries]
+        cursor = encode_msgpack(f"{epoch}.{seq}")
+        return websocket_frame(BINARY, head, _KEY_UNITS, array_header(len(bodies)), *bodies, _KEY_CURSOR, cursor)
+
+    def heartbeat(self, cursor: str, head: int) -> bytes:
+        return self.event("heartbeat", cursor=cursor, head=head)
+
+    def gap(self, first: int, last: int, reason: str, cursor: str) -> bytes:
+        return self.event("gap", **{"from": first, "to": last, "reason": reason, "cursor": cursor})
+
+    def goaway(self, reason: str, retry_after_ms: int, cursor: str) -> bytes:
+        return self.event("goaway", reason=reason, retry_after_ms=retry_after_ms, cursor=cursor)
+
+
+class SseFraming(msgspec.Struct, frozen=True):
+    """Server-sent events as chunks: units are plain messages, everything else is named; each carries its cursor."""
+
+    def event(self, event: str, id_: str, /, **fields: Any) -> bytes:
+        """A named event as a chunk."""
+        return chunk(f"event: {event}\nid: {id_}\ndata: ".encode(), encode_json(fields), b"\n\n")
+
+    def subscribed(self, cursor: str, head: int) -> bytes:
+        return self.event("subscribed", cursor, cursor=cursor, head=head)
+
+    def units(self, entries: Sequence[Entry], epoch: str, seq: int) -> bytes:
+        prefix = f"id: {epoch}.".encode()
+        return chunk(*[b"%b%d\ndata: %b\n\n" % (prefix, entry.seq, entry.json) for entry in entries])
+
+    def heartbeat(self, cursor: str, head: int) -> bytes:
+        return self.event("heartbeat", cursor, cursor=cursor, head=head)
+
+    def gap(self, first: int, last: int, reason: str, cursor: str) -> bytes:
+        return self.event("gap", cursor, **{"from": first, "to": last, "reason": reason})
+
+    def goaway(self, reason: str, retry_after_ms: int, cursor: str) -> bytes:
+        return self.event("goaway", cursor, reason=reason, retry_after_ms=retry_after_ms, cursor=cursor)
+
+
+def error_fields(error: EngramError) -> dict[str, Any]:
+    """What an error frame says, the same as a problem's members."""
+    fields: dict[str, Any] = {"code": error.code, "message": error.message, "retryable": error.retryable}
+    if error.field is not None:
+        fields["field"] = error.field
+    if error.limit is not None:
+        fields["limit"] = error.limit
+    if error.index is not None:
+        fields["index"] = error.index
+    return {**error.details, **fields}
+
+
+def _named(event: str, subscription: str | int | None, fields: dict[str, Any]) -> dict[str, Any]:
+    if subscription is None:
+        return {"event": event, **fields}
+    return {"event": event, "subscription": subscription, **fields}

@@ -1,0 +1,68 @@
+"""One stream of server-sent events: a feed whose frames go straight to the socket, as chunks of the response."""
+
+import asyncio
+
+from engram_bus.embedded import Bus
+from engram_bus.errors import EngramError, SlowConsumer
+from engram_bus.limits import SOCKET_STALL_SECONDS, SSE_RETRY_MS
+from engram_bus.router.fanout import Feed
+from engram_bus.subscribers.frames import SseFraming, chunk
+from engram_bus.subscribers.requests import SubscribeRequest
+from engram_bus.subscribers.sockets import Socket
+
+HEADERS = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-store, no-transform"),
+    # nginx buffers responses otherwise.
+    (b"x-accel-buffering", b"no"),
+)
+
+_FRAMING = SseFraming()
+
+
+class Stream:
+    """One response that does not end until the client leaves or the bus stops."""
+
+    def __init__(self, bus: Bus, socket: Socket, request: SubscribeRequest, after: int) -> None:
+        self._socket = socket
+        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        socket.listen(self)
+        socket.write_raw(chunk(f"retry: {SSE_RETRY_MS}\n\n".encode()))
+        self._feed: Feed = bus.feed(request.wanted, _FRAMING, self, after)
+
+    def close(self) -> None:
+        """The request is over, however it ended."""
+        self._feed.close()
+
+    # --- As a feed's sink --------------------------------------------------------------------------------------------
+
+    @property
+    def writable(self) -> bool:
+        return self._socket.writable
+
+    def write(self, frame: bytes) -> None:
+        self._socket.write_raw(frame)
+
+    def end(self, error: EngramError, cursor: str) -> None:
+        if isinstance(error, SlowConsumer):
+            self._socket.write_raw(_FRAMING.goaway(error.code, SSE_RETRY_MS, cursor))
+            self._socket.abort_after(SOCKET_STALL_SECONDS)
+        self._finish()
+
+    # --- What the socket says ----------------------------------------------------------------------------------------
+
+    def full(self) -> None:
+        """The feed asks `writable` after every frame; nothing else waits on this socket."""
+
+    def drained(self) -> None:
+        self._feed.drained()
+
+    def lost(self) -> None:
+        self._feed.close()
+        self._finish()
+
+    def _finish(self) -> None:
+        if not self.over.done():
+            self.over.set_result(None)
+
+
