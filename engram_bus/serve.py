@@ -76,7 +76,7 @@ async def serve(settings: Settings, *, ready: Callable[[str], None] = lambda url
 
 def _config(api: HttpApi) -> uvicorn.Config:
     return uvicorn.Config(
-        api,  # type: ignore[arg-type]
+        api,
         http=EdgeHttp,
         ws=EdgeWebSocket,
         loop="none",

@@ -1,4 +1,4 @@
-"""One frozen Settings: defaults < YAML file < ENGRAM_* environment < flags. Made in `cli.py`, handed down as arguments."""
+"""One frozen Settings, made by the CLI from defaults < YAML file < ENGRAM_* environment < flags."""
 
 from collections.abc import Mapping
 from ipaddress import ip_address
@@ -77,9 +77,8 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 def _refuse_unknown(names: set[str], where: str) -> None:
     if unknown := names - set(Settings.__struct_fields__):
-        raise SettingsError(
-            f"{where} sets {', '.join(sorted(unknown))}, which is not known; known: {', '.join(Settings.__struct_fields__)}"
-        )
+        known = ", ".join(Settings.__struct_fields__)
+        raise SettingsError(f"{where} sets {', '.join(sorted(unknown))}, which is not known; known: {known}")
 
 
 def _check(settings: Settings) -> None:

@@ -32,7 +32,7 @@ class _Written:
     _full = False
 
     @property
-    def writable(self) -> bool:
+    def has_room(self) -> bool:
         return not self._full
 
     def listen(self, listener: Listener) -> None:
@@ -80,7 +80,8 @@ class EdgeHttp(_Written, HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope["extensions"] = {SOCKET: self}  # type: ignore[typeddict-item]
+        # uvicorn types extensions as dictionaries of dictionaries; ASGI lets them hold anything.
+        self.scope["extensions"] = {SOCKET: self}  # type: ignore[dict-item]
         self._begin_headers()
 
     def on_url(self, url: bytes) -> None:
@@ -115,7 +116,14 @@ class EdgeHttp(_Written, HttpToolsProtocol):
         if self.transport.is_closing():
             return
         body = msgspec.json.encode(
-            {"type": "about:blank", "title": title, "status": status, "detail": detail, "code": code, "retryable": False}
+            {
+                "type": "about:blank",
+                "title": title,
+                "status": status,
+                "detail": detail,
+                "code": code,
+                "retryable": False,
+            }
         )
         head = (
             f"HTTP/1.1 {status} {title}\r\ncontent-type: application/problem+json\r\n"
@@ -160,7 +168,7 @@ class EdgeWebSocket(_Written, WebSocketsSansIOProtocol):
     _receiver: Receiver | None = None
 
     async def run_asgi(self) -> None:
-        self.scope["extensions"][SOCKET] = self  # type: ignore[typeddict-unknown-key,typeddict-item,index]
+        self.scope["extensions"] = {**(self.scope["extensions"] or {}), SOCKET: self}  # type: ignore[dict-item]
         await super().run_asgi()
 
     def attach(self, receiver: Receiver) -> None:

@@ -26,7 +26,6 @@ from engram_bus.api.parameters import pairs, read
 from engram_bus.api.problems import problem_body, problem_headers
 from engram_bus.bus.writer import Answer
 from engram_bus.codec import (
-    Entry,
     append_from_json,
     append_from_msgpack,
     encode_json,
@@ -297,12 +296,15 @@ class HttpApi:
             return await self._append_atomic(items, agent_id, key)
         if key is not None:
             raise InvalidRequest(
-                "one Idempotency-Key is for an atomic batch; each unit of this one may have its own", field="Idempotency-Key"
+                "one Idempotency-Key is for an atomic batch; each unit of this one may have its own",
+                field="Idempotency-Key",
             )
         parsed = [_parsed(item, agent_id) for item in items]
-        outcomes = iter(await self.bus.execute_bulk([one for one in parsed if isinstance(one, Append)]) if any(
-            isinstance(one, Append) for one in parsed
-        ) else [])
+        outcomes = iter(
+            await self.bus.execute_bulk([one for one in parsed if isinstance(one, Append)])
+            if any(isinstance(one, Append) for one in parsed)
+            else []
+        )
         results = [one if isinstance(one, EngramError) else next(outcomes) for one in parsed]
         failed = any(isinstance(result, EngramError) for result in results)
         body = _results(results, self.bus.head)
@@ -394,9 +396,7 @@ class HttpApi:
     async def _contexts(self, call: Call) -> Reply:
         if call.values["context_id"] is not None:
             return self._context_reply(call.values["context_id"])
-        page = self.bus.contexts(
-            limit=call.values["limit"], page=call.values["page"], prefix=call.values["prefix"]
-        )
+        page = self.bus.contexts(limit=call.values["limit"], page=call.values["page"], prefix=call.values["prefix"])
         return self._read_reply(encode_json(page))
 
     async def _update_context(self, call: Call) -> Reply:
@@ -496,9 +496,7 @@ class HttpApi:
         accept: dict[str, Any] = {"type": "websocket.accept", "subprotocol": subprotocol, "headers": []}
         await send(accept)
         socket = socket_of(scope)
-        connection = Connection(
-            self.bus, socket, subprotocol=subprotocol or JSON_PROTOCOL, agent_id=_agent_of(scope)
-        )
+        connection = Connection(self.bus, socket, subprotocol=subprotocol or JSON_PROTOCOL, agent_id=_agent_of(scope))
         socket.attach(connection)
         self.sockets.add(connection)
         try:

@@ -1,4 +1,4 @@
-"""Every HTTP operation said once: its path, what it takes, what it answers. Routing and documents are made from this."""
+"""Every HTTP operation said once: its path, what it takes, what it answers; routes and documents are made from it."""
 
 from typing import Any, Final
 

@@ -128,7 +128,9 @@ def _exclusive(added: Collection[str], removed: Collection[str], field: str) -> 
 
 def _names(names: Sequence[str], field: str) -> None:
     if len(names) > CONTEXT_CHANGES_MAX:
-        raise TooLarge(f"{field} names {len(names)}, at most {CONTEXT_CHANGES_MAX}", field=field, limit=CONTEXT_CHANGES_MAX)
+        raise TooLarge(
+            f"{field} names {len(names)}, at most {CONTEXT_CHANGES_MAX}", field=field, limit=CONTEXT_CHANGES_MAX
+        )
     for index, name in enumerate(names):
         _name(name, f"{field}[{index}]")
 
@@ -160,7 +162,7 @@ def _kind(kind: str) -> None:
     if not _KIND.match(kind):
         raise InvalidRequest(f"kind {kind!r} is not dotted lower case (like build.failed)", field="kind")
     if is_own_kind(kind):
-        raise InvalidRequest(f"kind {kind!r} is the bus's own: only it writes {kind.split('.')[0]}.*", field="kind")
+        raise InvalidRequest(f"kind {kind!r} is the bus's own: only it writes {kind.partition('.')[0]}.*", field="kind")
 
 
 def _traceparent(traceparent: str) -> None:
@@ -187,7 +189,9 @@ def _version(version: int | None) -> None:
 
 def _meta(meta: dict[str, str], field: str) -> int:
     if len(meta) > META_ENTRIES_MAX:
-        raise TooLarge(f"{field} has {len(meta)} entries, at most {META_ENTRIES_MAX}", field=field, limit=META_ENTRIES_MAX)
+        raise TooLarge(
+            f"{field} has {len(meta)} entries, at most {META_ENTRIES_MAX}", field=field, limit=META_ENTRIES_MAX
+        )
     held_bytes = 0
     for key, value in meta.items():
         _text(key, f"{field} key", META_KEY_BYTES_MAX, empty=False)
@@ -215,7 +219,9 @@ def _resources(resources: Sequence[str]) -> int:
 def _relationships(draft: Draft) -> int:
     count = len(draft.relationships)
     if count > RELATIONSHIPS_MAX:
-        raise TooLarge(f"{count} relationships, at most {RELATIONSHIPS_MAX}", field="relationships", limit=RELATIONSHIPS_MAX)
+        raise TooLarge(
+            f"{count} relationships, at most {RELATIONSHIPS_MAX}", field="relationships", limit=RELATIONSHIPS_MAX
+        )
     held_bytes = 0
     for index, relationship in enumerate(draft.relationships):
         _name(relationship.target_id, f"relationships[{index}].target_id")
@@ -227,5 +233,3 @@ def _relationships(draft: Draft) -> int:
             limit=META_BYTES_MAX,
         )
     return held_bytes
-
-

@@ -196,9 +196,7 @@ class Writer:
         units = len(waiting.command.appends) if isinstance(waiting.command, AppendAtomic) else 1
         if not batch.records:
             return True
-        return (
-            len(batch.records) + units <= BATCH_UNITS_MAX and batch.raw_bytes + waiting.held_bytes <= BATCH_BYTES_MAX
-        )
+        return len(batch.records) + units <= BATCH_UNITS_MAX and batch.raw_bytes + waiting.held_bytes <= BATCH_BYTES_MAX
 
     def _outcome(self, batch: _Batch, command: Command) -> Answer | EngramError:
         try:

@@ -6,34 +6,35 @@ from typing import Protocol, TypeVar
 from engram_bus.codec import Entry
 from engram_bus.errors import EngramError
 
-F = TypeVar("F")
-"""A frame: bytes for a socket, values for a subscriber in this process."""
+Made = TypeVar("Made", covariant=True)
+Taken = TypeVar("Taken", contravariant=True)
+# Both are frames: bytes for a socket, values for a subscriber in this process.
 
 
-class Framing(Protocol[F]):
+class Framing(Protocol[Made]):
     """How one kind of subscriber is spoken to. Pure, hashable and equal by value: what one of them makes for a cursor
     serves every subscriber of the same filter and framing that stands there."""
 
-    def subscribed(self, cursor: str, head: int) -> F:
+    def subscribed(self, cursor: str, head: int) -> Made:
         """The first frame: where this subscription stands, before any unit."""
 
-    def units(self, entries: Sequence[Entry], epoch: str, seq: int) -> F:
+    def units(self, entries: Sequence[Entry], epoch: str, seq: int) -> Made:
         """These units; after them the cursor is `epoch.seq`."""
 
-    def heartbeat(self, cursor: str, head: int) -> F:
+    def heartbeat(self, cursor: str, head: int) -> Made:
         """Nothing for you, all is well, and this is where you stand."""
 
-    def gap(self, first: int, last: int, reason: str, cursor: str) -> F:
+    def gap(self, first: int, last: int, reason: str, cursor: str) -> Made:
         """These seqs cannot be given; the stream goes on after them."""
 
-    def goaway(self, reason: str, retry_after_ms: int, cursor: str) -> F:
+    def goaway(self, reason: str, retry_after_ms: int, cursor: str) -> Made:
         """This connection ends; come back after a while and resume."""
 
 
-class Sink(Protocol[F]):
+class Sink(Protocol[Taken]):
     """Where a feed writes. Never blocks, never raises: a socket that is gone swallows."""
 
-    def write(self, frame: F) -> None:
+    def write(self, frame: Taken) -> None:
         """Hand a frame to the socket."""
 
     @property

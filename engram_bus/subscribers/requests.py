@@ -15,12 +15,15 @@ class SubscribeRequest(msgspec.Struct, frozen=True, kw_only=True):
     after: str | None = None
 
 
+_MANY = ("context", "context_id", "type", "kind", "agent", "exclude_agent", "resource")
+
+
 def from_query(pairs: Sequence[tuple[str, str]], *, last_event_id: str | None = None) -> SubscribeRequest | None:
     """What a URL's query asks for; None where it names no context. `last_event_id` wins over `after`.
 
     Raises InvalidRequest for a parameter that is not known or is empty.
     """
-    values: dict[str, list[str]] = {name: [] for name in ("context", "context_id", "type", "kind", "agent", "exclude_agent", "resource")}
+    values: dict[str, list[str]] = {name: [] for name in _MANY}
     meta: list[tuple[str, str]] = []
     after: str | None = None
     for name, value in pairs:

@@ -20,7 +20,7 @@ class Socket(Protocol):
     """A socket that is written whole frames. Writing to one that is gone does nothing."""
 
     @property
-    def writable(self) -> bool:
+    def has_room(self) -> bool:
         """False while more than the high-water mark waits to be sent."""
 
     def listen(self, listener: Listener) -> None:

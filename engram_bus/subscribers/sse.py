@@ -38,7 +38,7 @@ class Stream:
 
     @property
     def writable(self) -> bool:
-        return self._socket.writable
+        return self._socket.has_room
 
     def write(self, frame: bytes) -> None:
         self._socket.write_raw(frame)
@@ -64,5 +64,3 @@ class Stream:
     def _finish(self) -> None:
         if not self.over.done():
             self.over.set_result(None)
-
-

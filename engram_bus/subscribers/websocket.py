@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -58,20 +58,22 @@ class _OnlyId(msgspec.Struct):
     id: Id | None = None
 
 
-class _Framing(Protocol):
-    def event(self, event: str, **fields: Any) -> bytes: ...
+class _Encoding(NamedTuple):
+    """How one subprotocol reads operations and frames events."""
+
+    decode: Callable[[bytes], _JsonOperation | _MsgpackOperation]
+    decode_id: Callable[[bytes], _OnlyId]
+    framing: type[JsonFraming] | type[MsgpackFraming]
 
 
-_JSON: tuple[Callable[[bytes], _JsonOperation], Callable[[bytes], _OnlyId], type[JsonFraming]] = (
-    msgspec.json.Decoder(_JsonOperation).decode,
-    msgspec.json.Decoder(_OnlyId).decode,
-    JsonFraming,
-)
-_MSGPACK: tuple[Callable[[bytes], _MsgpackOperation], Callable[[bytes], _OnlyId], type[MsgpackFraming]] = (
-    msgspec.msgpack.Decoder(_MsgpackOperation).decode,
-    msgspec.msgpack.Decoder(_OnlyId).decode,
-    MsgpackFraming,
-)
+_ENCODINGS: dict[str, _Encoding] = {
+    JSON_PROTOCOL: _Encoding(
+        msgspec.json.Decoder(_JsonOperation).decode, msgspec.json.Decoder(_OnlyId).decode, JsonFraming
+    ),
+    MSGPACK_PROTOCOL: _Encoding(
+        msgspec.msgpack.Decoder(_MsgpackOperation).decode, msgspec.msgpack.Decoder(_OnlyId).decode, MsgpackFraming
+    ),
+}
 
 
 class Connection:
@@ -81,8 +83,8 @@ class Connection:
         self._bus = bus
         self._socket = socket
         self._agent_id = agent_id
-        self._decode, self._decode_id, self._framing = _MSGPACK if subprotocol == MSGPACK_PROTOCOL else _JSON
-        self._events: _Framing = self._framing()
+        self._decode, self._decode_id, self._framing = _ENCODINGS[subprotocol]
+        self._events = self._framing()
         self._feeds: dict[Id | None, Feed] = {}
         self._pending = 0
         self._pending_bytes = 0
@@ -228,7 +230,7 @@ class Connection:
 
     @property
     def writable(self) -> bool:
-        return self._socket.writable
+        return self._socket.has_room
 
     def write(self, frame: bytes) -> None:
         if not self._is_over:
@@ -279,7 +281,7 @@ class Connection:
     def _resume_reading(self) -> None:
         if (
             self._paused
-            and self._socket.writable
+            and self._socket.has_room
             and self._pending <= WEBSOCKET_PENDING_MAX // 2
             and self._pending_bytes <= WEBSOCKET_PENDING_BYTES_MAX // 2
         ):
