@@ -92,6 +92,8 @@ FRAME_BYTES_MAX: Final = 1 * MIB
 """Units joined in one frame; one larger unit goes alone."""
 FILTER_VALUES_MAX: Final = 1_000
 """Contexts, agents, types, kinds ... named in one filter."""
+FILTER_GLOB_BYTES_MAX: Final = 2 * KIB
+"""All globs of one field together: matching costs up to this times the bytes of a name, for every unit, in the loop."""
 SOCKET_BUFFER_BYTES: Final = 256 * KIB
 """High-water mark of a subscriber's socket: beyond, it is behind, and the log is its queue."""
 SOCKET_STALL_SECONDS: Final = 30.0

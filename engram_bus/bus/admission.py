@@ -69,6 +69,11 @@ def bulk(appends: Sequence[Append]) -> int:
     return held_bytes
 
 
+def check_name(value: str, field: str) -> None:
+    """Check the name of a context or an agent, wherever it is asked for. Raises InvalidRequest, TooLarge."""
+    _text(value, field, NAME_BYTES_MAX, empty=False)
+
+
 def _append(append: Append) -> int:
     _idempotency_key(append.idempotency_key)
     _version(append.expected_version)
@@ -76,8 +81,8 @@ def _append(append: Append) -> int:
 
 
 def _draft(draft: Draft) -> int:
-    _name(draft.context_id, "context_id")
-    _name(draft.agent_id, "agent_id")
+    check_name(draft.context_id, "context_id")
+    check_name(draft.agent_id, "agent_id")
     if draft.kind is not None:
         _kind(draft.kind)
     if draft.id is not None and not _UUID.match(draft.id):
@@ -105,8 +110,8 @@ def _draft(draft: Draft) -> int:
 
 
 def _update(command: UpdateContext) -> int:
-    _name(command.context_id, "context_id")
-    _name(command.agent_id, "agent_id")
+    check_name(command.context_id, "context_id")
+    check_name(command.agent_id, "agent_id")
     _idempotency_key(command.idempotency_key)
     _version(command.expected_version)
     if command.display_name is not None:
@@ -132,7 +137,7 @@ def _names(names: Sequence[str], field: str) -> None:
             f"{field} names {len(names)}, at most {CONTEXT_CHANGES_MAX}", field=field, limit=CONTEXT_CHANGES_MAX
         )
     for index, name in enumerate(names):
-        _name(name, f"{field}[{index}]")
+        check_name(name, f"{field}[{index}]")
 
 
 def _fences(fences: Sequence[str]) -> None:
@@ -140,10 +145,6 @@ def _fences(fences: Sequence[str]) -> None:
         raise TooLarge(f"{len(fences)} fences, at most {CONTEXT_FENCES_MAX}", field="fences", limit=CONTEXT_FENCES_MAX)
     for index, fence in enumerate(fences):
         _text(fence, f"fences[{index}]", RESOURCE_BYTES_MAX, empty=False)
-
-
-def _name(value: str, field: str) -> None:
-    _text(value, field, NAME_BYTES_MAX, empty=False)
 
 
 def _text(value: str, field: str, bytes_max: int, *, empty: bool = True) -> None:
@@ -224,7 +225,7 @@ def _relationships(draft: Draft) -> int:
         )
     held_bytes = 0
     for index, relationship in enumerate(draft.relationships):
-        _name(relationship.target_id, f"relationships[{index}].target_id")
+        check_name(relationship.target_id, f"relationships[{index}].target_id")
         held_bytes += 512 + _meta(relationship.meta, f"relationships[{index}].meta")
     if held_bytes > RELATIONSHIPS_MAX * 512 + META_BYTES_MAX:
         raise TooLarge(
