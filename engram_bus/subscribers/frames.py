@@ -57,7 +57,7 @@ class JsonFraming(msgspec.Struct, frozen=True):
         return websocket_frame(TEXT, encode_json(_named(event, self.subscription, fields)))
 
     def subscribed(self, cursor: str, head: int) -> bytes:
-        return self.event("subscribed", cursor=cursor, head=head)
+        return self.event("subscribed", **_answering(self.subscription), cursor=cursor, head=head)
 
     def units(self, entries: Sequence[Entry], epoch: str, seq: int) -> bytes:
         own = b"" if self.subscription is None else b'"subscription":%b,' % encode_json(self.subscription)
@@ -85,7 +85,7 @@ class MsgpackFraming(msgspec.Struct, frozen=True):
         return websocket_frame(BINARY, encode_msgpack(_named(event, self.subscription, fields)))
 
     def subscribed(self, cursor: str, head: int) -> bytes:
-        return self.event("subscribed", cursor=cursor, head=head)
+        return self.event("subscribed", **_answering(self.subscription), cursor=cursor, head=head)
 
     def units(self, entries: Sequence[Entry], epoch: str, seq: int) -> bytes:
         if self.subscription is None:
@@ -140,6 +140,11 @@ def error_fields(error: EngramError) -> dict[str, Any]:
     if error.index is not None:
         fields["index"] = error.index
     return {**error.details, **fields}
+
+
+def _answering(subscription: str | int | None) -> dict[str, Any]:
+    """`subscribed` is the answer to the operation that named the subscription: it echoes its id."""
+    return {} if subscription is None else {"id": subscription}
 
 
 def _named(event: str, subscription: str | int | None, fields: dict[str, Any]) -> dict[str, Any]:
