@@ -3,7 +3,7 @@
 import re
 from base64 import b64decode, b64encode
 from binascii import Error as Base64Error
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from typing import Any, Final, TypeVar
 
@@ -17,11 +17,13 @@ from engram_bus.units import (
     FORMAT_JSON,
     FORMAT_TEXT,
     Append,
+    AppendAtomic,
     Command,
     Draft,
     Relationship,
     RelationshipType,
     UnitType,
+    UpdateContext,
     WorkUnit,
     is_json,
     is_text,
@@ -39,11 +41,11 @@ _encode_canonical = msgspec.msgpack.Encoder(order="deterministic").encode
 
 _TYPES: Final[dict[str | int, UnitType]] = {
     **{unit_type.value: unit_type for unit_type in UnitType},
-    **{number: unit_type for number, unit_type in enumerate(UnitType)},
+    **dict(enumerate(UnitType)),
 }
 _RELATIONSHIPS: Final[dict[str | int, RelationshipType]] = {
     **{relationship.value: relationship for relationship in RelationshipType},
-    **{number: relationship for number, relationship in enumerate(RelationshipType, start=1)},
+    **dict(enumerate(RelationshipType, start=1)),
 }
 
 
@@ -301,10 +303,34 @@ def _one_line(payload: bytes) -> bytes | None:
 
 
 def command_digest(command: Command) -> bytes:
-    """What tells a repeat of a command from another one under the same key: its content, in any order of its maps."""
-    return blake2b(
-        _encode_canonical(msgspec.structs.replace(command, idempotency_key=None)), digest_size=16
-    ).digest()
+    """What tells a repeat of a command from another one under the same key, in any order of its maps; see `payloads`.
+
+    It leaves the payloads out: it is kept for the life of the log, and no redacted payload must be guessable from it.
+    """
+    return blake2b(_encode_canonical(_without_payloads(command)), digest_size=16).digest()
+
+
+def payloads(command: Command) -> Sequence[bytes]:
+    """The payloads that a command's first units carry: the other half of what tells a repeat."""
+    match command:
+        case Append():
+            return (command.draft.payload,)
+        case AppendAtomic():
+            return [append.draft.payload for append in command.appends]
+        case UpdateContext():
+            return ()
+
+
+def _without_payloads(command: Command) -> Command:
+    match command:
+        case Append():
+            draft = msgspec.structs.replace(command.draft, payload=b"")
+            return msgspec.structs.replace(command, idempotency_key=None, draft=draft)
+        case AppendAtomic():
+            appends = tuple(_without_payloads(append) for append in command.appends)
+            return msgspec.structs.replace(command, idempotency_key=None, appends=appends)
+        case UpdateContext():
+            return msgspec.structs.replace(command, idempotency_key=None)
 
 
 # --- Parsing with an answer that names the field ---------------------------------------------------------------------

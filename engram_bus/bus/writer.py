@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from engram_bus.clock import Clock
-from engram_bus.codec import Entry, command_digest
+from engram_bus.codec import Entry, command_digest, payloads
 from engram_bus.decisions.contexts import Contexts
 from engram_bus.errors import (
     Busy,
@@ -75,6 +75,21 @@ class _Waiting(msgspec.Struct, frozen=True, gc=False):
     done: Done
 
 
+class _Known(msgspec.Struct, frozen=True):
+    """The use of an idempotency key: what the command was, and what it was answered."""
+
+    digest: bytes
+    payloads: tuple[bytes | None, ...]
+    """Of its units; None in the place of one that was redacted and can no longer be compared."""
+    answer: Answer
+
+    def is_of(self, command: Command, digest: bytes) -> bool:
+        """Whether this was the same command. Its first units carry its payloads, in their order."""
+        return digest == self.digest and all(
+            known is None or known == payload for known, payload in zip(self.payloads, payloads(command), strict=False)
+        )
+
+
 class _Batch:
     """One commit while it is built: what is decided of it so far."""
 
@@ -84,7 +99,7 @@ class _Batch:
         self.records: list[Record] = []
         self.entries: list[Entry] = []
         self.ids: set[str] = set()
-        self.keys: dict[tuple[str, str], tuple[bytes, Answer]] = {}
+        self.keys: dict[tuple[str, str], _Known] = {}
         self.outcomes: list[tuple[Done, Answer | EngramError]] = []
         self.raw_bytes = 0
         self.is_recording = False
@@ -114,6 +129,7 @@ class Writer:
         self._refusal: EngramError | None = None
         self._probe: asyncio.TimerHandle | None = None
         self._snapshot_seq = 0
+        self._folded = False
         self._fold()
         self._clock = clock(ts_us(log.record(log.head).unit.ts) if log.head else 0)
         self.commits = 0
@@ -176,14 +192,18 @@ class Writer:
         except Unavailable as exc:
             self._refuse_all(batch, exc)
             return
+        except Exception as exc:
+            log.exception("a commit failed")
+            self._refuse_all(batch, InternalError(f"the commit failed: {type(exc).__name__}"))
+            return
+        if self._queue:
+            self._schedule()
         for done, outcome in batch.outcomes:
             _answer(done, outcome)
         if batch.entries:
             self._tell(batch.entries)
             if self._log.head - self._snapshot_seq >= SNAPSHOT_UNITS:
                 self._keep_snapshot()
-        if self._queue:
-            self._schedule()
 
     def _build(self, batch: _Batch) -> None:
         while self._queue and self._has_room(batch, self._queue[0]):
@@ -215,7 +235,7 @@ class Writer:
         digest = b""
         if command.idempotency_key is not None:
             digest = command_digest(command)
-            repeated = self._repeat(batch, _agent(command), command.idempotency_key, digest)
+            repeated = self._repeat(batch, command, command.idempotency_key, digest)
             if repeated is not None:
                 return repeated
         drafts = self.contexts.decide(command, batch.stamp)
@@ -247,8 +267,9 @@ class Writer:
         entries = tuple(self._seal(batch, unit, private, len(units), index) for index, unit in enumerate(units))
         answer = Answer(entries, context)
         if command.idempotency_key is not None:
-            replay = msgspec.structs.replace(answer, replayed=True)
-            batch.keys[_agent(command), command.idempotency_key] = (digest, replay)
+            batch.keys[_agent(command), command.idempotency_key] = _Known(
+                digest, tuple(unit.payload for unit in units), Answer(entries, context, replayed=True)
+            )
         batch.is_recording = False
         return answer
 
@@ -300,20 +321,19 @@ class Writer:
 
     # --- Repeats -----------------------------------------------------------------------------------------------------
 
-    def _repeat(self, batch: _Batch, agent_id: str, key: str, digest: bytes) -> Answer | None:
+    def _repeat(self, batch: _Batch, command: Command, key: str, digest: bytes) -> Answer | None:
         """The first answer to this idempotency key, in this batch or ever. Raises IdempotencyConflict."""
-        known = batch.keys.get((agent_id, key))
-        if known is None:
-            known = self._recorded_answer(agent_id, key)
+        agent_id = _agent(command)
+        known = batch.keys.get((agent_id, key)) or self._recorded(agent_id, key)
         if known is None:
             return None
-        if known[0] != digest:
+        if not known.is_of(command, digest):
             raise IdempotencyConflict(
                 f"idempotency key {key!r} was used by {agent_id!r} with another body", field="idempotency_key"
             )
-        return known[1]
+        return known.answer
 
-    def _recorded_answer(self, agent_id: str, key: str) -> tuple[bytes, Answer] | None:
+    def _recorded(self, agent_id: str, key: str) -> _Known | None:
         seq = self._log.seq_of_key(agent_id, key)
         if seq is None:
             return None
@@ -321,24 +341,27 @@ class Writer:
         group = [first, *(self._log.record(seq + offset) for offset in range(1, first.group_units))]
         kept = first.private.answer
         context = msgspec.msgpack.decode(kept, type=Context) if kept else None
-        entries = tuple(Entry(record.unit.seq, record.body, record.unit) for record in group)
-        return first.private.body_digest, Answer(entries, context, replayed=True)
+        return _Known(
+            first.private.body_digest,
+            tuple(None if record.redacted else record.unit.payload for record in group),
+            Answer(tuple(Entry(record.unit.seq, record.body, record.unit) for record in group), context, replayed=True),
+        )
 
     # --- When the disk refuses ---------------------------------------------------------------------------------------
 
     def _refuse_all(self, batch: _Batch, exc: Unavailable) -> None:
         """The state is ahead of the disk: fold it again, tell everyone who waits, and try again later."""
         log.error("a commit of %d units failed: %s", len(batch.records), exc)
-        self._fold()
         waiting = [done for done, _ in batch.outcomes]
-        if isinstance(exc, InternalError):
+        unfolded = self._fold_again()
+        if isinstance(exc, InternalError) and unfolded is None:
             # Ours, not the disk's: what waits behind this batch may well succeed.
             for done in waiting:
                 _answer(done, exc)
             if self._queue:
                 self._schedule()
             return
-        self._refusal = exc
+        self._refusal = unfolded or exc
         waiting += [waiting.done for waiting in self._queue]
         self._queue.clear()
         self._queue_bytes = 0
@@ -351,6 +374,8 @@ class Writer:
         self._probe = None
         try:
             self._log.probe()
+            if not self._folded:
+                self._fold()
         except Unavailable as exc:
             self._refusal = exc
             self._probe_later()
@@ -365,8 +390,17 @@ class Writer:
 
     # --- State -------------------------------------------------------------------------------------------------------
 
+    def _fold_again(self) -> Unavailable | None:
+        """Make the state equal to the log after a commit that failed. Why not, where the log cannot be read either."""
+        try:
+            self._fold()
+        except Unavailable as exc:
+            return exc
+        return None
+
     def _fold(self) -> None:
         """The decisions' state from the newest snapshot and the log after it."""
+        self._folded = False
         snapshot = self._log.load_snapshot(self.contexts.name)
         seq = 0 if snapshot is None else snapshot.seq
         self.contexts.restore(None if snapshot is None else snapshot.state)
@@ -375,6 +409,7 @@ class Writer:
             for entry in entries:
                 self.contexts.evolve(entry.unit)
             seq = entries[-1].seq
+        self._folded = True
 
     def _keep_snapshot(self) -> None:
         self._log.save_snapshot(self.contexts.name, Snapshot(self._log.head, self.contexts.snapshot()))

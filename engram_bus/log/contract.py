@@ -11,15 +11,21 @@ Kept by every implementation, and held by `tests/contracts/test_log.py`:
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple, Protocol
+
+import msgspec
 
 from engram_bus.codec import Entry
 from engram_bus.errors import CursorAhead, CursorInvalid, EpochChanged
 from engram_bus.log.record import Record
 
 
-class Epoch(NamedTuple):
-    """One stretch of a log's history; a restore to an earlier point and an import begin a new one."""
+class Epoch(msgspec.Struct, frozen=True):
+    """One stretch of a log's history; a restore to an earlier point and an import begin a new one.
+
+    It lies in the log's identity as a map, so that later versions can say more of it.
+    """
 
     name: str
     first_seq: int
@@ -129,7 +135,7 @@ def _check_epoch(name: str, seq: int, epochs: Sequence[Epoch]) -> None:
     current = epochs[-1].name
     if name == current:
         return
-    for epoch, following in zip(epochs, epochs[1:], strict=False):
+    for epoch, following in pairwise(epochs):
         if epoch.name == name and seq < following.first_seq:
             return
     raise EpochChanged(

@@ -3,15 +3,22 @@
     identity                      {"format": 1, "id": ..., "created_at": ...}: written first
     lock                          held by the one process that writes; its content says who that is
     keys/                         secrets of the bus, mode 0700
-    tenants/default/identity      {"format": 1, "tenant": ..., "epochs": [...], "established": true}
-    tenants/default/log/          the log's LMDB environment
+    tenants/default/identity      {"format": 1, "tenant": ..., "epochs": [{"name", "first_seq"}], "established": true}
+    tenants/default/log/          the log's LMDB environment; its key 0 says which log it is (`LogHeader`)
     tenants/default/index/        what can be folded again from the log
+    tenants/default/index/mark    {"format": 1, "boot": ..., "clean": false}: whether that can be trusted
     tenants/default/search/       likewise
+
+The files are JSON maps, the header is MessagePack: readers pass over keys they do not know and compare values, not
+bytes, so a later version may add some. A change they must not miss raises `format`. The mark lies beside its
+environment, not in it: an index that a power cut tore is not even opened.
 """
 
 import errno
 import fcntl
+import logging
 import os
+import re
 import secrets
 from pathlib import Path
 from typing import TypeVar
@@ -21,7 +28,10 @@ import msgspec
 from engram_bus.errors import DataDirectoryError
 from engram_bus.log.contract import Epoch
 
+log = logging.getLogger(__name__)
+
 FORMAT = 1
+INDEX_FORMAT = 1
 DEFAULT_TENANT = "default"
 
 _NETWORK_FILE_SYSTEMS = frozenset(
@@ -47,6 +57,22 @@ class TenantIdentity(msgspec.Struct, frozen=True):
     established: bool
 
 
+class LogHeader(msgspec.Struct, frozen=True):
+    """Inside the log's own environment: which log this is. A copy of what the identity beside it says."""
+
+    format: int
+    tenant: str
+    epochs: list[Epoch]
+
+
+class IndexMark(msgspec.Struct, frozen=True):
+    """Of an index: it is whole when it was closed cleanly, or when no power was lost since (the same boot)."""
+
+    format: int
+    boot: str
+    clean: bool
+
+
 T = TypeVar("T", Identity, TenantIdentity)
 
 
@@ -58,9 +84,12 @@ class DataDirectory:
         self._lock_fd: int | None = None
         self.writable = _prepare(path)
         _refuse_network(path)
-        self._lock()
         try:
+            self._lock()
             self.identity = self._load_identity(created_at)
+        except OSError as exc:
+            self.close()
+            raise DataDirectoryError(f"{path} cannot be used: {exc}") from exc
         except BaseException:
             self.close()
             raise
@@ -69,8 +98,11 @@ class DataDirectory:
         """The directory of one tenant's log, made when it is new."""
         path = self.path / "tenants" / name
         if self.writable:
-            for part in (path / "log", path / "index", path / "search"):
-                part.mkdir(parents=True, exist_ok=True)
+            try:
+                for part in (path / "log", path / "index", path / "search"):
+                    part.mkdir(parents=True, exist_ok=True)
+            except OSError as exc:
+                raise DataDirectoryError(f"{path} cannot be made: {exc}") from exc
         return path
 
     def close(self) -> None:
@@ -95,10 +127,9 @@ class DataDirectory:
                 f"{self.path} is in use by {holder}: one process writes a data directory. "
                 f"Stop that process, or choose another directory with --data-dir."
             ) from exc
-        if self.writable:
-            os.truncate(fd, 0)
-            os.write(fd, f"process {os.getpid()}\n".encode())
         self._lock_fd = fd
+        if self.writable:
+            _sign(fd)
 
     def _load_identity(self, created_at: str) -> Identity:
         path = self.path / "identity"
@@ -107,30 +138,75 @@ class DataDirectory:
                 raise DataDirectoryError(f"{path} is missing beside a log: restore it from a backup of this directory")
             if not self.writable:
                 raise DataDirectoryError(f"{self.path} holds no log and is read-only")
-            write_durably(path, msgspec.json.encode(Identity(FORMAT, secrets.token_hex(8), created_at)))
+            _write_identity(path, Identity(FORMAT, secrets.token_hex(8), created_at))
             (self.path / "keys").mkdir(mode=0o700, exist_ok=True)
-        return _read(path, Identity)
+        return read_identity(self.path)
 
 
 def load_tenant(path: Path, name: str, *, writable: bool) -> TenantIdentity:
     """The identity of a tenant's log, made when it is new. Raises DataDirectoryError when it cannot be trusted."""
     file = path / "identity"
     if file.exists():
-        return _read(file, TenantIdentity)
+        return read_tenant(path, name)
     if (path / "log" / "data.mdb").exists():
         raise DataDirectoryError(f"{file} is missing beside a log: restore it from a backup of this directory")
     if not writable:
         raise DataDirectoryError(f"{path} holds no log and is read-only")
     identity = TenantIdentity(FORMAT, name, [Epoch(new_epoch(), 1)], established=False)
-    write_durably(file, msgspec.json.encode(identity))
+    _write_identity(file, identity)
+    return identity
+
+
+def read_identity(path: Path) -> Identity:
+    """The identity of a data directory. Raises DataDirectoryError when it is missing or damaged."""
+    return _read(path / "identity", Identity)
+
+
+def read_tenant(path: Path, name: str) -> TenantIdentity:
+    """The identity of the log of tenant `name`. Raises DataDirectoryError when it is missing, damaged or another's."""
+    identity = _read(path / "identity", TenantIdentity)
+    if identity.tenant != name:
+        raise DataDirectoryError(f"{path} holds the log of tenant {identity.tenant!r}: it was moved here")
+    if not identity.epochs:
+        raise DataDirectoryError(f"{path / 'identity'} names no epoch: restore it from a backup of this directory")
     return identity
 
 
 def establish_tenant(path: Path, identity: TenantIdentity) -> TenantIdentity:
     """Note that the log exists: from now on its absence is damage."""
     identity = msgspec.structs.replace(identity, established=True)
-    write_durably(path / "identity", msgspec.json.encode(identity))
+    _write_identity(path / "identity", identity)
     return identity
+
+
+def header_of(identity: TenantIdentity) -> LogHeader:
+    """What the log of this identity says of itself."""
+    return LogHeader(identity.format, identity.tenant, identity.epochs)
+
+
+def index_is_trusted(path: Path) -> bool:
+    """Whether the index in `path` is whole, as far as its mark says."""
+    try:
+        mark = msgspec.json.decode((path / "mark").read_bytes(), type=IndexMark)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        return False
+    return mark.format == INDEX_FORMAT and (mark.clean or mark.boot == boot_id())
+
+
+def mark_index(path: Path, *, clean: bool) -> None:
+    """Say so durably. Where that is not possible there is no mark afterwards: the index is then folded again."""
+    file = path / "mark"
+    try:
+        write_durably(file, msgspec.json.encode(IndexMark(INDEX_FORMAT, boot_id(), clean)))
+    except OSError as exc:
+        log.warning("%s cannot be written, the next start folds the index again: %s", file, exc)
+        file.unlink(missing_ok=True)
+        sync_directory(path)
+
+
+def boot_id() -> str:
+    """Which run of the machine this is."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def new_epoch() -> str:
@@ -141,12 +217,10 @@ def new_epoch() -> str:
 def write_durably(path: Path, content: bytes) -> None:
     """Replace a file so that a power cut leaves the old one or the new one."""
     temporary = path.with_suffix(".new")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    try:
-        os.write(fd, content)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
     temporary.rename(path)
     sync_directory(path.parent)
 
@@ -191,12 +265,13 @@ def _file_system(path: Path) -> str:
     """The type of the file system a path lies on, from proc_pid_mountinfo(5); empty where that cannot be read."""
     best, kind = "", ""
     try:
-        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+        lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
     except OSError:
         return ""
     for line in lines:
         mount, _, rest = line.partition(" - ")
-        point = mount.split()[4].encode().decode("unicode_escape")
+        # Spaces, tabs, line ends and backslashes stand there as three octal digits.
+        point = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), mount.split()[4])
         if len(point) >= len(best) and (path == Path(point) or Path(point) in path.parents):
             best, kind = point, rest.split()[0]
     return kind
@@ -210,3 +285,19 @@ def _read(path: Path, kind: type[T]) -> T:
     if value.format != FORMAT:
         raise DataDirectoryError(f"{path} has format {value.format}, this version reads format {FORMAT}")
     return value
+
+
+def _write_identity(file: Path, identity: Identity | TenantIdentity) -> None:
+    try:
+        write_durably(file, msgspec.json.encode(identity))
+    except OSError as exc:
+        raise DataDirectoryError(f"{file} cannot be written: {exc}") from exc
+
+
+def _sign(fd: int) -> None:
+    """Who holds the lock, for who is refused. On a full disk it stays unsigned."""
+    os.truncate(fd, 0)
+    try:
+        os.write(fd, f"process {os.getpid()}\n".encode())
+    except OSError as exc:
+        log.warning("the lock is held, but not signed: %s", exc)

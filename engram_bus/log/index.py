@@ -7,20 +7,34 @@ from collections.abc import Iterator
 from enum import StrEnum
 from hashlib import blake2b
 
+from engram_bus.limits import NAME_BYTES_MAX
 from engram_bus.log.record import Record
 from engram_bus.units import WorkUnit
 
 SEQ_BYTES = 8
 
+assert NAME_BYTES_MAX + 1 + SEQ_BYTES <= 511, "a name and a seq fit the longest key of LMDB"
+
 
 class Table(StrEnum):
-    """The index's tables; a value of the first four is or leads to a seq."""
+    """The index's tables. In the first four every entry leads to a seq, and so to a record."""
 
     IDS = "ids"
     CONTEXTS = "contexts"
     TARGETS = "targets"
     KEYS = "keys"
     STATE = "state"
+
+
+RECORD_TABLES = (Table.IDS, Table.CONTEXTS, Table.TARGETS, Table.KEYS)
+
+
+def may_be_name(name: str) -> bool:
+    """Whether a name can be in the index at all: what is asked for is not checked as what is appended is."""
+    try:
+        return 0 < len(name.encode()) <= NAME_BYTES_MAX and "\0" not in name
+    except UnicodeEncodeError:
+        return False
 
 
 def seq_key(seq: int) -> bytes:
@@ -63,6 +77,11 @@ def puts(record: Record) -> Iterator[tuple[Table, bytes, bytes]]:
         yield Table.TARGETS, target_prefix(target_id) + seq, b""
     if record.private.key is not None:
         yield Table.KEYS, idempotency_key(unit.agent_id, record.private.key), seq
+
+
+def entry_seq(table: Table, key: bytes, value: bytes) -> int:
+    """The seq an entry leads to."""
+    return key_seq(key if table is Table.TARGETS else value)
 
 
 def targets(unit: WorkUnit) -> set[str]:

@@ -10,25 +10,39 @@ import errno
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from hashlib import blake2b
+from itertools import pairwise
 from pathlib import Path
-from typing import NoReturn
+from typing import Concatenate, NoReturn, ParamSpec, TypeVar
 
 import lmdb
 import msgspec
 
 from engram_bus.codec import Entry
-from engram_bus.errors import DataDirectoryError, LogDamaged, StorageFailed, StorageFull, StorageReadOnly
-from engram_bus.limits import DISK_RESERVE_BYTES, DISK_RESERVE_DIVISOR, LOG_SIZE_BYTES_MAX
+from engram_bus.errors import DataDirectoryError, EngramError, LogDamaged, StorageFailed, StorageFull, StorageReadOnly
+from engram_bus.limits import DISK_RESERVE_BYTES, DISK_RESERVE_DIVISOR, LOG_SIZE_BYTES_MAX, MIB
 from engram_bus.log import record as records
 from engram_bus.log.contract import Epoch, Sizes, Snapshot
-from engram_bus.log.directory import TenantIdentity, establish_tenant, is_read_only, load_tenant
+from engram_bus.log.directory import (
+    LogHeader,
+    establish_tenant,
+    header_of,
+    index_is_trusted,
+    is_read_only,
+    load_tenant,
+    mark_index,
+)
 from engram_bus.log.index import (
+    SEQ_BYTES,
     Table,
     context_key,
     context_prefix,
     idempotency_key,
     key_seq,
+    may_be_name,
     puts,
     seq_key,
     target_prefix,
@@ -38,25 +52,44 @@ from engram_bus.log.record import GENESIS, Record, RecordError
 log = logging.getLogger(__name__)
 
 _HEADER_KEY = seq_key(0)
-"""Before every seq: what this environment is (`TenantIdentity` as MessagePack)."""
-_INDEX_FORMAT = b"1"
+"""Before every seq: which log this is (`LogHeader` as MessagePack)."""
 _CURSOR = b"cursor"
-_BOOT = b"boot"
-_CLEAN = b"clean"
-_FORMAT = b"format"
+"""Up to where the index goes: a seq and the chain digest there, so that it is never taken for another log's."""
 _SNAPSHOT = b"snapshot:"
+_STATE_DIGEST_BYTES = 16
 _FOLD_UNITS = 2_000
+_WALK_UNITS = 500
+_WALK_BYTES = 8 * MIB
+_LOCK_FILE_BYTES = 1 * MIB
+"""What making a lock file takes, generously."""
 _READERS_MAX = 126
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _damage_named(read: "Callable[Concatenate[LmdbLog, P], T]") -> "Callable[Concatenate[LmdbLog, P], T]":
+    """What LMDB cannot read is told in the contract's words."""
+
+    @wraps(read)
+    def reading(self: "LmdbLog", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return read(self, *args, **kwargs)
+        except lmdb.Error as exc:
+            raise self._unreadable(exc) from exc
+
+    return reading
+
+
 class LmdbLog:
     """A log in `path` (a tenant's directory), for one writing process that holds the data directory's lock.
 
-    `size_bytes_max` is the size of the sparse map; `fsync=False` is for benchmarks' floor only and says so in
-    `durability`. Raises DataDirectoryError when what is found is damaged or of another log.
+    `size_bytes_max` is the size of the sparse map. Raises DataDirectoryError when what is found is damaged or of
+    another log.
     """
 
     def __init__(
@@ -66,12 +99,23 @@ class LmdbLog:
         self._size_bytes_max = size_bytes_max
         self._writable = writable
         self._failed: StorageFailed | None = None
+        self._closed = False
         self._identity = load_tenant(path, tenant, writable=writable)
+        self._open()
+
+    def _open(self) -> None:
         self._env = self._open_log()
         try:
             self._head, self._chain = self._find_head()
             self._index, self._tables = self._open_index()
-            self._fold_index()
+            try:
+                self._fold_index()
+            except BaseException:
+                self._index.close()
+                raise
+        except (lmdb.Error, LogDamaged, StorageFull) as exc:
+            self._env.close()
+            raise DataDirectoryError(f"{self._path}: {exc}") from exc
         except BaseException:
             self._env.close()
             raise
@@ -105,10 +149,10 @@ class LmdbLog:
         self._require_writable(sum(len(record.raw) for record in records))
         try:
             with self._env.begin(write=True) as txn:
-                for record in records:
-                    # Out of order, LMDB answers False instead of raising.
-                    if not txn.put(seq_key(record.unit.seq), record.raw, append=True):
-                        raise AssertionError(f"seq {record.unit.seq} is not after {self._head}")
+                for seq, record in enumerate(records, start=self._head + 1):
+                    # Out of order, LMDB answers False instead of raising; and it takes gaps.
+                    if record.unit.seq != seq or not txn.put(seq_key(seq), record.raw, append=True):
+                        raise AssertionError(f"seq {record.unit.seq} is not {seq}, the next one")
         except lmdb.Error as exc:
             self._refuse(exc)
         self._head = records[-1].unit.seq
@@ -156,6 +200,12 @@ class LmdbLog:
         self._failed = StorageFailed(f"the disk of {self._path} failed: {exc}; appends go on after a restart")
         raise self._failed from exc
 
+    def _unreadable(self, exc: lmdb.Error, seq: int | None = None) -> EngramError:
+        if self._failed is not None:
+            return self._failed
+        message = f"{self._path} cannot be read: {exc}"
+        return LogDamaged(message) if seq is None else LogDamaged(message, seq=seq)
+
     # --- Reading -----------------------------------------------------------------------------------------------------
 
     def read(self, after: int, *, units_max: int, bytes_max: int) -> list[Entry]:
@@ -163,30 +213,34 @@ class LmdbLog:
         last = min(after + units_max, self._head)
         if after >= last:
             return entries
-        with self._env.begin() as txn, txn.cursor() as cursor:
-            found = cursor.set_key(seq_key(after + 1))
-            for seq in range(after + 1, last + 1):
-                if not found or key_seq(cursor.key()) != seq:
-                    _damaged_unless(entries, seq, "is missing")
-                    break
-                try:
-                    body = records.body_of(cursor.value())
-                except RecordError as exc:
-                    _damaged_unless(entries, seq, str(exc))
-                    break
-                if entries and len(body) > bytes_max:
-                    break
-                bytes_max -= len(body)
-                entries.append(Entry(seq, body))
-                found = cursor.next()
+        try:
+            with self._env.begin() as txn, txn.cursor() as cursor:
+                for seq, raw in _raws(cursor, after + 1, last):
+                    body = records.body_of(raw, seq)
+                    if entries and len(body) > bytes_max:
+                        break
+                    bytes_max -= len(body)
+                    entries.append(Entry(seq, body))
+        except (RecordError, lmdb.Error) as exc:
+            if not entries:
+                raise self._damaged(after + 1, exc) from exc
         return entries
 
+    def _damaged(self, seq: int, exc: RecordError | lmdb.Error) -> EngramError:
+        if isinstance(exc, lmdb.Error):
+            return self._unreadable(exc, seq)
+        return LogDamaged(f"record {seq} {exc}", seq=seq)
+
+    @_damage_named
     def read_context(
         self, context_id: str, *, after: int, before: int | None, reverse: bool, units_max: int, bytes_max: int
     ) -> list[Entry]:
+        if not may_be_name(context_id):
+            return []
         self._fold_index()
+        end = self._head + 1 if before is None else before
         with self._index.begin() as txn, txn.cursor(self._tables[Table.CONTEXTS]) as cursor:
-            seqs = list(_context_seqs(cursor, context_id, after, before or self._head + 1, reverse, units_max))
+            seqs = list(_context_seqs(cursor, context_id, after, end, reverse, units_max))
         return self._entries(seqs, bytes_max, context_id)
 
     def _entries(self, seqs: Sequence[int], bytes_max: int, context_id: str) -> list[Entry]:
@@ -194,45 +248,44 @@ class LmdbLog:
         with self._env.begin() as txn:
             for seq in seqs:
                 try:
-                    entry = self._entry(txn, seq)
+                    entry = Entry(seq, records.body_of(self._raw(txn, seq), seq))
                     if entry.unit.context_id != context_id:
-                        raise LogDamaged(f"the index leads from {context_id!r} to unit {seq} of another", seq=seq)
-                except LogDamaged:
+                        raise RecordError(f"is not of {context_id!r}, as the index says")
+                except (RecordError, lmdb.Error) as exc:
                     if entries:
                         break
-                    raise
+                    raise self._damaged(seq, exc) from exc
                 if entries and len(entry.body) > bytes_max:
                     break
                 bytes_max -= len(entry.body)
                 entries.append(entry)
         return entries
 
-    def _entry(self, txn: lmdb.Transaction, seq: int) -> Entry:
-        raw = txn.get(seq_key(seq)) if seq <= self._head else None
-        try:
-            if raw is None:
-                raise RecordError("is missing")
-            return Entry(seq, records.body_of(bytes(raw)))
-        except RecordError as exc:
-            raise LogDamaged(f"record {seq} {exc}", seq=seq) from exc
+    def _raw(self, txn: lmdb.Transaction, seq: int) -> bytes:
+        # An index entry that a power cut tore, or a record of a commit that failed, may lie after the head.
+        raw = txn.get(seq_key(seq)) if 1 <= seq <= self._head else None
+        if raw is None:
+            raise RecordError("is missing")
+        return bytes(raw)
 
     def record(self, seq: int) -> Record:
-        assert 1 <= seq <= self._head, f"seq {seq} of a log at {self._head}"
-        with self._env.begin() as txn:
-            raw = txn.get(seq_key(seq))
         try:
-            if raw is None:
-                raise RecordError("is missing")
-            return records.parse(bytes(raw))
-        except RecordError as exc:
-            raise LogDamaged(f"record {seq} {exc}", seq=seq) from exc
+            with self._env.begin() as txn:
+                raw = self._raw(txn, seq)
+            return records.parse(raw, seq)
+        except (RecordError, lmdb.Error) as exc:
+            raise self._damaged(seq, exc) from exc
 
+    @_damage_named
     def seq_of_id(self, unit_id: str) -> int | None:
+        if not may_be_name(unit_id):
+            return None
         seq = self._lookup(Table.IDS, unit_id.encode())
         if seq is not None and self.record(seq).unit.id != unit_id:
             raise LogDamaged(f"the index leads from unit {unit_id} to another at {seq}", seq=seq)
         return seq
 
+    @_damage_named
     def seq_of_key(self, agent_id: str, key: str) -> int | None:
         seq = self._lookup(Table.KEYS, idempotency_key(agent_id, key))
         if seq is None:
@@ -248,11 +301,12 @@ class LmdbLog:
             value = txn.get(key, db=self._tables[table])
         return None if value is None else key_seq(bytes(value))
 
+    @_damage_named
     def seqs_relating_to(self, target_id: str, *, units_max: int) -> list[int]:
+        if not may_be_name(target_id):
+            return []
         self._fold_index()
         prefix = target_prefix(target_id)
-        if len(prefix) + 8 > 511:
-            return []
         seqs: list[int] = []
         with self._index.begin() as txn, txn.cursor(self._tables[Table.TARGETS]) as cursor:
             found = cursor.set_range(prefix)
@@ -261,11 +315,14 @@ class LmdbLog:
                 found = cursor.next()
         return seqs
 
+    @_damage_named
     def context_ids(self, after: str, *, prefix: str, limit: int) -> list[str]:
+        if prefix and not may_be_name(prefix):
+            return []
         self._fold_index()
         wanted = prefix.encode()
         # One past every key of `after`: its zero byte becomes a one, which no name holds.
-        start = max(wanted, after.encode() + b"\1") if after else wanted
+        start = max(wanted, after.encode(errors="surrogatepass") + b"\1") if after else wanted
         ids: list[str] = []
         with self._index.begin() as txn, txn.cursor(self._tables[Table.CONTEXTS]) as cursor:
             found = cursor.set_range(start) if start else cursor.first()
@@ -284,29 +341,44 @@ class LmdbLog:
             return
         try:
             with self._index.begin(write=True) as txn:
-                value = seq_key(snapshot.seq) + snapshot.state
+                value = seq_key(snapshot.seq) + _state_digest(snapshot.seq, snapshot.state) + snapshot.state
                 txn.put(_SNAPSHOT + name.encode(), value, db=self._tables[Table.STATE])
         except lmdb.Error as exc:
             # A start folds a little longer: nothing depends on a snapshot.
             log.warning("the snapshot of %s at %d was not kept: %s", name, snapshot.seq, exc)
 
+    @_damage_named
     def load_snapshot(self, name: str) -> Snapshot | None:
         with self._index.begin() as txn:
             value = txn.get(_SNAPSHOT + name.encode(), db=self._tables[Table.STATE])
         if value is None:
             return None
-        value = bytes(value)
-        snapshot = Snapshot(key_seq(value[:8]), value[8:])
-        return snapshot if snapshot.seq <= self._head else None
+        snapshot = _parse_snapshot(bytes(value))
+        if snapshot is None:
+            log.warning("the snapshot of %s in %s is damaged: all of the log is folded instead", name, self._path)
+        elif snapshot.seq > self._head:
+            return None
+        return snapshot
 
     def close(self) -> None:
-        if self._env is None:
+        if self._closed:
             return
-        if self._writable and self._failed is None:
-            self._mark_clean()
-        self._index.close()
+        self._closed = True
+        self._close_index()
         self._env.close()
-        self._env = None  # type: ignore[assignment]
+
+    def _close_index(self) -> None:
+        """The mark may only be on the disk when all before it is."""
+        clean = self._writable and self._failed is None
+        try:
+            if clean:
+                self._index.sync(True)
+        except lmdb.Error as exc:
+            log.warning("the index of %s is not marked clean: %s", self._path, exc)
+            clean = False
+        self._index.close()
+        if clean:
+            mark_index(self._path / "index", clean=True)
 
     # --- Opening the log ---------------------------------------------------------------------------------------------
 
@@ -315,11 +387,19 @@ class LmdbLog:
         size_bytes = file.stat().st_size if file.exists() else 0
         if self._identity.established and size_bytes == 0:
             raise DataDirectoryError(f"{file} is missing or empty, but this log was written before: restore it")
-        env = _open(self._path / "log", self._size_bytes_max, writable=self._writable, sync=True, tables=0)
+        if self._writable:
+            _refuse_no_room(self._path / "log")
+        try:
+            env = _open(self._path / "log", self._size_bytes_max, writable=self._writable, sync=True, tables=0)
+        except lmdb.Error as exc:
+            raise DataDirectoryError(f"{file} cannot be opened: {exc}") from exc
         try:
             _refuse_short(env, file)
             env.reader_check()
             self._check_header(env)
+        except lmdb.Error as exc:
+            env.close()
+            raise DataDirectoryError(f"{file} cannot be opened: {exc}") from exc
         except BaseException:
             env.close()
             raise
@@ -328,13 +408,14 @@ class LmdbLog:
     def _check_header(self, env: lmdb.Environment) -> None:
         with env.begin() as txn:
             header = txn.get(_HEADER_KEY)
-        if header is None:
-            if self._identity.established:
-                raise DataDirectoryError(f"{self._path / 'log'} has lost its header: restore it from a backup")
+            is_new = not self._identity.established and txn.stat()["entries"] == 0
+        if header is not None:
+            _refuse_foreign(bytes(header), header_of(self._identity), self._path)
+        elif is_new and self._writable:
             with env.begin(write=True) as txn:
-                txn.put(_HEADER_KEY, _header(self._identity), append=True)
-        elif bytes(header) != _header(self._identity):
-            raise DataDirectoryError(f"{self._path / 'log'} is another log than {self._path / 'identity'} says")
+                txn.put(_HEADER_KEY, msgspec.msgpack.encode(header_of(self._identity)), append=True)
+        else:
+            raise DataDirectoryError(f"{self._path / 'log'} has lost its header: restore it from a backup")
         if not self._identity.established and self._writable:
             self._identity = establish_tenant(self._path, self._identity)
 
@@ -349,138 +430,341 @@ class LmdbLog:
         if head == 0:
             return 0, GENESIS
         try:
-            return head, records.parse(raw).chain
+            return head, records.parse(raw, head).chain
         except RecordError as exc:
-            raise DataDirectoryError(f"{self._path / 'log'}: the newest record, {head}, is damaged: {exc}") from exc
+            raise DataDirectoryError(f"{self._path / 'log'}: the newest record, {head}, {exc}") from exc
 
     def _reopen_writable(self) -> None:
-        """The file system takes writes again: open both environments anew."""
+        """The file system takes writes again: open both environments anew, or else as they were."""
         self._index.close()
         self._env.close()
         self._writable = True
-        self._env = self._open_log()
-        self._index, self._tables = self._open_index()
+        try:
+            self._open()
+        except DataDirectoryError as exc:
+            self._writable = False
+            self._open_again_to_read()
+            raise StorageReadOnly(f"{self._path} cannot be opened to write: {exc}") from exc
+
+    def _open_again_to_read(self) -> None:
+        try:
+            self._open()
+        except DataDirectoryError as exc:
+            self._failed = StorageFailed(f"{self._path} cannot be read any more: {exc}")
+            raise self._failed from exc
 
     # --- The index ---------------------------------------------------------------------------------------------------
 
     def _open_index(self) -> tuple[lmdb.Environment, dict[Table, lmdb._Database]]:
         path = self._path / "index"
-        boot = _boot_id()
         if not self._writable:
             return self._open_index_to_read(path)
-        if not _index_is_trusted(path, self._size_bytes_max, boot):
-            shutil.rmtree(path)  # Derived from the log, every entry of it: the log itself is never removed.
-            path.mkdir()
+        try:
+            if not index_is_trusted(path):
+                _empty(path)
+            try:
+                return self._open_index_to_write(path)
+            except (_IndexUnusableError, lmdb.Error) as exc:
+                log.warning("%s is folded again: %s", path, exc)
+                _empty(path)
+                return self._open_index_to_write(path)
+        except OSError as exc:
+            raise DataDirectoryError(f"{path} cannot be made: {exc}") from exc
+
+    def _open_index_to_write(self, path: Path) -> tuple[lmdb.Environment, dict[Table, lmdb._Database]]:
+        # Before anything is written: whoever finds the index from now on must not take it for a clean one.
+        mark_index(path, clean=False)
+        _refuse_no_room(path)
         env = _open(path, self._size_bytes_max, writable=True, sync=False, tables=len(Table))
-        tables = {table: env.open_db(table.value.encode()) for table in Table}
-        with env.begin(write=True) as txn:
-            state = tables[Table.STATE]
-            txn.put(_FORMAT, _INDEX_FORMAT, db=state)
-            txn.put(_BOOT, boot, db=state)
-            txn.put(_CLEAN, b"", db=state)
-            cursor = txn.get(_CURSOR, db=state)
-        env.sync(True)
-        self._indexed = 0 if cursor is None else key_seq(bytes(cursor))
-        if self._indexed > self._head:
+        try:
+            if (short := _short_by(env, path / "data.mdb")) > 0:
+                raise _IndexUnusableError(f"it is {short} bytes short")
+            tables = {table: env.open_db(table.value.encode()) for table in Table}
+            self._indexed = self._index_cursor(env, tables)
+        except BaseException:
             env.close()
-            raise DataDirectoryError(
-                f"{path} knows {self._indexed} records, {self._path / 'log'} holds {self._head}: the log is an older "
-                f"copy or lost its end. Restore the newest log."
-            )
+            raise
         return env, tables
 
     def _open_index_to_read(self, path: Path) -> tuple[lmdb.Environment, dict[Table, lmdb._Database]]:
+        if not index_is_trusted(path):
+            raise DataDirectoryError(f"{path} is not whole and cannot be folded on a read-only file system")
+        env = _open(path, self._size_bytes_max, writable=False, sync=False, tables=len(Table))
         try:
-            env = _open(path, self._size_bytes_max, writable=False, sync=False, tables=len(Table))
+            _refuse_short(env, path / "data.mdb")
             tables = {table: env.open_db(table.value.encode(), create=False) for table in Table}
-        except lmdb.Error as exc:
-            raise DataDirectoryError(f"{path} is missing and cannot be made on a read-only file system") from exc
-        with env.begin() as txn:
-            cursor = txn.get(_CURSOR, db=tables[Table.STATE])
-        self._indexed = 0 if cursor is None else key_seq(bytes(cursor))
-        if self._indexed != self._head:
+            self._indexed = self._index_cursor(env, tables)
+            if self._indexed != self._head:
+                raise DataDirectoryError(f"{path} is behind its log and cannot be folded on a read-only file system")
+        except BaseException:
             env.close()
-            raise DataDirectoryError(f"{path} is behind its log and cannot be folded on a read-only file system")
+            raise
         return env, tables
+
+    def _index_cursor(self, env: lmdb.Environment, tables: dict[Table, lmdb._Database]) -> int:
+        """Up to where the index goes. Raises when it is not an index of this log."""
+        with env.begin() as txn:
+            value = txn.get(_CURSOR, db=tables[Table.STATE])
+        if value is None:
+            return 0
+        seq, chain = _parse_cursor(bytes(value))
+        if seq > self._head:
+            raise DataDirectoryError(
+                f"{self._path / 'index'} knows {seq} records, {self._path / 'log'} holds {self._head}: the log is an "
+                f"older copy or lost its end. Restore the newest log."
+            )
+        if self.record(seq).chain != chain:
+            raise _IndexUnusableError(f"record {seq} is not the one it was made from")
+        return seq
 
     def _fold_index(self) -> None:
         """Bring the index up to the head: after a start, and after a commit of the index that found no room."""
         while self._indexed < self._head:
             last = min(self._indexed + _FOLD_UNITS, self._head)
-            if not self._index_records([self.record(seq) for seq in range(self._indexed + 1, last + 1)]):
+            if not self._index_records(self._records(self._indexed + 1, last)):
                 raise StorageFull(f"no room for the index in {self._path}: lookups wait for it")
+
+    def _records(self, first: int, last: int) -> list[Record]:
+        found: list[Record] = []
+        try:
+            with self._env.begin() as txn, txn.cursor() as cursor:
+                for seq, raw in _raws(cursor, first, last):
+                    found.append(records.parse(raw, seq))
+        except (RecordError, lmdb.Error) as exc:
+            raise self._damaged(first + len(found), exc) from exc
+        return found
 
     def _index_records(self, records: Sequence[Record]) -> bool:
         """Whether the index took them. If not, they are durable all the same, and folded when there is room."""
+        newest = records[-1]
         try:
             with self._index.begin(write=True) as txn:
                 for record in records:
                     for table, key, value in puts(record):
                         txn.put(key, value, db=self._tables[table])
-                txn.put(_CURSOR, seq_key(records[-1].unit.seq), db=self._tables[Table.STATE])
+                txn.put(_CURSOR, seq_key(newest.unit.seq) + newest.chain, db=self._tables[Table.STATE])
         except lmdb.Error as exc:
             log.error("the index of %s is behind its log: %s", self._path, exc)
             return False
-        self._indexed = records[-1].unit.seq
+        self._indexed = newest.unit.seq
         return True
 
-    def _mark_clean(self) -> None:
-        """Two steps: the mark may only be on the disk when all before it is."""
-        try:
-            self._index.sync(True)
-            with self._index.begin(write=True) as txn:
-                txn.put(_CLEAN, b"1", db=self._tables[Table.STATE])
-            self._index.sync(True)
-        except lmdb.Error as exc:
-            log.warning("the index of %s is not marked clean: %s", self._path, exc)
+
+class LogReader:
+    """The log's environment, read-only, beside the process that writes it: what `verify` walks.
+
+    Every transaction is short, so a running bus is not held up, and what is asked for is compared with what is found:
+    records are only ever added. Raises DataDirectoryError when the environment cannot be opened, RecordError for what
+    LMDB cannot read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._env, _ = _open_beside(path, ())
+
+    def close(self) -> None:
+        self._env.close()
+
+    def header(self) -> LogHeader | None:
+        """What the log says of itself."""
+        with _reading(self._env) as txn:
+            header = txn.get(_HEADER_KEY)
+        return None if header is None else _parse_header(bytes(header))
+
+    def head(self) -> int:
+        """The seq of the last record, 0 where there is none."""
+        with _reading(self._env) as txn, txn.cursor() as cursor:
+            return key_seq(bytes(cursor.key())) if cursor.last() else 0
+
+    def count(self) -> int:
+        """How many records there are."""
+        with _reading(self._env) as txn:
+            return max(0, int(txn.stat()["entries"]) - 1)
+
+    def raws(self, last: int) -> Iterator[tuple[int, bytes]]:
+        """The raw records 1 to `last`, as far as they follow one another."""
+        seq = 0
+        while seq < last:
+            page: list[tuple[int, bytes]] = []
+            held_bytes = 0
+            with _reading(self._env) as txn, txn.cursor() as cursor:
+                try:
+                    for found in _raws(cursor, seq + 1, min(seq + _WALK_UNITS, last)):
+                        page.append(found)
+                        held_bytes += len(found[1])
+                        if held_bytes >= _WALK_BYTES:
+                            break
+                except (RecordError, lmdb.Error):
+                    if not page:
+                        raise
+            yield from page
+            seq = page[-1][0]
+
+    def raw(self, seq: int) -> bytes | None:
+        """The raw record of one seq."""
+        with _reading(self._env) as txn:
+            raw = txn.get(seq_key(seq))
+        return None if raw is None else bytes(raw)
+
+    def forget_dead_readers(self) -> None:
+        """Give back the place of a reader that died: the pages it saw cannot be used again before."""
+        self._env.reader_check()
 
 
-def _open(path: Path, size_bytes: int, *, writable: bool, sync: bool, tables: int) -> lmdb.Environment:
+class IndexReader:
+    """The index's environment, likewise."""
+
+    def __init__(self, path: Path) -> None:
+        self._env, self._tables = _open_beside(path, tuple(Table))
+
+    def close(self) -> None:
+        self._env.close()
+
+    def cursor(self) -> tuple[int, bytes]:
+        """Up to where the index goes, and the chain digest there."""
+        with _reading(self._env) as txn:
+            return self._cursor(txn)
+
+    def _cursor(self, txn: lmdb.Transaction) -> tuple[int, bytes]:
+        value = txn.get(_CURSOR, db=self._tables[Table.STATE])
+        return (0, GENESIS) if value is None else _parse_cursor(bytes(value))
+
+    def values(self, entries: Sequence[tuple[Table, bytes]]) -> list[bytes | None]:
+        """What stands under these keys."""
+        with _reading(self._env) as txn:
+            found = [txn.get(key, db=self._tables[table]) for table, key in entries]
+        return [None if value is None else bytes(value) for value in found]
+
+    def entries(self, table: Table) -> Iterator[tuple[int, bytes, bytes]]:
+        """All (cursor of the index when it was read, key, value) of a table, in byte order of the keys."""
+        after = b""
+        while True:
+            page: list[tuple[int, bytes, bytes]] = []
+            with _reading(self._env) as txn, txn.cursor(self._tables[table]) as cursor:
+                upto, _ = self._cursor(txn)
+                found = cursor.set_range(after + b"\0") if after else cursor.first()
+                while found and len(page) < _WALK_UNITS:
+                    page.append((upto, bytes(cursor.key()), bytes(cursor.value())))
+                    found = cursor.next()
+            if not page:
+                return
+            if page[0][1] <= after or any(one[1] >= other[1] for one, other in pairwise(page)):
+                raise RecordError(f"has keys of {table} that are out of order")
+            yield from page
+            after = page[-1][1]
+
+    def snapshots(self) -> Iterator[tuple[str, Snapshot | None]]:
+        """The kept states by name, None in the place of a damaged one."""
+        with _reading(self._env) as txn, txn.cursor(self._tables[Table.STATE]) as cursor:
+            found = cursor.set_range(_SNAPSHOT)
+            kept: list[tuple[bytes, bytes]] = []
+            while found and bytes(cursor.key()).startswith(_SNAPSHOT):
+                kept.append((bytes(cursor.key()), bytes(cursor.value())))
+                found = cursor.next()
+        for key, value in kept:
+            yield key[len(_SNAPSHOT) :].decode(errors="replace"), _parse_snapshot(value)
+
+    def forget_dead_readers(self) -> None:
+        """Give back the place of a reader that died."""
+        self._env.reader_check()
+
+
+@contextmanager
+def _reading(env: lmdb.Environment) -> Iterator[lmdb.Transaction]:
     try:
-        return lmdb.open(
+        with env.begin() as txn:
+            yield txn
+    except lmdb.Error as exc:
+        raise RecordError(f"cannot be read: {exc}") from exc
+
+
+def _open_beside(path: Path, tables: Sequence[Table]) -> tuple[lmdb.Environment, dict[Table, lmdb._Database]]:
+    """An environment read-only, of the size its writer gave it. Where no lock file is, nobody writes; none is made."""
+    try:
+        env = lmdb.open(
             str(path),
-            map_size=size_bytes,
-            max_dbs=tables,
+            map_size=0,
+            max_dbs=len(tables),
             max_readers=_READERS_MAX,
-            readonly=not writable,
-            create=writable,
-            lock=writable or not is_read_only(path),
-            sync=sync,
-            metasync=True,
-            writemap=False,
-            map_async=False,
+            readonly=True,
+            create=False,
+            lock=(path / "lock.mdb").exists(),
             readahead=False,
         )
     except lmdb.Error as exc:
         raise DataDirectoryError(f"{path} cannot be opened: {exc}") from exc
+    try:
+        _refuse_short(env, path / "data.mdb")
+        return env, {table: env.open_db(table.value.encode(), create=False) for table in tables}
+    except lmdb.Error as exc:
+        env.close()
+        raise DataDirectoryError(f"{path} cannot be opened: {exc}") from exc
+    except BaseException:
+        env.close()
+        raise
+
+
+def _open(path: Path, size_bytes: int, *, writable: bool, sync: bool, tables: int) -> lmdb.Environment:
+    return lmdb.open(
+        str(path),
+        map_size=size_bytes,
+        max_dbs=tables,
+        max_readers=_READERS_MAX,
+        readonly=not writable,
+        create=writable,
+        lock=writable or not is_read_only(path),
+        sync=sync,
+        metasync=True,
+        writemap=False,
+        map_async=False,
+        readahead=False,
+    )
 
 
 def _refuse_short(env: lmdb.Environment, file: Path) -> None:
     """A map that is longer than its file ends the process (SIGBUS) when its lost end is read: look first."""
-    needed_bytes = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
-    if needed_bytes > file.stat().st_size:
-        raise DataDirectoryError(f"{file} has {file.stat().st_size} bytes, its pages need {needed_bytes}: it was cut")
+    if (short := _short_by(env, file)) > 0:
+        raise DataDirectoryError(f"{file} is {short} bytes shorter than its pages: it was cut")
 
 
-def _index_is_trusted(path: Path, size_bytes: int, boot: bytes) -> bool:
-    """Whether the index in `path` is whole: of this format, and closed cleanly or written since this boot."""
-    file = path / "data.mdb"
-    if not file.exists() or file.stat().st_size == 0:
-        return False
+def _short_by(env: lmdb.Environment, file: Path) -> int:
+    pages_bytes = (int(env.info()["last_pgno"]) + 1) * int(env.stat()["psize"])
+    return pages_bytes - file.stat().st_size
+
+
+class _IndexUnusableError(Exception):
+    """The index is not one that this log can be looked up in: it is made again."""
+
+
+def _empty(path: Path) -> None:
+    """Remove an index: every entry of it is derived from the log, and the log itself is never removed."""
+    if path.exists():
+        shutil.rmtree(path)
+    path.mkdir()
+
+
+def _refuse_no_room(path: Path) -> None:
+    """A lock file is written through its map: where the disk has no room for it, that ends the process (SIGBUS)."""
+    if not (path / "lock.mdb").exists() and _free_bytes(path) < _LOCK_FILE_BYTES:
+        raise DataDirectoryError(f"{path} cannot be made: the disk is full")
+
+
+def _refuse_foreign(header: bytes, expected: LogHeader, path: Path) -> None:
     try:
-        env = _open(path, size_bytes, writable=True, sync=False, tables=len(Table))
-    except DataDirectoryError:
-        return False
-    try:
-        _refuse_short(env, file)
-        state = env.open_db(Table.STATE.value.encode(), create=False)
-        with env.begin() as txn:
-            known = {key: txn.get(key, db=state) for key in (_FORMAT, _BOOT, _CLEAN)}
-    except (DataDirectoryError, lmdb.Error):
-        return False
-    finally:
-        env.close()
-    return known[_FORMAT] == _INDEX_FORMAT and (known[_BOOT] == boot or known[_CLEAN] == b"1")
+        found = _parse_header(header)
+    except RecordError as exc:
+        raise DataDirectoryError(f"{path / 'log'} has a damaged header: restore it from a backup") from exc
+    if found != expected:
+        raise DataDirectoryError(f"{path / 'log'} is another log than {path / 'identity'} says")
+
+
+def _raws(cursor: lmdb.Cursor, first: int, last: int) -> Iterator[tuple[int, bytes]]:
+    """The raw records `first` to `last`. Raises RecordError at the first that is missing."""
+    found = cursor.set_key(seq_key(first))
+    for seq in range(first, last + 1):
+        if not found or key_seq(bytes(cursor.key())) != seq:
+            raise RecordError("is missing")
+        yield seq, bytes(cursor.value())
+        found = cursor.next()
 
 
 def _context_seqs(
@@ -526,17 +810,27 @@ def _version_from(cursor: lmdb.Cursor, context_id: str, seq: int, last: int) -> 
     return low
 
 
-def _damaged_unless(entries: list[Entry], seq: int, why: str) -> None:
-    if not entries:
-        raise LogDamaged(f"record {seq} {why}", seq=seq)
+def _parse_header(value: bytes) -> LogHeader:
+    try:
+        return msgspec.msgpack.decode(value, type=LogHeader)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
+        raise RecordError(f"is not a header: {exc}") from exc
 
 
-def _header(identity: TenantIdentity) -> bytes:
-    return msgspec.msgpack.encode(msgspec.structs.replace(identity, established=True))
+def _parse_cursor(value: bytes) -> tuple[int, bytes]:
+    return key_seq(value[:SEQ_BYTES]), value[SEQ_BYTES:]
 
 
-def _boot_id() -> bytes:
-    return Path("/proc/sys/kernel/random/boot_id").read_bytes().strip()
+def _parse_snapshot(value: bytes) -> Snapshot | None:
+    """A kept state, None when it is not what was kept: LMDB has no checksums of its own."""
+    digest_at, state_at = SEQ_BYTES, SEQ_BYTES + _STATE_DIGEST_BYTES
+    seq = key_seq(value[:digest_at])
+    state = value[state_at:]
+    return Snapshot(seq, state) if value[digest_at:state_at] == _state_digest(seq, state) else None
+
+
+def _state_digest(seq: int, state: bytes) -> bytes:
+    return blake2b(seq_key(seq) + state, digest_size=_STATE_DIGEST_BYTES).digest()
 
 
 def _allocated_bytes(path: Path) -> int:
