@@ -58,6 +58,8 @@ class Client:
     ) -> None:
         if urlsplit(url).scheme not in ("http", "https"):
             raise ValueError(f"{url!r} is not an http or https URL")
+        if not agent_id or not agent_id.isprintable():
+            raise ValueError(f"{agent_id!r} is not the name of an agent")  # it goes into headers
         self.url = url.rstrip("/")
         self.agent_id = agent_id
         self._timeout_seconds = timeout_seconds
@@ -138,7 +140,6 @@ class Client:
         def open_publisher() -> AbstractAsyncContextManager[Socket]:
             return open_socket(
                 websocket_url(self.url),
-                agent_id=self.agent_id,
                 encoding="msgpack",
                 timeout_seconds=self._timeout_seconds,
                 ping_seconds=PING_SECONDS,
@@ -339,7 +340,6 @@ class Client:
                 open_stream = over_websocket(
                     self.url,
                     query,
-                    agent_id=self.agent_id,
                     encoding=encoding,
                     timeout_seconds=self._timeout_seconds,
                     silence_seconds=silence_seconds,

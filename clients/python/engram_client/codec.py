@@ -7,7 +7,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
-from engram_client.errors import EngramConnectionError, EngramError, error_from
+from engram_client.errors import EngramConnectionError, EngramError, InvalidRequest, error_from
 from engram_client.frames import Appended, Frame, Goaway, Heartbeat, Missing, Other, Refused, Subscribed, Units
 from engram_client.values import (
     Context,
@@ -59,18 +59,19 @@ class _Body(msgspec.Struct, omit_defaults=True, kw_only=True):
 
 def append_body(draft: Draft, *, agent_id: str, idempotency_key: str | None) -> bytes:
     """The MessagePack body of an append; `agent_id` and `idempotency_key` serve where the draft names none."""
-    return encode_msgpack(_packed(draft, agent_id, idempotency_key))
+    return _encode(encode_msgpack, _packed(draft, agent_id, idempotency_key))
 
 
 def append_frame(draft: Draft, *, frame_id: int, agent_id: str, idempotency_key: str) -> bytes:
     """The MessagePack frame of a pipelined append."""
-    return encode_msgpack({"op": "append", "id": frame_id, "unit": _packed(draft, agent_id, idempotency_key)})
+    unit = _packed(draft, agent_id, idempotency_key)
+    return _encode(encode_msgpack, {"op": "append", "id": frame_id, "unit": unit})
 
 
 def bulk_body(drafts: Sequence[Draft], *, agent_id: str, idempotency_keys: Sequence[str | None]) -> bytes:
     """The JSON body of a bulk append."""
     keyed = zip(drafts, idempotency_keys, strict=True)
-    return encode_json([_in_json(_packed(draft, agent_id, key)) for draft, key in keyed])
+    return _encode(encode_json, [_in_json(_packed(draft, agent_id, key)) for draft, key in keyed])
 
 
 def _packed(draft: Draft, agent_id: str, idempotency_key: str | None) -> _Body:
@@ -107,9 +108,16 @@ def _payload(draft: Draft) -> tuple[str | None, bytes | str | UnsetType]:
         case str() as text if draft.content_type is None:
             return None, text
         case str() as text:
-            return draft.content_type, text.encode()
+            return draft.content_type, _encode(str.encode, text, field="payload")
         case value:
-            return draft.content_type or JSON, encode_json(value)
+            return draft.content_type or JSON, _encode(encode_json, value, field="payload")
+
+
+def _encode(encode: Callable[[Any], bytes], value: Any, *, field: str | None = None) -> bytes:
+    try:
+        return encode(value)
+    except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as exc:
+        raise InvalidRequest(f"cannot be written: {exc}", field=field) from exc
 
 
 # --- Receiving -------------------------------------------------------------------------------------------------------

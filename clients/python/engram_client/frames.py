@@ -2,7 +2,7 @@
 
 import msgspec
 
-from engram_client.errors import EngramError
+from engram_client.errors import BY_CODE, EngramError, ShuttingDown
 from engram_client.values import Cursor, Receipt, WorkUnit
 
 
@@ -50,10 +50,16 @@ class Refused(msgspec.Struct, frozen=True):
 
 
 class Goaway(msgspec.Struct, frozen=True):
-    """The bus is stopping: come back after a while."""
+    """The bus is stopping, or tired of waiting: come back after a while."""
 
     reason: str
     retry_after_seconds: float
+
+    @property
+    def error(self) -> EngramError:
+        """What it means for whoever is connected."""
+        error = BY_CODE.get(self.reason, ShuttingDown)
+        return error(f"the bus said goodbye: {self.reason}", retry_after_seconds=self.retry_after_seconds)
 
 
 class Other(msgspec.Struct, frozen=True):

@@ -11,8 +11,8 @@ WAIT_MS_DEFAULT: Final = 2_000
 """How long the bus waits for `min_seq` when not told; a request that waits gets this much longer."""
 
 # --- Trying again ----------------------------------------------------------------------------------------------------
-REQUEST_RETRIES: Final = 8
-"""Requests: 4 seconds on average, as long as a bus takes to start again."""
+REQUEST_RETRIES: Final = 6
+"""Requests: 5 seconds on average, time enough for a bus to start again."""
 PIPELINE_RETRIES: Final = 20
 """Pipelines: most of a minute without a single acknowledgement."""
 BACKOFF_SECONDS_MIN: Final = 0.1

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 from engram_client import codec
 from engram_client.backoff import Backoff
-from engram_client.errors import EngramConnectionError, EngramError, ShuttingDown, TooLarge
+from engram_client.errors import EngramConnectionError, EngramError, TooLarge
 from engram_client.frames import Appended, Goaway, Heartbeat, Missing, Other, Refused, Subscribed, Units
 from engram_client.limits import APPEND_FRAME_BYTES_MAX, FAILURES_KEPT, STEADY_SECONDS
 from engram_client.outbox import Outbox
@@ -228,7 +228,7 @@ class Pipeline:
                     # would put it before this one.
                     raise error
                 case Goaway():
-                    raise ShuttingDown(f"the bus stops: {frame.reason}", retry_after_seconds=frame.retry_after_seconds)
+                    raise frame.error
                 case Subscribed() | Units() | Heartbeat() | Missing() | Other():
                     pass
                 case _:

@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator, Callable
 from typing import assert_never
 
 from engram_client import codec
-from engram_client.errors import EngramConnectionError, ShuttingDown
+from engram_client.errors import EngramConnectionError
 from engram_client.frames import (
     Appended,
     Frame,
@@ -32,7 +32,7 @@ def websocket_url(url: str) -> str:
 
 
 def over_websocket(
-    url: str, query: Query, *, agent_id: str, encoding: Encoding, timeout_seconds: float, silence_seconds: float
+    url: str, query: Query, *, encoding: Encoding, timeout_seconds: float, silence_seconds: float
 ) -> OpenStream:
     """Frames of `GET /stream`; a filter too long for the URL goes into a `subscribe` operation."""
 
@@ -42,7 +42,6 @@ def over_websocket(
         operation = 1 if len(address) > QUERY_BYTES_MAX else None
         async with open_socket(
             websocket_url(url) + (address if operation is None else ""),
-            agent_id=agent_id,
             encoding="msgpack" if operation is not None else encoding,
             timeout_seconds=timeout_seconds,
         ) as socket:
@@ -84,7 +83,7 @@ def _moves(frame: Frame) -> StreamFrame | None:
             raise error
         case Goaway():
             # Leave before the bus has to close; what is on its way comes again after the cursor.
-            raise ShuttingDown(f"the bus stops: {frame.reason}", retry_after_seconds=frame.retry_after_seconds)
+            raise frame.error
         case Appended() | Other():
             return None
         case _:

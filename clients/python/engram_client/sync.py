@@ -8,6 +8,7 @@ from functools import wraps
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from engram_client.client import Client
+from engram_client.errors import EngramConnectionError
 from engram_client.limits import CHUNK_UNITS, PIPELINE_RETRIES, REQUEST_RETRIES, TIMEOUT_SECONDS, WINDOW_UNITS
 from engram_client.pipeline import PendingReceipt, Pipeline
 from engram_client.subscription import Subscription
@@ -27,6 +28,9 @@ class LoopThread:
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> "Future[T]":
         """Run it there; the result is to come."""
+        if self.closed:
+            coroutine.close()
+            raise EngramConnectionError("the client is closed", retryable=False)
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
@@ -37,12 +41,25 @@ class LoopThread:
         finally:
             future.cancel()
 
+    @property
+    def closed(self) -> bool:
+        return self._loop.is_closed()
+
     def close(self) -> None:
-        """Stop the loop and the thread."""
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-            self._loop.close()
+        """Stop the loop and the thread; whoever still waits for a result there hears that it was cancelled."""
+        self.run(_cancel_all())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+async def _cancel_all() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    if others:
+        await asyncio.wait(others)
+    await asyncio.get_running_loop().shutdown_asyncgens()
 
 
 def _waiting(
@@ -123,8 +140,9 @@ class SyncClient:
 
     def close(self) -> None:
         """End its subscriptions and pipelines, its connections and its thread."""
-        self.thread.run(self.client.aclose())
-        self.thread.close()
+        if not self.thread.closed:
+            self.thread.run(self.client.aclose())
+            self.thread.close()
 
     append = _waiting(Client.append)
     append_bulk = _waiting(Client.append_bulk)

@@ -12,7 +12,7 @@ from websockets.typing import Subprotocol
 from engram_client import codec
 from engram_client.errors import EngramConnectionError, EngramError, error_of_close
 from engram_client.frames import Frame
-from engram_client.http import agent_header, is_loopback
+from engram_client.http import is_loopback
 from engram_client.limits import CLOSE_SECONDS, FRAME_BYTES_MAX, FRAMES_QUEUED
 
 Encoding = Literal["msgpack", "json"]
@@ -44,14 +44,13 @@ class Socket:
 
 @asynccontextmanager
 async def open_socket(
-    url: str, *, agent_id: str, encoding: Encoding, timeout_seconds: float, ping_seconds: float | None = None
+    url: str, *, encoding: Encoding, timeout_seconds: float, ping_seconds: float | None = None
 ) -> AsyncIterator[Socket]:
     """A socket to `url`; with `ping_seconds` it asks for a sign of life that often."""
     try:
         connection = await connect(
             url,
             subprotocols=[Subprotocol(f"engram.v1.{encoding}")],
-            additional_headers=agent_header(agent_id),
             proxy=None if is_loopback(url) else True,
             compression=None,
             open_timeout=timeout_seconds,

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from engram_client import codec
-from engram_client.errors import EngramConnectionError, EpochChanged, VersionMoved
+from engram_client.errors import EngramConnectionError, EpochChanged, InvalidRequest, VersionMoved
 from engram_client.frames import Appended, Goaway, Heartbeat, Missing, Other, Refused, Subscribed, Units
 from engram_client.values import Cursor, Draft, Receipt, Relationship, RelationshipType, UnitType, WorkUnit
 
@@ -51,6 +51,12 @@ def read(**more: Any) -> WorkUnit:
 def test_a_payload_goes_as_what_it_is(payload: Any, content_type: str | None, sent: Any, sent_type: str | None) -> None:
     body = packed(Draft("plan", payload, content_type=content_type))
     assert (body["payload"], body.get("content_type")) == (sent, sent_type)
+
+
+@pytest.mark.parametrize("payload", [object(), "\ud800", {"a": {"b": object()}}])
+def test_a_payload_that_cannot_be_written_is_refused_here(payload: Any) -> None:
+    with pytest.raises(InvalidRequest):
+        packed(Draft("plan", payload))
 
 
 def test_a_draft_says_only_what_it_has() -> None:

@@ -1,0 +1,148 @@
+"""Requests say what was meant, and are sent again where that is safe and makes sense."""
+
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import msgspec
+import pytest
+
+from engram_client import Client, Draft, EngramConnectionError, WorkUnit
+from engram_client.errors import MinSeqTimeout, VersionMoved
+
+BUSY = {"code": "BUSY", "detail": "full", "retryable": True}
+
+
+def query(target: str) -> list[tuple[str, str]]:
+    return parse_qsl(urlsplit(target).query)
+
+
+async def test_an_append_is_sent_again_under_one_key_until_it_is_answered(answering: Any) -> None:
+    busy = answering.json(429, BUSY, "Retry-After: 0")
+    url, requests = await answering.start(None, busy, answering.json(503, {}), answering.unit(7))
+    async with Client(url, agent_id="bob") as bus:
+        assert (await bus.append("plan", "hi")).seq == 7
+    bodies = [msgspec.msgpack.decode(request.body) for request in requests]
+    assert len({body["idempotency_key"] for body in bodies}) == 1
+    assert [(request.method, request.target, request.headers["x-agent-id"]) for request in requests] == [
+        ("POST", "/workunit", "bob")
+    ] * 4
+
+
+async def test_two_appends_are_two(answering: Any) -> None:
+    url, requests = await answering.start(answering.unit())
+    async with Client(url, agent_id="bob") as bus:
+        await bus.append("plan", "hi")
+        await bus.append("plan", "hi")
+        await bus.append("plan", "hi", idempotency_key="mine", agent_id="eve")
+    bodies = [msgspec.msgpack.decode(request.body) for request in requests]
+    assert len({body["idempotency_key"] for body in bodies}) == 3
+    assert [body["agent_id"] for body in bodies] == ["bob", "bob", "eve"]
+    assert bodies[2]["idempotency_key"] == "mine"
+
+
+async def test_what_will_not_pass_is_raised_at_once(answering: Any) -> None:
+    moved = {"code": "VERSION_MOVED", "detail": "3, not 2", "retryable": False, "current_version": 3}
+    url, requests = await answering.start(answering.json(412, moved))
+    async with Client(url, agent_id="bob") as bus:
+        with pytest.raises(VersionMoved) as told:
+            await bus.append("plan", "hi", expected_version=2)
+    assert told.value.details == {"current_version": 3}
+    assert len(requests) == 1
+
+
+async def test_a_wait_for_min_seq_that_ran_out_is_not_waited_for_again(answering: Any) -> None:
+    url, requests = await answering.start(answering.json(503, {"code": "MIN_SEQ_TIMEOUT", "retryable": True}))
+    async with Client(url, agent_id="bob") as bus:
+        with pytest.raises(MinSeqTimeout):
+            await bus.get("u1", min_seq=9, timeout_ms=10)
+    assert [query(request.target) for request in requests] == [[("min_seq", "9"), ("timeout_ms", "10")]]
+
+
+async def test_no_bus_is_told_after_all_retries(closed_url: str) -> None:
+    async with Client(closed_url, agent_id="bob", max_retries=3) as bus:
+        with pytest.raises(EngramConnectionError, match="4 attempts"):
+            await bus.status()
+
+
+async def test_a_bus_that_does_not_answer_is_told(answering: Any) -> None:
+    url, _ = await answering.start(b"")
+    async with Client(url, agent_id="bob", max_retries=0, timeout_seconds=0.05) as bus:
+        with pytest.raises(EngramConnectionError, match="ReadTimeout"):
+            await bus.status()
+
+
+async def test_a_bulk_has_a_key_for_each_draft_or_one_for_all(answering: Any) -> None:
+    url, requests = await answering.start(answering.json(201, {"results": [], "applied_seq": 1}))
+    async with Client(url, agent_id="bob") as bus:
+        await bus.append_bulk([Draft("plan", "a"), Draft("plan", "b", idempotency_key="own")], idempotency_key="k")
+        await bus.append_bulk([Draft("plan", "a"), Draft("plan", "b")], atomic=True, idempotency_key="k")
+    each, one = [[item.get("idempotency_key") for item in msgspec.json.decode(request.body)] for request in requests]
+    assert (each, one) == (["k-0", "own"], [None, None])
+    assert [request.headers.get("idempotency-key") for request in requests] == [None, "k"]
+    assert [request.target for request in requests] == ["/workunits", "/workunits?atomic=true"]
+
+
+async def test_a_list_asks_for_what_is_named_only(answering: Any) -> None:
+    url, requests = await answering.start(answering.json(200, {"work_units": [], "next_page": None, "applied_seq": 1}))
+    async with Client(url + "/", agent_id="bob") as bus:
+        await bus.list("repo/a b?#%/../x")
+        await bus.list("plan", limit=5, page="p", reverse=True, after="e1.3", before=9)
+        await bus.list("plan", type="ERROR", agent=["ann"], kind=["a.*", "b"])
+    assert [query(request.target) for request in requests] == [
+        [("context_id", "repo/a b?#%/../x")],
+        [
+            ("context_id", "plan"),
+            ("limit", "5"),
+            ("page", "p"),
+            ("reverse", "true"),
+            ("after", "e1.3"),
+            ("before", "9"),
+        ],
+        [("context_id", "plan"), ("type", "ERROR"), ("agent", "ann"), ("kind", "a.*"), ("kind", "b")],
+    ]
+
+
+async def test_units_reads_page_after_page_over_empty_ones(answering: Any) -> None:
+    def page(seqs: list[int], next_page: str | None) -> bytes:
+        units = [msgspec.json.decode(answering.unit(seq).partition(b"\r\n\r\n")[2]) for seq in seqs]
+        found: bytes = answering.json(200, {"work_units": units, "next_page": next_page, "applied_seq": 9})
+        return found
+
+    url, requests = await answering.start(page([1, 2], "p1"), page([], "p2"), page([3], None))
+    async with Client(url, agent_id="bob") as bus:
+        assert [unit.seq async for unit in bus.units("plan", limit=2)] == [1, 2, 3]
+    assert [dict(query(request.target)).get("page") for request in requests] == [None, "p1", "p2"]
+
+
+async def test_a_context_is_changed_by_what_is_named_only(answering: Any) -> None:
+    context = {"id": "plan", "version": 1, "created_at": "t", "updated_at": "t", "agent_ids": ["bob"]}
+    url, requests = await answering.start(answering.json(200, context))
+    async with Client(url, agent_id="bob") as bus:
+        changed = await bus.update_context("plan", add_agents=["bob"], meta={"old": None}, closed=False)
+    assert (changed.agent_ids, requests[0].method, requests[0].target) == (
+        ["bob"],
+        "PATCH",
+        "/contexts?context_id=plan",
+    )
+    body = msgspec.json.decode(requests[0].body)
+    assert body.pop("idempotency_key")
+    assert body == {"add_agents": ["bob"], "meta": {"old": None}, "closed": False, "agent_id": "bob"}
+
+
+async def test_names_need_not_be_ascii(answering: Any) -> None:
+    url, requests = await answering.start(answering.unit())
+    async with Client(url, agent_id="Zo\u00eb") as bus:
+        assert isinstance(await bus.append("pl\u00e4n", "hi"), WorkUnit)
+    assert requests[0].headers["x-agent-id"] == "Zo\u00eb"
+    assert msgspec.msgpack.decode(requests[0].body)["agent_id"] == "Zo\u00eb"
+
+
+def test_only_http_is_a_url() -> None:
+    with pytest.raises(ValueError, match="not an http"):
+        Client("127.0.0.1:8080", agent_id="bob")
+
+
+@pytest.mark.parametrize("agent_id", ["", "a\r\nX-Admin: yes", "\0"])
+def test_an_agent_has_a_name_that_fits_a_header(agent_id: str) -> None:
+    with pytest.raises(ValueError, match="not the name"):
+        Client(agent_id=agent_id)
