@@ -1,9 +1,10 @@
 """The only place where the parts meet: open the bus, put the edge around it, drain, stop."""
 
+import contextlib
 import logging
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 
 import uvicorn
 import uvloop
@@ -37,6 +38,13 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._api = api
         self._started = started
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """As uvicorn's, which afterwards raises the signal again: that would end us before the log is closed."""
+        with super().capture_signals():
+            yield
+            self._captured_signals.clear()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -83,6 +91,7 @@ def _config(api: HttpApi) -> uvicorn.Config:
         lifespan="off",
         log_config=None,
         access_log=False,
+        proxy_headers=False,  # A middleware per request for an address nobody asks for.
         server_header=False,
         date_header=False,
         backlog=2_048,
