@@ -49,7 +49,8 @@ def load(
     try:
         settings = msgspec.convert(values, Settings, strict=False)
     except msgspec.ValidationError as exc:
-        raise SettingsError(str(exc)) from exc
+        expected, _, name = str(exc).partition(" - at `$.")
+        raise SettingsError(f"{name.rstrip('`') or 'settings'}: {expected}") from exc
     _check(settings)
     return settings
 

@@ -1,0 +1,56 @@
+"""`engram`: every command of the bus on the command line.
+
+Commands import what they need when they run, so that `engram --help` answers at once. All but `serve` and `verify`
+are users of engram_client, like anybody else's program.
+"""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from engram_bus.cli import post, serve, status, tail
+from engram_bus.cli.failures import Failure
+
+app = typer.Typer(
+    name="engram",
+    help="The bus on which AI agents work together: one log, every subscriber gets every unit once and in order.",
+    epilog="Begin with `engram serve` in one terminal, `engram tail` in another, `engram post plan hello` in a third.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+app.command("serve")(serve.serve)
+app.command("status")(status.status)
+app.command("post")(post.post)
+app.command("tail")(tail.tail)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from engram_bus import __version__
+
+        print(f"engram-bus {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _engram(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line; what goes wrong is one line on stderr and an exit code, never a traceback."""
+    try:
+        app(prog_name="engram")
+    except Failure as failure:
+        failure.leave()
+    except BrokenPipeError:
+        Failure("whoever read the output has stopped reading").leave()
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,62 @@
+"""What goes wrong on the command line: one line that names the cause and what to do, and an exit code."""
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from typing import NoReturn
+
+
+class Failure(Exception):
+    """Ends the command: `message` goes to stderr, `code` to the shell (1: it did not work, 2: it was asked wrongly)."""
+
+    def __init__(self, message: str, *, code: int = 1) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code
+
+    def leave(self) -> NoReturn:
+        """Say it and end the process."""
+        with contextlib.suppress(BrokenPipeError):
+            print(f"engram: {self.message}", file=sys.stderr, flush=True)
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # What is still buffered has no reader; the interpreter would complain about it at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(self.code)
+
+
+@contextlib.contextmanager
+def told(url: str, *, notices: bool = False) -> Iterator[None]:
+    """Turn what engram_client raises into a Failure that says what to do about it.
+
+    With `notices` the client says on stderr when it has lost a connection and makes it again.
+    """
+    from engram_client import EngramConnectionError, EngramError, errors
+
+    _log_plainly(logging.WARNING if notices else logging.CRITICAL)
+    try:
+        yield
+    except EngramConnectionError as exc:
+        raise Failure(
+            f"no bus answers at {url} ({exc.message}). Start one with `engram serve`, or name another with --url."
+        ) from exc
+    except (errors.RouteNotFound, errors.UnsupportedMedia, errors.MethodNotAllowed) as exc:
+        raise Failure(f"{url} answers, but not as a bus of this version: {exc}. Is --url right?") from exc
+    except EngramError as exc:
+        where = f" (field {exc.field})" if exc.field else ""
+        again = " It may work later." if exc.retryable else ""
+        raise Failure(f"the bus refused: {exc}{where}.{again}") from exc
+    except ValueError as exc:  # what is not an URL, and an answer that is not the bus's
+        raise Failure(f"{exc}. Is --url {url} right?") from exc
+
+
+def _log_plainly(level: int) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("engram: %(message)s"))
+    logger = logging.getLogger("engram_client")
+    logger.handlers[:] = [handler]
+    logger.propagate = False
+    logger.setLevel(level)

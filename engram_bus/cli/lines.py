@@ -1,0 +1,93 @@
+"""A unit as one line: for people in colour, for programs as JSON. Pure."""
+
+from zlib import crc32
+
+import msgspec
+from rich.cells import cell_len
+from rich.text import Text
+
+from engram_client import WorkUnit
+
+_GLYPHS = {
+    "MESSAGE": ("✉", "white"),
+    "REASONING": ("…", "bright_black"),
+    "TOOL_CALL": ("→", "yellow"),
+    "TOOL_RESULT": ("←", "green"),
+    "FILE_CHANGE": ("✎", "magenta"),
+    "TASK_STATUS": ("●", "cyan"),
+    "ERROR": ("✗", "bold red"),
+    "SYSTEM": ("⚙", "bright_black"),
+}
+_AGENT_COLOURS = (
+    "bright_cyan bright_magenta bright_yellow bright_green bright_blue bright_red cyan magenta yellow green blue "
+    "orange3 deep_pink2 spring_green3 sky_blue2 medium_purple2 light_coral khaki3"
+).split()
+_SUMMARY_CHARACTERS = 240
+"""What is looked at for a summary; a terminal shows less of it."""
+
+
+def line(unit: WorkUnit, *, context_cells: int = 20, agent_cells: int = 16) -> Text:
+    """seq, time, context, agent, type and what it says."""
+    glyph, style = _GLYPHS.get(unit.type, ("?", "white"))
+    return Text.assemble(
+        (f"{unit.seq:>7} ", "bright_black"),
+        (f"{unit.ts[11:19]} ", "bright_black"),
+        (_cell(unit.context_id, context_cells), "default"),
+        " ",
+        (_cell(unit.agent_id, agent_cells), agent_colour(unit.agent_id)),
+        " ",
+        (f"{glyph} {unit.type.lower():<11} ", style),
+        (summary(unit), style if unit.type == "ERROR" else "default"),
+    )
+
+
+def agent_colour(agent_id: str) -> str:
+    """The same for the same agent, everywhere and always."""
+    return _AGENT_COLOURS[crc32(agent_id.encode()) % len(_AGENT_COLOURS)]
+
+
+def summary(unit: WorkUnit) -> str:
+    """What a unit says, on one line: its tool or resource, then the beginning of its payload."""
+    named = unit.meta.get("tool") or unit.kind or ""
+    touched = unit.resources[0] if unit.resources else ""
+    text = unit.payload[: 4 * _SUMMARY_CHARACTERS].decode("utf-8", "replace")[:_SUMMARY_CHARACTERS]
+    if not _is_readable(unit.content_type):
+        text = f"{len(unit.payload):,} bytes of {unit.content_type}"
+    return " ".join(part for part in (named, touched, _plain(text)) if part)
+
+
+def unit_json(unit: WorkUnit) -> str:
+    """A unit as one line of JSON, in the form of the bus's own JSON."""
+    fields = {
+        name: value for name in unit.__struct_fields__ if (value := getattr(unit, name)) not in (None, {}, [], b"")
+    }
+    payload = fields.pop("payload", b"")
+    try:
+        if unit.content_type == "application/json" or unit.content_type.startswith("application/json;"):
+            fields["payload"] = msgspec.json.decode(payload)
+        elif _is_readable(unit.content_type):
+            fields["payload"] = payload.decode()
+        else:
+            fields["payload_base64"] = payload
+    except (UnicodeDecodeError, msgspec.DecodeError):
+        fields["payload_base64"] = payload
+    return msgspec.json.encode(fields).decode()
+
+
+def _is_readable(content_type: str) -> bool:
+    return content_type.startswith("text/") or "json" in content_type
+
+
+def _plain(text: str) -> str:
+    """On one line, and without what would steer a terminal."""
+    return "".join(character if character.isprintable() else " " for character in " ".join(text.split()))
+
+
+def _cell(text: str, cells: int) -> str:
+    """Exactly `cells` wide; of what is longer the end is kept, which tells paths apart."""
+    text = _plain(text)
+    if cell_len(text) > cells:
+        while cell_len(text) > cells - 1:
+            text = text[1:]
+        text = "…" + text
+    return text + " " * (cells - cell_len(text))

@@ -1,0 +1,41 @@
+"""The options that several commands share."""
+
+import os
+from collections.abc import Sequence
+from getpass import getuser
+from typing import Annotated
+
+import typer
+
+from engram_bus.cli.failures import Failure
+
+URL_DEFAULT = "http://127.0.0.1:8080"
+
+Url = Annotated[str, typer.Option(envvar="ENGRAM_URL", metavar="URL", help="Where the bus is.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+def agent_or_user(agent: str | None) -> str:
+    """The agent that was named, else whoever is logged in."""
+    if agent:
+        return agent
+    try:
+        return getuser()
+    except (KeyError, OSError):  # a container's user that has no name
+        return f"user-{os.getuid()}"
+
+
+def pairs(texts: Sequence[str], option: str) -> dict[str, str]:
+    """`key=value` texts as a map."""
+    found: dict[str, str] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise Failure(f"{option} {text!r} is not KEY=VALUE", code=2)
+        found[key] = value
+    return found
+
+
+def type_names(names: Sequence[str]) -> list[str]:
+    """Types as they stand on the wire: `tool-call` is TOOL_CALL."""
+    return [name.upper().replace("-", "_") for name in names]

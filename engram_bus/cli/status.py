@@ -1,0 +1,76 @@
+"""`engram status`: how a bus is."""
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from engram_bus.cli.failures import told
+from engram_bus.cli.options import URL_DEFAULT, AsJson, Url
+
+if TYPE_CHECKING:
+    from engram_client import Status
+
+
+def status(url: Url = URL_DEFAULT, as_json: AsJson = False) -> None:
+    """Show how a bus is: how far its log has come, what it takes on the disk, who listens.
+
+    Exit code 1 when no bus answers.
+    """
+    with told(url):
+        found = asyncio.run(_status(url))
+    if as_json:
+        import msgspec
+
+        print(msgspec.json.encode(found).decode())
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="dim")
+    table.add_column()
+    for name, value in _rows(url, found):
+        table.add_row(name, value)
+    Console(highlight=False, soft_wrap=True).print(table)
+
+
+async def _status(url: str) -> "Status":
+    from engram_client import Client
+
+    async with Client(url, agent_id="engram-status", max_retries=0) as bus:
+        return await bus.status()
+
+
+def _rows(url: str, found: "Status") -> list[tuple[str, str]]:
+    disk = found.disk
+    state = "[green]ready[/]" if found.ready else f"[bold red]not ready[/]: {found.reason}"
+    return [
+        ("bus", f"{url} (engram-bus {found.version})"),
+        ("state", state),
+        ("head", f"{found.head:,} units, in {found.contexts:,} contexts"),
+        ("epoch", f"{found.epoch} (cursor {found.cursor})"),
+        ("durability", found.durability),
+        ("waiting", f"{found.queue_units:,} units to be written; projections lag {found.lag_units:,} units"),
+        ("subscribers", f"{found.subscribers:,}"),
+        ("disk", f"log {_size(disk.log_bytes)}, index {_size(disk.index_bytes)}, free {_size(disk.free_bytes)}"),
+        ("up", f"{_duration(found.uptime_seconds)}, since {found.started_at}"),
+    ]
+
+
+def _size(size_bytes: int) -> str:
+    size = float(size_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours} h"
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
