@@ -86,10 +86,11 @@ RING_UNITS_MAX: Final = 16_384
 RING_BYTES_MAX: Final = 64 * MIB
 """Recent units kept encoded; who is further behind reads the log."""
 CATCH_UP_UNITS: Final = 512
-CATCH_UP_BYTES: Final = 512 * KIB
+CATCH_UP_BYTES: Final = 256 * KIB
 """One page of catching up: one turn of the loop, about a millisecond."""
-FRAME_BYTES_MAX: Final = 1 * MIB
-"""Units joined in one frame; one larger unit goes alone."""
+FRAME_BYTES_MAX: Final = 256 * KIB
+"""Units joined in one frame (their MessagePack; JSON may be more); one larger unit goes alone. WebSocket clients out of
+the box take messages of up to 1 MiB."""
 FILTER_VALUES_MAX: Final = 1_000
 """Contexts, agents, types, kinds ... named in one filter."""
 FILTER_GLOB_BYTES_MAX: Final = 2 * KIB

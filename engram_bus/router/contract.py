@@ -32,7 +32,11 @@ class Framing(Protocol[Made]):
 
 
 class Sink(Protocol[Taken]):
-    """Where a feed writes. Never blocks, never raises: a socket that is gone swallows."""
+    """Where a feed writes. Never blocks, never raises: a socket that is gone swallows.
+
+    It is only written units while it is `writable`, so it holds at most its high-water mark and one frame. Whoever owns
+    the socket calls `Feed.drained` when it is writable again (a missed call is made up for by the next pulse).
+    """
 
     def write(self, frame: Taken) -> None:
         """Hand a frame to the socket."""

@@ -1,6 +1,8 @@
 """A subscriber in this process: units as an async iterator, with the same promises as over a socket."""
 
 import asyncio
+import contextlib
+import weakref
 from collections import deque
 from collections.abc import Sequence
 from types import TracebackType
@@ -8,9 +10,9 @@ from typing import Self
 
 from engram_bus.codec import Entry
 from engram_bus.errors import EngramError
-from engram_bus.limits import CATCH_UP_UNITS
+from engram_bus.limits import CATCH_UP_UNITS, FRAME_BYTES_MAX
 from engram_bus.log.contract import cursor_text
-from engram_bus.router.fanout import Fanout
+from engram_bus.router.fanout import Fanout, Feed
 from engram_bus.router.filters import Filter
 from engram_bus.units import WorkUnit
 
@@ -53,41 +55,38 @@ _FRAMING = _LocalFraming()
 class LocalSubscription:
     """An async iterator of units. `cursor` is after the unit given last: subscribe after it to go on.
 
-    Raises `Gap` in the place of units that cannot be read, and the bus's error when it stops.
+    Raises `Gap` in the place of units that cannot be read, and the bus's error when it stops. Who reads slowly is
+    waited for; who drops it without `close` (leaving an `async for` early) costs nothing either.
     """
 
     def __init__(self, fanout: Fanout, wanted: Filter, after: int) -> None:
-        self._pending: deque[Entry | Gap] = deque()
-        self._arrived = asyncio.Event()
-        self._error: EngramError | None = None
+        self._inbox = _Inbox()
         self._closed = False
         self._epoch = fanout.epoch
-        self._given = after
-        self._feed = fanout.subscribe(wanted, _FRAMING, self, after)
+        self._feed = fanout.subscribe(wanted, _FRAMING, self._inbox, after, patient=True)
+        # The router holds the feed and its inbox, but not this object: the feed ends with it.
+        self._dropped = weakref.finalize(self, _close_soon, asyncio.get_running_loop(), self._feed)
+        self._dropped.atexit = False
 
     @property
     def cursor(self) -> str:
-        """Everything wanted up to here was given."""
-        return cursor_text(self._epoch, self._given if self._pending else max(self._given, self._feed.cursor))
+        """Everything wanted up to here was given. It never goes back."""
+        first = self._inbox.first_seq
+        return cursor_text(self._epoch, self._feed.cursor if first is None else first - 1)
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> WorkUnit:
-        while not self._pending:
+        while self._closed or self._inbox.first_seq is None:
             if self._closed:
                 raise StopAsyncIteration
-            if self._error is not None:
-                raise self._error
-            self._arrived.clear()
-            await self._arrived.wait()
-        pending = self._pending.popleft()
-        if len(self._pending) < CATCH_UP_UNITS // 2:
+            await self._inbox.wait()
+        pending = self._inbox.take()
+        if self._inbox.is_half_empty:
             self._feed.drained()
         if isinstance(pending, Gap):
-            self._given = max(self._given, pending.last)
             raise pending
-        self._given = pending.seq
         return pending.unit
 
     async def __aenter__(self) -> Self:
@@ -99,16 +98,56 @@ class LocalSubscription:
         self.close()
 
     def close(self) -> None:
-        """End the subscription; closing again does nothing."""
+        """End the subscription at once; closing again does nothing."""
         self._closed = True
+        self._dropped.detach()
         self._feed.close()
+        self._inbox.wake()
+
+
+class _Inbox:
+    """The sink of a local feed: as bounded as a socket's buffer."""
+
+    def __init__(self) -> None:
+        self._pending: deque[Entry | Gap] = deque()
+        self._bytes = 0
+        self._arrived = asyncio.Event()
+        self._error: EngramError | None = None
+
+    @property
+    def first_seq(self) -> int | None:
+        """Where what waits here begins."""
+        if not self._pending:
+            return None
+        first = self._pending[0]
+        return first.first if isinstance(first, Gap) else first.seq
+
+    @property
+    def is_half_empty(self) -> bool:
+        return len(self._pending) <= CATCH_UP_UNITS // 2 and self._bytes <= FRAME_BYTES_MAX // 2
+
+    async def wait(self) -> None:
+        """Return when something arrived. Raises why nothing will."""
+        if self._error is not None:
+            raise self._error
+        self._arrived.clear()
+        await self._arrived.wait()
+
+    def wake(self) -> None:
         self._arrived.set()
+
+    def take(self) -> Entry | Gap:
+        """The oldest of what waits here."""
+        pending = self._pending.popleft()
+        if isinstance(pending, Entry):
+            self._bytes -= len(pending.body)
+        return pending
 
     # --- As the feed sees it -----------------------------------------------------------------------------------------
 
     @property
     def writable(self) -> bool:
-        return len(self._pending) < CATCH_UP_UNITS
+        return len(self._pending) < CATCH_UP_UNITS and self._bytes < FRAME_BYTES_MAX
 
     def write(self, frame: _Frame) -> None:
         match frame:
@@ -118,8 +157,15 @@ class LocalSubscription:
                 self._pending.append(frame)
             case entries:
                 self._pending.extend(entries)
-        self._arrived.set()
+                self._bytes += sum(len(entry.body) for entry in entries)
+        self.wake()
 
     def end(self, error: EngramError, cursor: str) -> None:
         self._error = error
-        self._arrived.set()
+        self.wake()
+
+
+def _close_soon(loop: asyncio.AbstractEventLoop, feed: Feed) -> None:
+    """Garbage may be collected in any thread, and after the loop is closed."""
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(feed.close)

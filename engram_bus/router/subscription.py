@@ -1,6 +1,6 @@
 """How far one subscriber has read and what it does next: a state machine without a socket, a log or a clock.
 
-Rule 1: everything that decides what a subscriber gets next lives here; the shells (`feed.py`) obey.
+Rule 1: where a subscriber stands and whether it is behind is decided here; the shell (`Feed`) obeys.
 Rule 2: an event a state does not list cannot happen there.
 
     CATCHING_UP --reached_head--> LIVE --socket_full--> WAITING --socket_drained--> CATCHING_UP
