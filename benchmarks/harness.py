@@ -1,0 +1,97 @@
+"""What every benchmark shares: the machine and its disk in figures, percentiles, a bus in its own process, a report."""
+
+import contextlib
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = Path(__file__).parent / "results"
+
+
+def percentiles_us(seconds: Sequence[float]) -> dict[str, float]:
+    """p50, p90, p99, p99.9 and the largest, in microseconds."""
+    ordered = sorted(seconds)
+    at = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999, "max": 1.0}
+    return {name: round(ordered[int((len(ordered) - 1) * share)] * 1e6, 1) for name, share in at.items()}
+
+
+def fdatasync_seconds(directory: Path, *, count: int = 500, size_bytes: int = 4_096) -> list[float]:
+    """How long the disk under `directory` takes for one appended write and its flush."""
+    path = directory / "fdatasync.probe"
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    page = b"x" * size_bytes
+    times = []
+    try:
+        for _ in range(count):
+            started = time.perf_counter()
+            os.write(file, page)
+            os.fdatasync(file)
+            times.append(time.perf_counter() - started)
+    finally:
+        os.close(file)
+        path.unlink()
+    return times
+
+
+def machine(directory: Path) -> dict[str, Any]:
+    """Where a figure comes from."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout
+    return {
+        "commit": commit.strip() or "unknown",
+        "cpus": os.cpu_count(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "file_system": _file_system(directory),
+        "fdatasync_us": percentiles_us(fdatasync_seconds(directory)),
+    }
+
+
+def _file_system(directory: Path) -> str:
+    found = subprocess.run(["stat", "-f", "-c", "%T", str(directory)], capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    """A directory on a disk, not on a tmpfs: ENGRAM_BENCH_DIR, or /var/tmp."""
+    with tempfile.TemporaryDirectory(
+        prefix="engram-bench-", dir=os.environ.get("ENGRAM_BENCH_DIR", "/var/tmp")
+    ) as path:
+        yield Path(path)
+
+
+@contextlib.contextmanager
+def served(directory: Path, *flags: str) -> Iterator[tuple[str, int]]:
+    """A bus in a process of its own on a free port of loopback: its host and port."""
+    command = [sys.executable, "-m", "engram_bus.cli", "serve", "--port", "0", "--data-dir", str(directory / "data")]
+    process = subprocess.Popen(
+        [*command, *flags], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    try:
+        assert process.stdout is not None
+        url = next(word for line in process.stdout for word in line.split() if word.startswith("http://"))
+        host, _, port = url.removeprefix("http://").rstrip("/").rpartition(":")
+        yield host, int(port)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=30)
+
+
+def report(question: str, figures: dict[str, Any], *, small: bool) -> None:
+    """Print the figures; keep those of a full run in results/."""
+    print(json.dumps({"question": question, **figures}, indent=2))
+    if not small:
+        RESULTS.mkdir(exist_ok=True)
+        name = Path(sys.argv[0]).stem
+        (RESULTS / f"{name}.json").write_text(json.dumps({"question": question, **figures}, indent=2) + "\n")
