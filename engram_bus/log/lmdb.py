@@ -573,12 +573,10 @@ class LogReader:
     def head(self) -> int:
         """The seq of the last record, 0 where there is none."""
         with _reading(self._env) as txn, txn.cursor() as cursor:
-            return key_seq(bytes(cursor.key())) if cursor.last() else 0
-
-    def count(self) -> int:
-        """How many records there are."""
-        with _reading(self._env) as txn:
-            return max(0, int(txn.stat()["entries"]) - 1)
+            key = bytes(cursor.key()) if cursor.last() else _HEADER_KEY
+        if len(key) != SEQ_BYTES:
+            raise RecordError(f"ends with a key of {len(key)} bytes")
+        return key_seq(key)
 
     def raws(self, last: int) -> Iterator[tuple[int, bytes]]:
         """The raw records 1 to `last`, as far as they follow one another."""
@@ -611,7 +609,7 @@ class LogReader:
 
 
 class IndexReader:
-    """The index's environment, likewise."""
+    """The index's environment, likewise. A table that is not there holds nothing."""
 
     def __init__(self, path: Path) -> None:
         self._env, self._tables = _open_beside(path, tuple(Table))
@@ -625,19 +623,20 @@ class IndexReader:
             return self._cursor(txn)
 
     def _cursor(self, txn: lmdb.Transaction) -> tuple[int, bytes]:
-        value = txn.get(_CURSOR, db=self._tables[Table.STATE])
+        state = self._tables.get(Table.STATE)
+        value = None if state is None else txn.get(_CURSOR, db=state)
         return (0, GENESIS) if value is None else _parse_cursor(bytes(value))
 
     def values(self, entries: Sequence[tuple[Table, bytes]]) -> list[bytes | None]:
         """What stands under these keys."""
         with _reading(self._env) as txn:
-            found = [txn.get(key, db=self._tables[table]) for table, key in entries]
+            found = [txn.get(key, db=self._tables[table]) if table in self._tables else None for table, key in entries]
         return [None if value is None else bytes(value) for value in found]
 
     def entries(self, table: Table) -> Iterator[tuple[int, bytes, bytes]]:
         """All (cursor of the index when it was read, key, value) of a table, in byte order of the keys."""
         after = b""
-        while True:
+        while table in self._tables:
             page: list[tuple[int, bytes, bytes]] = []
             with _reading(self._env) as txn, txn.cursor(self._tables[table]) as cursor:
                 upto, _ = self._cursor(txn)
@@ -654,6 +653,8 @@ class IndexReader:
 
     def snapshots(self) -> Iterator[tuple[str, Snapshot | None]]:
         """The kept states by name, None in the place of a damaged one."""
+        if Table.STATE not in self._tables:
+            return
         with _reading(self._env) as txn, txn.cursor(self._tables[Table.STATE]) as cursor:
             found = cursor.set_range(_SNAPSHOT)
             kept: list[tuple[bytes, bytes]] = []
@@ -662,10 +663,6 @@ class IndexReader:
                 found = cursor.next()
         for key, value in kept:
             yield key[len(_SNAPSHOT) :].decode(errors="replace"), _parse_snapshot(value)
-
-    def forget_dead_readers(self) -> None:
-        """Give back the place of a reader that died."""
-        self._env.reader_check()
 
 
 @contextmanager
@@ -694,7 +691,7 @@ def _open_beside(path: Path, tables: Sequence[Table]) -> tuple[lmdb.Environment,
         raise DataDirectoryError(f"{path} cannot be opened: {exc}") from exc
     try:
         _refuse_short(env, path / "data.mdb")
-        return env, {table: env.open_db(table.value.encode(), create=False) for table in tables}
+        return env, {table: db for table in tables if (db := _open_table(env, table)) is not None}
     except lmdb.Error as exc:
         env.close()
         raise DataDirectoryError(f"{path} cannot be opened: {exc}") from exc
@@ -731,6 +728,14 @@ def _short_by(env: lmdb.Environment, file: Path) -> int:
     return pages_bytes - file.stat().st_size
 
 
+def _open_table(env: lmdb.Environment, table: Table) -> lmdb._Database | None:
+    """A table of an environment that is only read; None where it does not exist."""
+    try:
+        return env.open_db(table.value.encode(), create=False)
+    except lmdb.NotFoundError:
+        return None
+
+
 class _IndexUnusableError(Exception):
     """The index is not one that this log can be looked up in: it is made again."""
 
@@ -761,7 +766,7 @@ def _raws(cursor: lmdb.Cursor, first: int, last: int) -> Iterator[tuple[int, byt
     """The raw records `first` to `last`. Raises RecordError at the first that is missing."""
     found = cursor.set_key(seq_key(first))
     for seq in range(first, last + 1):
-        if not found or key_seq(bytes(cursor.key())) != seq:
+        if not found or cursor.key() != seq_key(seq):
             raise RecordError("is missing")
         yield seq, bytes(cursor.value())
         found = cursor.next()
