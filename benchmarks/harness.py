@@ -52,14 +52,14 @@ def machine(directory: Path) -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "kernel": platform.release(),
         "python": platform.python_version(),
-        "file_system": _file_system(directory),
+        "file_system": _said("stat", "-f", "-c", "%T", str(directory)),
         "fdatasync_us": percentiles_us(fdatasync_seconds(directory)),
     }
 
 
-def _file_system(directory: Path) -> str:
-    found = subprocess.run(["stat", "-f", "-c", "%T", str(directory)], capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "unknown"
+def _said(*command: str) -> str:
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+    return said or "unknown"
 
 
 @contextlib.contextmanager

@@ -38,11 +38,13 @@ JSON_DEPTH_MAX: Final = 128
 PAGE_UNITS_DEFAULT: Final = 100
 PAGE_UNITS_MAX: Final = 1_000
 PAGE_BYTES_MAX: Final = 16 * MIB
-"""A page ends early when it holds this much; `next_page` goes on."""
+"""A page ends early when this much was read for it; `next_page` goes on."""
 SCAN_UNITS_MAX: Final = 20_000
 """Units looked at for one filtered page: a page ends early (perhaps empty) rather than hold the loop for longer."""
 RELATED_DEPTH_MAX: Final = 8
 RELATED_UNITS_MAX: Final = 1_000
+RELATED_EDGES_MAX: Final = 5_000
+"""Relationships looked at for one answer, each a read: beyond, it ends and says that it was truncated."""
 MIN_SEQ_TIMEOUT_MS_DEFAULT: Final = 2_000
 MIN_SEQ_TIMEOUT_MS_MAX: Final = 60_000
 QUERY_BYTES_MAX: Final = 16 * KIB
@@ -99,6 +101,9 @@ SOCKET_BUFFER_BYTES: Final = 256 * KIB
 """High-water mark of a subscriber's socket: beyond, it is behind, and the log is its queue."""
 SOCKET_STALL_SECONDS: Final = 30.0
 """A socket that takes nothing for this long is closed with a code that says: resume after your cursor."""
+PEER_SILENT_SECONDS: Final = 120.0
+"""What was sent and not acknowledged by the peer's TCP for this long ends the connection: the peer is gone.
+Longer than a stall and its grace, which are told by a close code."""
 HEARTBEAT_SECONDS: Final = 15.0
 """Below the idle timeout of common proxies (60 s), often enough for a narrow filter's cursor to stay fresh."""
 WEBSOCKET_MESSAGE_BYTES_MAX: Final = 2 * MIB
@@ -119,4 +124,5 @@ assert BULK_BYTES_MAX <= BATCH_BYTES_MAX <= QUEUE_BYTES_MAX, "one bulk fits a co
 assert BATCH_UNITS_MAX <= RING_UNITS_MAX, "one commit must fit the ring"
 assert PAYLOAD_BYTES_MAX * 4 // 3 + META_BYTES_MAX < UNIT_REQUEST_BYTES_MAX <= WEBSOCKET_MESSAGE_BYTES_MAX
 assert CATCH_UP_BYTES <= FRAME_BYTES_MAX, "one page of catching up is one frame"
+assert 2 * SOCKET_STALL_SECONDS < PEER_SILENT_SECONDS
 assert PAGE_UNITS_MAX <= SCAN_UNITS_MAX

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import resource
 import socket
 import sys
 from collections.abc import Callable, Generator
@@ -61,6 +62,7 @@ class _Server(uvicorn.Server):
 def run(settings: Settings, *, ready: Callable[[str], None] = lambda url: None) -> None:
     """Serve until SIGINT or SIGTERM; `ready` is told the address. Raises DataDirectoryError, PortTaken."""
     _set_up_logging(settings.log_level)
+    _raise_file_limit()
     uvloop.run(serve(settings, ready=ready))
 
 
@@ -116,6 +118,15 @@ def _listen(host: str, port: int) -> socket.socket:
         raise PortTaken(f"cannot listen on {host}:{port}: {exc.strerror}. Choose another with --port.") from exc
     listener.set_inheritable(True)
     return listener
+
+
+def _raise_file_limit() -> None:
+    """A socket is a file, and the usual soft limit of 1,024 is for programs that use select(2)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = CONNECTIONS_MAX + 1_024
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
 def _set_up_logging(level: str) -> None:

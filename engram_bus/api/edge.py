@@ -2,13 +2,20 @@
 
 import asyncio
 import logging
+import socket
 from typing import Any, Protocol
 
 import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-from engram_bus.limits import HEADER_BYTES_MAX, HEADER_SECONDS_MAX, QUERY_BYTES_MAX, SOCKET_BUFFER_BYTES
+from engram_bus.limits import (
+    HEADER_BYTES_MAX,
+    HEADER_SECONDS_MAX,
+    PEER_SILENT_SECONDS,
+    QUERY_BYTES_MAX,
+    SOCKET_BUFFER_BYTES,
+)
 from engram_bus.subscribers.sockets import Listener
 
 SOCKET = "engram.socket"
@@ -38,6 +45,10 @@ class _Written:
     def listen(self, listener: Listener) -> None:
         self._listener = listener
         self.transport.set_write_buffer_limits(high=SOCKET_BUFFER_BYTES)
+        connection = self.transport.get_extra_info("socket")
+        if connection is not None:
+            # A peer that vanished without a word: heartbeats go out, nothing comes back.
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(PEER_SILENT_SECONDS * 1_000))
 
     def write_raw(self, frame: bytes) -> None:
         if not self.transport.is_closing():

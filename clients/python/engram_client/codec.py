@@ -294,7 +294,7 @@ class _Event(msgspec.Struct, tag_field="event", kw_only=True):
     subscription: int | str | None = None
 
     def frame(self) -> Frame:
-        raise NotImplementedError
+        raise AssertionError("every event says how it becomes a frame")
 
 
 class _SubscribedEvent(_Event, tag="subscribed"):
