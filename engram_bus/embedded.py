@@ -2,22 +2,24 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import msgspec
 
 from engram_bus import clock
-from engram_bus.bus.admission import admit, bulk
+from engram_bus.bus.admission import admit, bulk, check_name
 from engram_bus.bus.writer import Answer, Done, Writer
 from engram_bus.codec import Entry, encode_json
 from engram_bus.errors import (
     ContextNotFound,
+    DataDirectoryError,
     EngramError,
     InvalidRequest,
+    LogDamaged,
     MinSeqTimeout,
+    ShuttingDown,
     UnitNotFound,
 )
 from engram_bus.limits import (
@@ -29,6 +31,7 @@ from engram_bus.limits import (
     PAGE_UNITS_DEFAULT,
     PAGE_UNITS_MAX,
     RELATED_DEPTH_MAX,
+    RELATED_EDGES_MAX,
     RELATED_UNITS_MAX,
     SCAN_UNITS_MAX,
     SOCKET_STALL_SECONDS,
@@ -39,7 +42,7 @@ from engram_bus.log.lmdb import LmdbLog
 from engram_bus.log.memory import MemoryLog
 from engram_bus.router.contract import Framing, Sink
 from engram_bus.router.fanout import Fanout, Feed
-from engram_bus.router.filters import Filter, make_filter, predicate
+from engram_bus.router.filters import Filter, make_filter, predicate, unit_type
 from engram_bus.router.local import LocalSubscription
 from engram_bus.units import (
     ANONYMOUS,
@@ -58,6 +61,8 @@ from engram_bus.units import (
     WorkUnit,
     ts_text,
 )
+
+_PULSE_SECONDS = 1.0
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -116,7 +121,8 @@ class Bus:
         self.writer = Writer(log, tell=self._tell)
         self._directory = directory
         self._waiting: set[tuple[int, asyncio.Future[None]]] = set()
-        self._pulse: asyncio.Task[None] | None = asyncio.get_running_loop().create_task(self._pulses())
+        self._stopped = False
+        self._next_pulse = asyncio.get_running_loop().call_later(_PULSE_SECONDS, self._pulse)
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -146,36 +152,38 @@ class Bus:
         heartbeat_seconds: float = HEARTBEAT_SECONDS,
         stall_seconds: float = SOCKET_STALL_SECONDS,
     ) -> Self:
-        """Open without a context manager; whoever starts a bus calls `stop`."""
+        """Open without a context manager; whoever starts a bus calls `stop`. Raises DataDirectoryError."""
         if path is None:
             return cls(MemoryLog(), heartbeat_seconds=heartbeat_seconds, stall_seconds=stall_seconds)
         directory = DataDirectory(Path(path), created_at=ts_text(clock.wall_us()))
         try:
             log = LmdbLog(directory.tenant(), size_bytes_max=size_bytes_max, writable=directory.writable)
             try:
-                return cls(
-                    log, directory=directory, heartbeat_seconds=heartbeat_seconds, stall_seconds=stall_seconds
-                )
+                return cls(log, directory=directory, heartbeat_seconds=heartbeat_seconds, stall_seconds=stall_seconds)
             except BaseException:
                 log.close()
                 raise
+        except LogDamaged as exc:
+            directory.close()
+            raise DataDirectoryError(f"{path}: {exc.message}; `engram verify {path}` says more") from exc
         except BaseException:
             directory.close()
             raise
 
     async def stop(self, reason: str) -> None:
         """Commit what waits, send subscribers off with their cursors, close the log. Stopping again does nothing."""
-        if self._pulse is None:
+        if self._stopped:
             return
-        self._pulse.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._pulse
-        self._pulse = None
-        self.writer.close()
-        self.fanout.goaway(reason)
-        self.log.close()
-        if self._directory is not None:
-            self._directory.close()
+        self._stopped = True
+        self._next_pulse.cancel()
+        try:
+            self.writer.close()
+            self.fanout.goaway(reason)
+            self._release_waiting()
+        finally:
+            self.log.close()
+            if self._directory is not None:
+                self._directory.close()
 
     # --- What it is --------------------------------------------------------------------------------------------------
 
@@ -238,7 +246,7 @@ class Bus:
         payload: Any = b"",
         *,
         agent_id: str,
-        type: UnitType | str = UnitType.MESSAGE,
+        type: UnitType | str | int = UnitType.MESSAGE,
         kind: str | None = None,
         content_type: str | None = None,
         meta: dict[str, str] | None = None,
@@ -256,7 +264,7 @@ class Bus:
                 draft=Draft(
                     context_id=context_id,
                     agent_id=agent_id,
-                    type=UnitType(type),
+                    type=unit_type(type),
                     kind=kind,
                     content_type=content_type,
                     payload=raw,
@@ -289,7 +297,8 @@ class Bus:
     # --- Read --------------------------------------------------------------------------------------------------------
 
     async def wait_for(self, min_seq: int, *, timeout_ms: int = MIN_SEQ_TIMEOUT_MS_DEFAULT) -> None:
-        """Return when the head has reached `min_seq`. Raises MinSeqTimeout after `timeout_ms`."""
+        """Return when the head has reached `min_seq`. Raises MinSeqTimeout after `timeout_ms`, ShuttingDown."""
+        self._require_open()
         if min_seq <= self.head:
             return
         if not 0 <= timeout_ms <= MIN_SEQ_TIMEOUT_MS_MAX:
@@ -313,6 +322,7 @@ class Bus:
 
     def get(self, unit_id: str) -> Entry:
         """The unit of this id. Raises UnitNotFound, LogDamaged."""
+        self._require_open()
         seq = self.log.seq_of_id(unit_id) if len(unit_id) == 36 and unit_id.isascii() else None
         if seq is None:
             raise UnitNotFound(f"no unit of id {unit_id[:64]!r}")
@@ -332,44 +342,27 @@ class Bus:
     ) -> Page:
         """The units of a context with after < seq < before, oldest first; `wanted` narrows them further.
 
-        An unknown context is an empty page. Raises InvalidRequest, LogDamaged.
+        An unknown context is an empty page. A page ends early (perhaps empty) where looking further would hold up the
+        loop; `next_page` is None only at the end. Raises InvalidRequest, LogDamaged.
         """
+        self._require_open()
+        check_name(context_id, "context_id")
         if not 1 <= limit <= PAGE_UNITS_MAX:
             raise InvalidRequest(f"limit {limit} is not 1 to {PAGE_UNITS_MAX}", field="limit", limit=PAGE_UNITS_MAX)
-        applied_seq = self.head
         if page is not None:
             position = self._page_seq(page)
             after, before = (after, position) if reverse else (position, before)
         wants = None if wanted is None else predicate(wanted)
+        scan = _Scan(self.log, context_id, reverse=reverse, after=after, before=before)
         found: list[Entry] = []
-        room_bytes, looked_at, ended = PAGE_BYTES_MAX, 0, False
-        position = before if reverse else after
-        while len(found) < limit and room_bytes > 0 and looked_at < SCAN_UNITS_MAX:
-            some = self.log.read_context(
-                context_id,
-                after=after,
-                before=before,
-                reverse=reverse,
-                units_max=limit - len(found) if wants is None else PAGE_UNITS_MAX,
-                bytes_max=room_bytes,
-            )
-            if not some:
-                ended = True
-                break
-            looked_at += len(some)
-            for entry in some:
-                if len(found) == limit:
-                    break
+        while len(found) < limit and scan.may_go_on:
+            for entry in scan.next(PAGE_UNITS_MAX if wants is not None else limit - len(found)):
+                scan.passed(entry)
                 if wants is None or wants(entry.unit):
                     found.append(entry)
-                    room_bytes -= len(entry.body)
-                position = entry.seq
-            after, before = (after, position) if reverse else (position, before)
-        if not ended and not self.log.read_context(
-            context_id, after=after, before=before, reverse=reverse, units_max=1, bytes_max=1
-        ):
-            ended = True
-        return Page(tuple(found), None if ended else cursor_text(self.epoch, position or 0), applied_seq)
+                    if len(found) == limit:
+                        break
+        return Page(tuple(found), None if scan.is_at_end() else cursor_text(self.epoch, scan.position), self.head)
 
     def _page_seq(self, page: str) -> int:
         try:
@@ -387,58 +380,30 @@ class Bus:
         if direction not in ("out", "in", "both"):
             raise InvalidRequest(f"direction {direction[:64]!r} is not out, in or both", field="direction")
         if not 1 <= depth <= RELATED_DEPTH_MAX:
-            raise InvalidRequest(f"depth {depth} is not 1 to {RELATED_DEPTH_MAX}", field="depth", limit=RELATED_DEPTH_MAX)
-        applied_seq = self.head
-        level = [self.get(unit_id)]
-        seen = {unit_id}
-        found: list[Related] = []
-        missing: dict[str, None] = {}
+            raise InvalidRequest(
+                f"depth {depth} is not 1 to {RELATED_DEPTH_MAX}", field="depth", limit=RELATED_DEPTH_MAX
+            )
+        walk = _Walk(self, self.get(unit_id), direction, types)
         for step in range(1, depth + 1):
-            next_level: list[Entry] = []
-            for entry in level:
-                for related in self._neighbours(entry, direction, types, step, missing):
-                    if related.entry.unit.id in seen:
-                        continue
-                    if len(found) == RELATED_UNITS_MAX:
-                        return RelatedPage(tuple(found), tuple(missing), True, applied_seq)
-                    seen.add(related.entry.unit.id)
-                    found.append(related)
-                    next_level.append(related.entry)
-            level = next_level
-        return RelatedPage(tuple(found), tuple(missing), False, applied_seq)
-
-    def _neighbours(
-        self, entry: Entry, direction: str, types: Sequence[RelationshipType], step: int, missing: dict[str, None]
-    ) -> Iterable[Related]:
-        unit = entry.unit
-        if direction in ("out", "both"):
-            for relationship in unit.relationships:
-                if types and relationship.type not in types:
-                    continue
-                try:
-                    target = self.get(relationship.target_id)
-                except UnitNotFound:
-                    missing[relationship.target_id] = None
-                else:
-                    yield Related(target, relationship.type, "out", unit.id, step)
-        if direction in ("in", "both"):
-            for seq in self.log.seqs_relating_to(unit.id, units_max=RELATED_UNITS_MAX):
-                record = self.log.record(seq)
-                for relationship in record.unit.relationships:
-                    if relationship.target_id == unit.id and (not types or relationship.type in types):
-                        yield Related(Entry(seq, record.body, record.unit), relationship.type, "in", unit.id, step)
+            walk.step(step)
+        return RelatedPage(tuple(walk.found), tuple(walk.missing), walk.truncated, self.head)
 
     # --- Contexts ----------------------------------------------------------------------------------------------------
 
     def context(self, context_id: str) -> Context:
         """A context as it stands. Raises ContextNotFound."""
+        self._require_open()
         context = self.writer.contexts.view(context_id)
         if context is None:
             raise ContextNotFound(f"no context {context_id[:256]!r}")
         return context
 
     def contexts(self, *, limit: int = PAGE_UNITS_DEFAULT, page: str | None = None, prefix: str = "") -> ContextPage:
-        """Contexts in byte order of their ids, `page` being the id to go on after."""
+        """Contexts in byte order of their ids, `page` being the id to go on after. Raises InvalidRequest."""
+        self._require_open()
+        for name, field in ((page, "page"), (prefix, "prefix")):
+            if name:
+                check_name(name, field)
         if not 1 <= limit <= PAGE_UNITS_MAX:
             raise InvalidRequest(f"limit {limit} is not 1 to {PAGE_UNITS_MAX}", field="limit", limit=PAGE_UNITS_MAX)
         ids = self.log.context_ids(page or "", prefix=prefix, limit=limit + 1)
@@ -484,6 +449,7 @@ class Bus:
 
     async def execute_update(self, command: UpdateContext) -> Answer:
         """As `execute`, after checking that what is pinned exists (units are never removed, so it will then too)."""
+        self._require_open()
         admit(command)
         for index, unit_id in enumerate(command.pin_units):
             if len(unit_id) != 36 or self.log.seq_of_id(unit_id) is None:
@@ -493,13 +459,15 @@ class Bus:
     # --- Subscribe ---------------------------------------------------------------------------------------------------
 
     def seq_of_cursor(self, after: str | int | None) -> int:
-        """The seq to begin after: a cursor, a seq, 0 for the beginning, None for now. Raises Conflict, CursorInvalid."""
+        """The seq to begin after: a cursor, a seq, 0 for the beginning, None for now. Raises CursorInvalid, Conflict."""
+        self._require_open()
         if after is None:
             return self.fanout.head
         return cursor_seq(str(after), epochs=self.log.epochs, head=self.head)
 
     def feed(self, wanted: Filter, framing: Framing[Any], sink: Sink[Any], after: int) -> Feed:
-        """Begin a subscription on a transport."""
+        """Begin a subscription on a transport. Raises ShuttingDown."""
+        self._require_open()
         return self.fanout.subscribe(wanted, framing, sink, after)
 
     def subscribe(
@@ -530,28 +498,165 @@ class Bus:
 
     # --- Inside ------------------------------------------------------------------------------------------------------
 
+    def _require_open(self) -> None:
+        if self._stopped:
+            raise ShuttingDown("the bus is closed")
+
     def _tell(self, entries: Sequence[Entry]) -> None:
         self.fanout.offer(entries)
         for min_seq, reached in self._waiting:
             if min_seq <= self.head and not reached.done():
                 reached.set_result(None)
 
-    async def _pulses(self) -> None:
-        while True:
-            await asyncio.sleep(1.0)
-            self.fanout.pulse()
+    def _release_waiting(self) -> None:
+        for _, reached in self._waiting:
+            if not reached.done():
+                reached.set_exception(ShuttingDown("the bus is stopping"))
+
+    def _pulse(self) -> None:
+        self._next_pulse = asyncio.get_running_loop().call_later(_PULSE_SECONDS, self._pulse)
+        self.fanout.pulse()
+
+
+class _Scan:
+    """Reads through a context, as far as one page may go."""
+
+    def __init__(self, log: Log, context_id: str, *, reverse: bool, after: int, before: int | None) -> None:
+        self.position = 0
+        self._log = log
+        self._context_id = context_id
+        self._reverse = reverse
+        self._after = after
+        self._before = before
+        self._room_units = SCAN_UNITS_MAX
+        self._room_bytes = PAGE_BYTES_MAX
+        self._at_end = False
+        self._at_damage = False
+
+    @property
+    def may_go_on(self) -> bool:
+        return self._room_units > 0 and self._room_bytes > 0 and not self._at_end and not self._at_damage
+
+    def next(self, units_max: int) -> Sequence[Entry]:
+        """The next entries. Raises LogDamaged when the damage is the first thing met; later, the next page tells."""
+        try:
+            entries = self._read(min(units_max, self._room_units), self._room_bytes)
+        except LogDamaged:
+            if self.position == 0:
+                raise
+            self._at_damage = True
+            return ()
+        self._at_end = not entries
+        return entries
+
+    def passed(self, entry: Entry) -> None:
+        """This one was looked at."""
+        self.position = entry.seq
+        self._room_units -= 1
+        self._room_bytes -= len(entry.body)
+        if self._reverse:
+            self._before = entry.seq
+        else:
+            self._after = entry.seq
+
+    def is_at_end(self) -> bool:
+        """Whether nothing follows."""
+        if self._at_end or self._at_damage:
+            return self._at_end
+        try:
+            return not self._read(units_max=1, bytes_max=1)
+        except LogDamaged:
+            return False
+
+    def _read(self, units_max: int, bytes_max: int) -> Sequence[Entry]:
+        return self._log.read_context(
+            self._context_id,
+            after=self._after,
+            before=self._before,
+            reverse=self._reverse,
+            units_max=units_max,
+            bytes_max=bytes_max,
+        )
+
+
+class _Walk:
+    """One search along relationships, a step of all units it stands on at a time."""
+
+    def __init__(self, bus: Bus, start: Entry, direction: str, types: Sequence[RelationshipType]) -> None:
+        self.found: list[Related] = []
+        self.missing: dict[str, None] = {}
+        self.truncated = False
+        self._bus = bus
+        self._directions = ("out", "in") if direction == "both" else (direction,)
+        self._types = frozenset(types)
+        self._level = [start]
+        self._seen = {start.unit.id}
+        self._room_edges = RELATED_EDGES_MAX
+
+    def step(self, depth: int) -> None:
+        """Go one relationship further from every unit of the last step."""
+        level, self._level = self._level, []
+        for entry in level:
+            for direction in self._directions:
+                edges = self._out(entry) if direction == "out" else self._in(entry)
+                for relationship, target in edges:
+                    if self.truncated:
+                        return
+                    self._take(Related(target, relationship, direction, entry.unit.id, depth))
+
+    def _take(self, related: Related) -> None:
+        unit_id = related.entry.unit.id
+        if unit_id in self._seen:
+            return
+        if len(self.found) == RELATED_UNITS_MAX:
+            self.truncated = True
+            return
+        self._seen.add(unit_id)
+        self.found.append(related)
+        self._level.append(related.entry)
+
+    def _out(self, entry: Entry) -> Iterator[tuple[RelationshipType, Entry]]:
+        for relationship in entry.unit.relationships:
+            if not self._may_follow() or not self._is_wanted(relationship):
+                continue
+            try:
+                target = self._bus.get(relationship.target_id)
+            except UnitNotFound:
+                self.missing[relationship.target_id] = None
+            else:
+                yield relationship.type, target
+
+    def _in(self, entry: Entry) -> Iterator[tuple[RelationshipType, Entry]]:
+        # One more than there is room for tells whether there are more.
+        for seq in self._bus.log.seqs_relating_to(entry.unit.id, units_max=self._room_edges + 1):
+            if not self._may_follow():
+                return
+            record = self._bus.log.record(seq)
+            for relationship in record.unit.relationships:
+                if relationship.target_id == entry.unit.id and self._is_wanted(relationship):
+                    yield relationship.type, Entry(seq, record.body, record.unit)
+
+    def _is_wanted(self, relationship: Relationship) -> bool:
+        return not self._types or relationship.type in self._types
+
+    def _may_follow(self) -> bool:
+        """Each relationship looked at is read from the disk: there is an end to it, which is told."""
+        if self._room_edges == 0:
+            self.truncated = True
+        self._room_edges = max(0, self._room_edges - 1)
+        return not self.truncated
 
 
 def _payload(payload: Any, content_type: str | None) -> tuple[str, bytes]:
     match payload:
-        case bytes():
-            return content_type or (FORMAT_BYTES if payload else FORMAT_TEXT), payload
+        case bytes() | bytearray() | memoryview():
+            return content_type or (FORMAT_BYTES if payload else FORMAT_TEXT), bytes(payload)
         case str():
             return content_type or FORMAT_TEXT, payload.encode("utf-8", "surrogatepass")
         case _:
             try:
                 return content_type or FORMAT_JSON, encode_json(payload)
-            except (TypeError, ValueError, OverflowError, msgspec.MsgspecError) as exc:
+            except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as exc:
                 raise InvalidRequest(f"payload cannot be written as JSON: {exc}", field="payload") from exc
 
 
@@ -565,5 +670,3 @@ def _resolve(answered: asyncio.Future[Answer]) -> Done:
             answered.set_result(outcome)
 
     return done
-
-
