@@ -9,7 +9,7 @@ from typing import Any, Self
 import msgspec
 
 from engram_bus import clock
-from engram_bus.bus.admission import admit, bulk, check_name
+from engram_bus.bus.admission import admit, check_name
 from engram_bus.bus.writer import Answer, Done, Writer
 from engram_bus.codec import Entry, encode_json
 from engram_bus.errors import (
@@ -20,9 +20,11 @@ from engram_bus.errors import (
     LogDamaged,
     MinSeqTimeout,
     ShuttingDown,
+    TooLarge,
     UnitNotFound,
 )
 from engram_bus.limits import (
+    BULK_UNITS_MAX,
     HEARTBEAT_SECONDS,
     LOG_SIZE_BYTES_MAX,
     MIN_SEQ_TIMEOUT_MS_DEFAULT,
@@ -221,6 +223,8 @@ class Bus:
         """Each append by itself, in order, in as few commits as they fit. Raises when the batch itself is at fault."""
         if not appends:
             raise InvalidRequest("the batch is empty: name at least one unit")
+        if len(appends) > BULK_UNITS_MAX:
+            raise TooLarge(f"{len(appends)} units in one batch, at most {BULK_UNITS_MAX}", limit=BULK_UNITS_MAX)
         outcomes: list[Answer | EngramError | None] = [None] * len(appends)
         all_done = asyncio.get_running_loop().create_future()
         open_count = len(appends)
@@ -288,7 +292,6 @@ class Bus:
         if not atomic:
             if idempotency_key is not None:
                 raise InvalidRequest("one idempotency key is for an atomic batch", field="idempotency_key")
-            bulk(appends)
             outcomes = await self.execute_bulk(appends)
             return [outcome if isinstance(outcome, EngramError) else outcome.entries[0].unit for outcome in outcomes]
         answer = await self.execute(AppendAtomic(appends=appends, idempotency_key=idempotency_key))
@@ -459,7 +462,7 @@ class Bus:
     # --- Subscribe ---------------------------------------------------------------------------------------------------
 
     def seq_of_cursor(self, after: str | int | None) -> int:
-        """The seq to begin after: a cursor, a seq, 0 for the beginning, None for now. Raises CursorInvalid, Conflict."""
+        """The seq to begin after: a cursor, a seq, 0 for the beginning, None: now. Raises Conflict, CursorInvalid."""
         self._require_open()
         if after is None:
             return self.fanout.head
