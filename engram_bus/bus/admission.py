@@ -32,6 +32,10 @@ _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?\Z")
 _CONTENT_TYPE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+/[!#$%&'*+.^_`|~0-9A-Za-z-]+[ -~]*\Z")
 _VERSION_MAX = 2**63 - 1
+_NAMES_BYTES = 2_048
+"""What the names of one command take at most, with what surrounds them: it is simply taken for granted."""
+
+assert 5 * NAME_BYTES_MAX + IDEMPOTENCY_KEY_BYTES_MAX + TRACEPARENT_BYTES_MAX < _NAMES_BYTES
 
 
 def admit(command: Command) -> int:
@@ -98,8 +102,7 @@ def _draft(draft: Draft) -> int:
     if draft.content_type != FORMAT_TEXT:
         _content_type(draft.content_type)
     check_payload(draft.content_type, draft.payload)
-    # Rough, and never less than what it takes: names are bounded, so a kilobyte covers them.
-    held_bytes = len(draft.payload) + 1_024
+    held_bytes = len(draft.payload) + _NAMES_BYTES
     if draft.meta:
         held_bytes += _meta(draft.meta, "meta")
     if draft.resources:
@@ -114,16 +117,17 @@ def _update(command: UpdateContext) -> int:
     check_name(command.agent_id, "agent_id")
     _idempotency_key(command.idempotency_key)
     _version(command.expected_version)
+    held_bytes = _NAMES_BYTES
     if command.display_name is not None:
-        _text(command.display_name, "display_name", DISPLAY_NAME_BYTES_MAX)
+        held_bytes += _text(command.display_name, "display_name", DISPLAY_NAME_BYTES_MAX)
     for field in ("add_agents", "remove_agents", "pin_units", "unpin_units"):
-        _names(getattr(command, field), field)
+        held_bytes += _names(getattr(command, field), field)
     _exclusive(command.add_agents, command.remove_agents, "remove_agents")
     _exclusive(command.pin_units, command.unpin_units, "unpin_units")
-    _meta({key: value or "" for key, value in command.meta.items()}, "meta")
+    held_bytes += _meta({key: value or "" for key, value in command.meta.items()}, "meta")
     if command.fences is not None:
-        _fences(command.fences)
-    return 1_024 + sum(map(len, command.add_agents)) + sum(map(len, command.pin_units)) + META_BYTES_MAX
+        held_bytes += _fences(command.fences)
+    return held_bytes
 
 
 def _exclusive(added: Collection[str], removed: Collection[str], field: str) -> None:
@@ -131,24 +135,22 @@ def _exclusive(added: Collection[str], removed: Collection[str], field: str) -> 
         raise InvalidRequest(f"{min(both)!r} is both added and removed", field=field)
 
 
-def _names(names: Sequence[str], field: str) -> None:
+def _names(names: Sequence[str], field: str) -> int:
     if len(names) > CONTEXT_CHANGES_MAX:
         raise TooLarge(
             f"{field} names {len(names)}, at most {CONTEXT_CHANGES_MAX}", field=field, limit=CONTEXT_CHANGES_MAX
         )
-    for index, name in enumerate(names):
-        check_name(name, f"{field}[{index}]")
+    return sum(_text(name, f"{field}[{index}]", NAME_BYTES_MAX, empty=False) for index, name in enumerate(names))
 
 
-def _fences(fences: Sequence[str]) -> None:
+def _fences(fences: Sequence[str]) -> int:
     if len(fences) > CONTEXT_FENCES_MAX:
         raise TooLarge(f"{len(fences)} fences, at most {CONTEXT_FENCES_MAX}", field="fences", limit=CONTEXT_FENCES_MAX)
-    for index, fence in enumerate(fences):
-        _text(fence, f"fences[{index}]", RESOURCE_BYTES_MAX, empty=False)
+    return sum(_text(fence, f"fences[{index}]", RESOURCE_BYTES_MAX, empty=False) for index, fence in enumerate(fences))
 
 
-def _text(value: str, field: str, bytes_max: int, *, empty: bool = True) -> None:
-    """One line of text. ASCII that is short needs no encoding to be measured: the usual case costs two calls."""
+def _text(value: str, field: str, bytes_max: int, *, empty: bool = True) -> int:
+    """The bytes of one line of text. ASCII that is short needs no encoding to be measured: the usual case costs two calls."""
     size_bytes = len(value) if value.isascii() else len(value.encode("utf-8", "surrogatepass"))
     if size_bytes > bytes_max:
         raise TooLarge(f"{field} has {size_bytes} bytes, at most {bytes_max}", field=field, limit=bytes_max)
@@ -156,6 +158,7 @@ def _text(value: str, field: str, bytes_max: int, *, empty: bool = True) -> None
         raise InvalidRequest(f"{field} holds the control character U+{ord(bad.group()):04X}", field=field)
     if not value and not empty:
         raise InvalidRequest(f"{field} is empty", field=field)
+    return size_bytes
 
 
 def _kind(kind: str) -> None:
@@ -195,15 +198,18 @@ def _meta(meta: dict[str, str], field: str) -> int:
         )
     held_bytes = 0
     for key, value in meta.items():
-        _text(key, f"{field} key", META_KEY_BYTES_MAX, empty=False)
-        value_bytes = len(value.encode("utf-8", "surrogatepass"))
+        held_bytes += _text(key, f"{field} key", META_KEY_BYTES_MAX, empty=False)
+        try:
+            value_bytes = len(value.encode())
+        except UnicodeEncodeError as exc:
+            raise InvalidRequest(f"{field}.{key} is not text: {exc.reason}", field=f"{field}.{key}") from exc
         if value_bytes > META_VALUE_BYTES_MAX:
             raise TooLarge(
                 f"{field}.{key} has {value_bytes} bytes, at most {META_VALUE_BYTES_MAX}",
                 field=f"{field}.{key}",
                 limit=META_VALUE_BYTES_MAX,
             )
-        held_bytes += len(key.encode()) + value_bytes
+        held_bytes += value_bytes
     if held_bytes > META_BYTES_MAX:
         raise TooLarge(f"{field} has {held_bytes} bytes, at most {META_BYTES_MAX}", field=field, limit=META_BYTES_MAX)
     return held_bytes
@@ -212,9 +218,10 @@ def _meta(meta: dict[str, str], field: str) -> int:
 def _resources(resources: Sequence[str]) -> int:
     if len(resources) > RESOURCES_MAX:
         raise TooLarge(f"{len(resources)} resources, at most {RESOURCES_MAX}", field="resources", limit=RESOURCES_MAX)
-    for index, resource in enumerate(resources):
+    return sum(
         _text(resource, f"resources[{index}]", RESOURCE_BYTES_MAX, empty=False)
-    return sum(map(len, resources))
+        for index, resource in enumerate(resources)
+    )
 
 
 def _relationships(draft: Draft) -> int:
