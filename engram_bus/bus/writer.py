@@ -155,7 +155,8 @@ class Writer:
     def submit(self, command: Command, held_bytes: int, done: Done) -> None:
         """Queue an admitted command. Raises Busy, StorageFull, ... at once rather than let it wait without bound."""
         if self._refusal is not None:
-            raise self._refusal
+            # The one refusal is raised for every caller: it must not keep the frames of them all.
+            raise self._refusal.with_traceback(None)
         if len(self._queue) >= QUEUE_UNITS_MAX:
             raise Busy(f"{len(self._queue)} commands wait, at most {QUEUE_UNITS_MAX}", limit=QUEUE_UNITS_MAX)
         if self._queue_bytes + held_bytes > QUEUE_BYTES_MAX:

@@ -175,7 +175,7 @@ class LmdbLog:
 
     def _require_writable(self, batch_bytes: int) -> None:
         if self._failed is not None:
-            raise self._failed
+            raise self._failed.with_traceback(None)
         if not self._writable:
             raise StorageReadOnly(f"{self._path} is on a read-only file system")
         disk = os.statvfs(self._path)
