@@ -12,7 +12,7 @@ COPY requirements/ requirements/
 RUN uv pip install --no-cache --compile-bytecode --require-hashes -r requirements/runtime.lock
 
 # The bus itself; the build backend is pinned by the same lock the project is developed with.
-COPY pyproject.toml LICENSE ./
+COPY pyproject.toml README.md LICENSE ./
 COPY engram_bus/ engram_bus/
 COPY clients/python/ clients/python/
 RUN uv pip install --no-cache --compile-bytecode --no-deps --build-constraints requirements/dev.lock ./clients/python .

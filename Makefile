@@ -115,7 +115,7 @@ wheels: setup ## build both wheels into dist/, install them into an empty enviro
 	$(BIN)/python -m venv --without-pip dist/empty
 	$(UV) pip install --quiet --python dist/empty --require-hashes -r requirements/runtime.lock
 	$(UV) pip install --quiet --python dist/empty --no-deps dist/*.whl
-	cd dist/empty && bin/engram --help >/dev/null && bin/python -c 'import engram_bus, engram_client'
+	.ci/smoke dist/empty/bin
 	rm -rf dist/empty
 	@ls -l dist
 
