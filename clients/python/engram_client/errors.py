@@ -4,9 +4,11 @@ EngramError
 ├── Invalid                    the request itself is at fault; sending it again will not help
 │   ├── InvalidRequest         a field is missing, of the wrong type, or has a value that is not allowed
 │   ├── TooLarge               a bound was reached; `limit` names it
+│   │   └── HeadersTooLarge
 │   ├── CursorInvalid          not a cursor
 │   ├── UnsupportedMedia       a content type this route does not read
-│   └── MethodNotAllowed
+│   ├── MethodNotAllowed
+│   └── ForbiddenOrigin        a web page of another origin asks, and it was not let in
 ├── NotFound
 │   ├── RouteNotFound
 │   ├── UnitNotFound
@@ -19,6 +21,7 @@ EngramError
 │   ├── CursorAhead            the cursor lies after the head of the log
 │   └── EpochChanged           the cursor is of a history this log does not continue
 ├── Unavailable                not the caller's fault; the same request may work later
+│   ├── TooSlow                the request did not come in time
 │   ├── Busy
 │   ├── MinSeqTimeout          min_seq was not reached in time
 │   ├── StorageFull
@@ -92,6 +95,11 @@ class TooLarge(Invalid):
     status = 413
 
 
+class HeadersTooLarge(TooLarge):
+    code = "HEADERS_TOO_LARGE"
+    status = 431
+
+
 class CursorInvalid(Invalid):
     code = "CURSOR_INVALID"
 
@@ -104,6 +112,11 @@ class UnsupportedMedia(Invalid):
 class MethodNotAllowed(Invalid):
     code = "METHOD_NOT_ALLOWED"
     status = 405
+
+
+class ForbiddenOrigin(Invalid):
+    code = "FORBIDDEN_ORIGIN"
+    status = 403
 
 
 class NotFound(EngramError):
@@ -154,6 +167,11 @@ class EpochChanged(Conflict):
 class Unavailable(EngramError):
     status = 503
     retryable = True
+
+
+class TooSlow(Unavailable):
+    code = "REQUEST_TIMEOUT"
+    status = 408
 
 
 class Busy(Unavailable):
@@ -235,6 +253,7 @@ BY_CLOSE_CODE: Mapping[int, type[EngramError]] = {
     4008: SlowConsumer,
     4500: InvalidRequest,
     4501: CursorInvalid,
+    4503: ForbiddenOrigin,
     4504: NotFound,
     4509: Conflict,
     4510: CursorAhead,

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
@@ -38,6 +38,8 @@ class LoopThread:
         future = self.start(coroutine)
         try:
             return future.result()
+        except CancelledError as exc:
+            raise EngramConnectionError("the client was closed", retryable=False) from exc
         finally:
             future.cancel()
 
@@ -46,7 +48,7 @@ class LoopThread:
         return self._loop.is_closed()
 
     def close(self) -> None:
-        """Stop the loop and the thread; whoever still waits for a result there hears that it was cancelled."""
+        """Stop the loop and the thread; whoever still waits for a result there hears of it."""
         self.run(_cancel_all())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()

@@ -2,9 +2,11 @@
 
 import asyncio
 import socket
+import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -12,6 +14,10 @@ import pytest
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
+
+# In pytest's importlib mode a test's neighbours are not on the path.
+sys.path.insert(0, str(Path(__file__).parent))
+from live_bus import LiveBus
 
 UNIT: dict[str, Any] = {
     "context_id": "plan",
@@ -220,3 +226,19 @@ def closed_url(short_pauses: None) -> str:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{bound.getsockname()[1]}"
+
+
+@pytest.fixture(scope="session")
+def shared_bus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveBus]:
+    """One bus for all tests that only append and read, each in contexts of its own."""
+    pytest.importorskip("engram_bus")
+    with LiveBus(tmp_path_factory.mktemp("bus")) as bus:
+        yield bus
+
+
+@pytest.fixture
+def own_bus(tmp_path: Path) -> Iterator[LiveBus]:
+    """A bus for a test that ends it, or counts all its units."""
+    pytest.importorskip("engram_bus")
+    with LiveBus(tmp_path / "data", "--heartbeat-seconds", "1") as bus:
+        yield bus

@@ -1,6 +1,7 @@
 """The same verbs for a thread without a loop."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import pytest
@@ -141,18 +142,10 @@ def test_a_closed_client_says_so(elsewhere: Any) -> None:
 def test_who_waits_while_another_thread_closes_is_let_go(elsewhere: Any) -> None:
     url, requests = elsewhere.answer(lambda _: b"")
     bus = SyncClient(url, agent_id="bob")
-    told: list[BaseException] = []
-
-    def wait() -> None:
-        try:
-            bus.status()
-        except BaseException as exc:
-            told.append(exc)
-
-    waiting = threading.Thread(target=wait)
-    waiting.start()
-    while not requests:
-        waiting.join(0.01)
-    bus.close()
-    waiting.join(5)
-    assert len(told) == 1
+    with ThreadPoolExecutor() as threads:
+        waiting = threads.submit(bus.status)
+        while not requests:
+            wait([waiting], timeout=0.01)
+        bus.close()
+        with pytest.raises(EngramConnectionError, match="closed"):
+            waiting.result(5)
