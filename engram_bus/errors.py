@@ -4,9 +4,11 @@ EngramError
 ├── Invalid                    the request itself is at fault; sending it again will not help
 │   ├── InvalidRequest         a field is missing, of the wrong type, or has a value that is not allowed
 │   ├── TooLarge               a bound of `limits.py` was reached
+│   │   └── HeadersTooLarge
 │   ├── CursorInvalid          not a cursor
 │   ├── UnsupportedMedia       a content type this route does not read
-│   └── MethodNotAllowed
+│   ├── MethodNotAllowed
+│   └── ForbiddenOrigin        a web page of another origin asks, and it was not let in
 ├── NotFound
 │   ├── RouteNotFound
 │   ├── UnitNotFound
@@ -19,7 +21,8 @@ EngramError
 │   ├── CursorAhead            the cursor lies after the head of the log
 │   └── EpochChanged           the cursor is of a history this log does not continue
 └── Unavailable                not the caller's fault; the same request may work later
-    ├── Busy                   the writer's queue is full
+    ├── TooSlow                the request did not come in time
+    ├── Busy                   the writer's queue is full, or too many connections are open
     ├── MinSeqTimeout          min_seq was not reached in time
     ├── StorageFull            no room on the disk; appends go on by themselves once there is
     ├── StorageReadOnly        the disk refuses writes
@@ -81,6 +84,12 @@ class TooLarge(Invalid):
     title = "A limit was reached"
 
 
+class HeadersTooLarge(TooLarge):
+    code = "HEADERS_TOO_LARGE"
+    status = 431
+    title = "The request's headers are too large"
+
+
 class CursorInvalid(Invalid):
     code = "CURSOR_INVALID"
     close_code = 4501
@@ -97,6 +106,13 @@ class MethodNotAllowed(Invalid):
     code = "METHOD_NOT_ALLOWED"
     status = 405
     title = "The path does not take this method"
+
+
+class ForbiddenOrigin(Invalid):
+    code = "FORBIDDEN_ORIGIN"
+    status = 403
+    close_code = 4503
+    title = "Web pages of this origin are not let in"
 
 
 class NotFound(EngramError):
@@ -163,10 +179,16 @@ class Unavailable(EngramError):
     retryable = True
 
 
+class TooSlow(Unavailable):
+    code = "REQUEST_TIMEOUT"
+    status = 408
+    title = "The request did not come in time"
+
+
 class Busy(Unavailable):
     code = "BUSY"
     status = 429
-    title = "Too much is waiting to be written"
+    title = "The bus has too much to do"
 
 
 class MinSeqTimeout(Unavailable):

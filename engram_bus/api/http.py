@@ -26,6 +26,8 @@ from engram_bus.api.parameters import pairs, read
 from engram_bus.api.problems import problem_body, problem_headers
 from engram_bus.bus.writer import Answer
 from engram_bus.codec import (
+    JSON,
+    MSGPACK,
     append_from_json,
     append_from_msgpack,
     encode_json,
@@ -64,15 +66,26 @@ PREFIX = "/api/v1"
 _JSON_TYPE = (b"content-type", b"application/json")
 _decode_context = msgspec.json.Decoder(ContextIn).decode
 _decode_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
+# A page may talk to this bus and to nothing else, and may not be framed by another one.
+_PAGE_HEADERS = (
+    (b"cache-control", b"no-cache"),
+    (
+        b"content-security-policy",
+        b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+        b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    ),
+    (b"x-content-type-options", b"nosniff"),
+)
 Headers = list[tuple[bytes, bytes]]
 
 
 class Call:
     """One request as an operation sees it."""
 
-    __slots__ = ("_receive", "headers", "path", "query", "scope", "values")
+    __slots__ = ("_receive", "headers", "operation", "path", "query", "scope", "values")
 
-    def __init__(self, scope: Scope, receive: Receive, path: dict[str, str]) -> None:
+    def __init__(self, operation: Operation, scope: Scope, receive: Receive, path: dict[str, str]) -> None:
+        self.operation = operation
         self.scope = scope
         self.path = path
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
@@ -123,12 +136,13 @@ class Call:
             if not message.get("more_body", False):
                 return b"".join(parts)
 
-    def media_type(self, allowed: Sequence[str]) -> str:
-        """The body's type; JSON where none is told. Raises UnsupportedMedia."""
+    def media_type(self) -> str:
+        """The body's type; JSON where none is told. Raises UnsupportedMedia for one the operation does not list."""
         told = self.headers.get(b"content-type", b"application/json").decode("latin-1")
         base = told.partition(";")[0].strip().lower()
-        if base not in allowed:
-            raise UnsupportedMedia(f"content type {base[:64]!r} is not read here; one of {', '.join(allowed)}")
+        if base not in self.operation.requests:
+            allowed = ", ".join(self.operation.requests)
+            raise UnsupportedMedia(f"content type {base[:64]!r} is not read here; one of {allowed}")
         return base
 
 
@@ -192,15 +206,15 @@ class HttpApi:
         try:
             operation, handler, names = self._match(scope, path)
             name = operation.name
-            call = Call(scope, receive, names)
+            call = Call(operation, scope, receive, names)
             if operation.name == "stream_sse":
                 await self._stream_sse(call, receive, send)
                 return
-            reply = await self._perform(operation, handler, call)
+            reply = await self._perform(handler, call)
         except ClientLeft:
             return
         except _Static as static:
-            reply = Reply(200, static.body, [(b"content-type", static.kind.encode())])
+            reply = Reply(200, static.body, [(b"content-type", static.kind.encode()), *_PAGE_HEADERS])
         except EngramError as exc:
             reply = Reply(exc.status, problem_body(exc), problem_headers(exc))
         except Exception:
@@ -228,18 +242,18 @@ class HttpApi:
             raise MethodNotAllowed(f"{path[:256]} takes {', '.join(allowed)}, not {method}", allow=", ".join(allowed))
         raise RouteNotFound(f"nothing is at {path[:256]!r}")
 
-    async def _perform(self, operation: Operation, handler: Handler, call: Call) -> Reply:
-        call.values = read(call.query, operation.parameters)
-        if operation.is_read:
+    async def _perform(self, handler: Handler, call: Call) -> Reply:
+        call.values = read(call.query, call.operation.parameters)
+        if call.operation.is_read:
             await self.bus.wait_for(call.values["min_seq"], timeout_ms=call.values["timeout_ms"])
         return await handler(call)
 
     # --- Append ------------------------------------------------------------------------------------------------------
 
     async def _append(self, call: Call) -> Reply:
-        media_type = call.media_type(("application/json", "application/msgpack"))
+        media_type = call.media_type()
         body = await call.body(UNIT_REQUEST_BYTES_MAX)
-        decode = append_from_msgpack if media_type == "application/msgpack" else append_from_json
+        decode = append_from_msgpack if media_type == MSGPACK else append_from_json
         append = decode(body, agent_id=call.header(b"x-agent-id"))
         answer = await self.bus.execute(self._with_headers(call, append, append.draft.context_id))
         entry = answer.entries[0]
@@ -288,7 +302,7 @@ class HttpApi:
 
     async def _append_bulk(self, call: Call) -> Reply:
         is_atomic = call.values["atomic"]
-        media_type = call.media_type(("application/json", "application/x-ndjson", "application/jsonl"))
+        media_type = call.media_type()
         items = _items(media_type, await call.body(BULK_BYTES_MAX))
         agent_id = call.header(b"x-agent-id")
         key = call.header(b"idempotency-key")
@@ -406,7 +420,7 @@ class HttpApi:
         return await self._update(call, _required(call, "context_id"))
 
     async def _update(self, call: Call, context_id: str) -> Reply:
-        call.media_type(("application/json",))
+        call.media_type()
         change = parse(_decode_context, await call.body(CONTEXT_REQUEST_BYTES_MAX))
         agent_id = change.agent_id or call.header(b"x-agent-id") or ANONYMOUS
         command = UpdateContext(
@@ -572,7 +586,7 @@ def _agent_of(scope: Scope) -> str | None:
 
 def _items(media_type: str, body: bytes) -> list[bytes]:
     """The units of a bulk, each as its own JSON."""
-    if media_type == "application/json":
+    if media_type == JSON:
         items = [bytes(item) for item in parse(_decode_items, body)]
     else:
         items = [line for line in body.split(b"\n") if line.strip()]

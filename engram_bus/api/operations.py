@@ -5,7 +5,8 @@ from typing import Any, Final
 import msgspec
 
 from engram_bus.api.parameters import Parameter
-from engram_bus.codec import UnitIn, UnitOut
+from engram_bus.api.schemas import UNIT_TYPE
+from engram_bus.codec import JSON, MSGPACK, UnitIn, UnitOut, UnitPacked
 from engram_bus.errors import (
     Busy,
     ContextClosed,
@@ -14,6 +15,8 @@ from engram_bus.errors import (
     CursorInvalid,
     EngramError,
     EpochChanged,
+    ForbiddenOrigin,
+    HeadersTooLarge,
     IdempotencyConflict,
     IdTaken,
     InternalError,
@@ -21,11 +24,13 @@ from engram_bus.errors import (
     LogDamaged,
     MethodNotAllowed,
     MinSeqTimeout,
+    RouteNotFound,
     ShuttingDown,
     StorageFailed,
     StorageFull,
     StorageReadOnly,
     TooLarge,
+    TooSlow,
     UnitNotFound,
     UnsupportedMedia,
     VersionMoved,
@@ -41,6 +46,7 @@ from engram_bus.limits import (
 from engram_bus.units import Context, RelationshipType
 
 SEQ_MAX: Final = 2**63 - 1
+NDJSON: Final = "application/x-ndjson"
 
 
 class ContextIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -165,6 +171,15 @@ class Ready(msgspec.Struct, frozen=True):
     epoch: str
 
 
+class Out(msgspec.Struct, frozen=True):
+    """One answer: what it means, the types its body may be of (none: text), its media type, and headers of its own."""
+
+    description: str
+    bodies: tuple[Any, ...] = ()
+    media_type: str = JSON
+    headers: tuple[str, ...] = ()
+
+
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
     """One method of one path."""
 
@@ -174,10 +189,9 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     """With `{name}` for one segment and `{name:path}` for all that is left, slashes included."""
     summary: str
     parameters: tuple[Parameter, ...] = ()
-    request: Any = None
-    request_types: tuple[str, ...] = ()
-    answers: dict[int, tuple[str, Any]] = {}
-    """Status -> what it means, and its body's type (None: not JSON)."""
+    requests: dict[str, Any] = {}
+    """Media type -> the type of the body."""
+    answers: dict[int, Out]
     errors: tuple[type[EngramError], ...] = ()
     is_read: bool = False
     """Takes `min_seq` and `timeout_ms`."""
@@ -226,7 +240,7 @@ _CONTEXT_ID = Parameter(
 )
 _CONTEXT_QUERY = Parameter(name="context_id", required=True, description="The context, where the path cannot hold it.")
 _FILTERS = (
-    Parameter(name="type", many=True, description="Only units of these types, by name or number."),
+    Parameter(name="type", many=True, schema=UNIT_TYPE, description="Only units of these types, by name or number."),
     Parameter(name="agent", many=True, description="Only units of these agents."),
     Parameter(name="kind", many=True, description="Only units whose kind matches one of these globs."),
 )
@@ -246,26 +260,36 @@ SUBSCRIBE = (
     Parameter(name="resource", many=True, description="Only units that touch a resource matching one of these globs."),
 )
 
-_STORAGE = (Busy, StorageFull, StorageReadOnly, StorageFailed, ShuttingDown)
+_STORAGE = (StorageFull, StorageReadOnly, StorageFailed, ShuttingDown)
 _WRITE = (
-    InvalidRequest,
     TooLarge,
     UnsupportedMedia,
     IdempotencyConflict,
     IdTaken,
     VersionMoved,
     ContextClosed,
+    LogDamaged,
     *_STORAGE,
 )
-_READ = (InvalidRequest, MinSeqTimeout, LogDamaged)
-EVERYWHERE = (InternalError, MethodNotAllowed)
+_READ = (MinSeqTimeout, LogDamaged)
+EVERYWHERE: Final[tuple[type[EngramError], ...]] = (
+    InvalidRequest,
+    RouteNotFound,
+    MethodNotAllowed,
+    ForbiddenOrigin,
+    HeadersTooLarge,
+    TooSlow,
+    Busy,
+    InternalError,
+)
+"""What any request may be answered, whatever it asks for."""
 
-_UNIT = {200: ("The unit.", UnitOut)}
-_CONTEXT = {200: ("The context as it stands; its version is the ETag.", Context)}
-_UNITS = {200: ("A page of units.", UnitList)}
-JSON_TYPES = ("application/json",)
-UNIT_TYPES = ("application/json", "application/msgpack")
-BULK_TYPES = ("application/json", "application/x-ndjson")
+_READ_HEADERS = ("Engram-Applied-Seq",)
+_WRITE_ANSWER = ("Engram-Durability", "Engram-Applied-Seq", "Idempotency-Replayed")
+_UNIT = {200: Out("The unit.", (UnitOut,), headers=_READ_HEADERS)}
+_CONTEXT = {200: Out("The context as it stands.", (Context,), headers=(*_READ_HEADERS, "ETag"))}
+_CHANGED = {200: Out("The context as it stands now.", (Context,), headers=(*_WRITE_ANSWER, "ETag"))}
+_UNITS = {200: Out("A page of units.", (UnitList,), headers=_READ_HEADERS)}
 
 OPERATIONS: Final = (
     Operation(
@@ -274,9 +298,8 @@ OPERATIONS: Final = (
         path="/workunit",
         summary="Record one work unit; the answer leaves when it is durable.",
         parameters=_WRITE_HEADERS,
-        request=UnitIn,
-        request_types=UNIT_TYPES,
-        answers={201: ("The unit as recorded (a repeat has Idempotency-Replayed: true).", UnitOut)},
+        requests={JSON: UnitIn, MSGPACK: UnitPacked},
+        answers={201: Out("The unit as recorded.", (UnitOut,), headers=(*_WRITE_ANSWER, "ETag"))},
         errors=_WRITE,
     ),
     Operation(
@@ -289,11 +312,10 @@ OPERATIONS: Final = (
             _AGENT_HEADER,
             Parameter(name="Idempotency-Key", where="header", description="One key for an atomic batch."),
         ),
-        request=list[UnitIn],
-        request_types=BULK_TYPES,
+        requests={JSON: list[UnitIn], NDJSON: UnitIn},
         answers={
-            201: ("All were recorded.", BulkOut),
-            207: ("Some were refused: each result says which and why.", BulkOut),
+            201: Out("All were recorded.", (BulkOut,), headers=_WRITE_ANSWER),
+            207: Out("Some were refused: each result says which and why.", (BulkOut,), headers=_WRITE_ANSWER),
         },
         errors=_WRITE,
     ),
@@ -326,7 +348,7 @@ OPERATIONS: Final = (
             ),
             *MIN_SEQ,
         ),
-        answers={200: ("Units reached, nearest first.", RelatedList)},
+        answers={200: Out("Units reached, nearest first.", (RelatedList,), headers=_READ_HEADERS)},
         errors=(UnitNotFound, *_READ),
         is_read=True,
     ),
@@ -344,7 +366,7 @@ OPERATIONS: Final = (
         name="list_by_query",
         method="GET",
         path="/workunits",
-        summary="The same, with the context in the query.",
+        summary="A context's units, with the context named in the query.",
         parameters=(_CONTEXT_QUERY, *_LISTING, *MIN_SEQ),
         answers=_UNITS,
         errors=(CursorInvalid, CursorAhead, EpochChanged, TooLarge, *_READ),
@@ -366,9 +388,8 @@ OPERATIONS: Final = (
         path="/contexts/{context_id:path}",
         summary=f"Make a context or change it; each change is a unit. At most {CONTEXT_CHANGES_MAX} names in a list.",
         parameters=(_CONTEXT_ID, *_WRITE_HEADERS),
-        request=ContextIn,
-        request_types=JSON_TYPES,
-        answers=_CONTEXT,
+        requests={JSON: ContextIn},
+        answers=_CHANGED,
         errors=(UnitNotFound, *_WRITE),
     ),
     Operation(
@@ -383,7 +404,7 @@ OPERATIONS: Final = (
             _PAGE,
             *MIN_SEQ,
         ),
-        answers={200: ("A page of contexts, or the one named.", ContextList | Context)},
+        answers={200: Out("A page of contexts, or the one named.", (ContextList, Context), headers=_READ_HEADERS)},
         errors=(ContextNotFound, *_READ),
         is_read=True,
     ),
@@ -393,9 +414,8 @@ OPERATIONS: Final = (
         path="/contexts",
         summary="Change the context named in the query.",
         parameters=(_CONTEXT_QUERY, *_WRITE_HEADERS),
-        request=ContextIn,
-        request_types=JSON_TYPES,
-        answers=_CONTEXT,
+        requests={JSON: ContextIn},
+        answers=_CHANGED,
         errors=(UnitNotFound, *_WRITE),
     ),
     Operation(
@@ -407,35 +427,35 @@ OPERATIONS: Final = (
             *SUBSCRIBE,
             Parameter(name="Last-Event-ID", where="header", description="The cursor to resume after; wins over after."),
         ),
-        answers={200: ("The stream (text/event-stream).", None)},
-        errors=(InvalidRequest, TooLarge, CursorInvalid, CursorAhead, EpochChanged, ShuttingDown),
+        answers={200: Out("The stream; asyncapi.json says what is on it.", media_type="text/event-stream")},
+        errors=(TooLarge, CursorInvalid, CursorAhead, EpochChanged, ShuttingDown),
     ),
     Operation(
         name="status",
         method="GET",
         path="/status",
         summary="The bus at a glance: head, lag, disk, subscribers, durability, epoch.",
-        answers={200: ("The bus at a glance.", Status)},
+        answers={200: Out("The bus at a glance.", (Status,))},
     ),
     Operation(
         name="healthz",
         method="GET",
         path="/healthz",
         summary="Whether the process answers.",
-        answers={200: ("It does.", Alive)},
+        answers={200: Out("It does.", (Alive,))},
     ),
     Operation(
         name="readyz",
         method="GET",
         path="/readyz",
         summary="Whether the log is recovered and appends are taken.",
-        answers={200: ("Ready.", Ready), 503: ("Not ready, and why.", Ready)},
+        answers={200: Out("Ready.", (Ready,)), 503: Out("Not ready, and why.", (Ready,))},
     ),
     Operation(
         name="metrics",
         method="GET",
         path="/metrics",
         summary="Prometheus metrics.",
-        answers={200: ("Metrics (text).", None)},
+        answers={200: Out("Metrics in Prometheus's text format.", media_type="text/plain")},
     ),
 )

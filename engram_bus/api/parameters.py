@@ -23,6 +23,8 @@ class Parameter(msgspec.Struct, frozen=True, kw_only=True):
     default: Any = None
     many: bool = False
     required: bool = False
+    schema: dict[str, Any] = {}
+    """What the document says of the text beyond the rest."""
 
     def read(self, text: str) -> Any:
         """The value in a text. Raises InvalidRequest naming the parameter."""

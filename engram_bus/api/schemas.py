@@ -1,0 +1,147 @@
+"""The JSON Schemas of what goes over the wire: what msgspec says of the types, and the bounds of `limits.py`."""
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+import msgspec
+
+from engram_bus.errors import EngramError
+from engram_bus.limits import (
+    BULK_UNITS_MAX,
+    CONTENT_TYPE_BYTES_MAX,
+    CONTEXT_CHANGES_MAX,
+    CONTEXT_FENCES_MAX,
+    DISPLAY_NAME_BYTES_MAX,
+    IDEMPOTENCY_KEY_BYTES_MAX,
+    META_ENTRIES_MAX,
+    META_KEY_BYTES_MAX,
+    META_VALUE_BYTES_MAX,
+    NAME_BYTES_MAX,
+    PAGE_UNITS_MAX,
+    RELATED_UNITS_MAX,
+    RELATIONSHIPS_MAX,
+    RESOURCE_BYTES_MAX,
+    RESOURCES_MAX,
+    TRACEPARENT_BYTES_MAX,
+)
+from engram_bus.units import RelationshipType, UnitType
+
+Schema = dict[str, Any]
+
+_REF = "#/components/schemas/{name}"
+
+UNIT_TYPE: Final[Schema] = {
+    "anyOf": [{"enum": list(UnitType)}, {"type": "integer", "minimum": 0, "maximum": len(UnitType) - 1}]
+}
+_RELATIONSHIP_TYPE: Final[Schema] = {
+    "anyOf": [{"enum": list(RelationshipType)}, {"type": "integer", "minimum": 1, "maximum": len(RelationshipType)}]
+}
+_NAME: Final[Schema] = {"minLength": 1, "maxLength": NAME_BYTES_MAX, "pattern": "^[^\\x00-\\x1f\\x7f-\\x9f]*$"}
+_META: Final[Schema] = {
+    "maxProperties": META_ENTRIES_MAX,
+    "propertyNames": {"minLength": 1, "maxLength": META_KEY_BYTES_MAX},
+    "additionalProperties": {"type": "string", "maxLength": META_VALUE_BYTES_MAX},
+}
+_VERSION: Final[Schema] = {"minimum": 0, "maximum": 2**63 - 1}
+_KEY: Final[Schema] = {"minLength": 1, "maxLength": IDEMPOTENCY_KEY_BYTES_MAX}
+_UNIT_BOUNDS: Final[dict[str, Schema]] = {
+    "context_id": _NAME,
+    "agent_id": _NAME,
+    "type": UNIT_TYPE,
+    "kind": {
+        "maxLength": NAME_BYTES_MAX,
+        "pattern": "^[a-z0-9_]+(-[a-z0-9_]+)*(\\.[a-z0-9_]+(-[a-z0-9_]+)*)*$",
+        "description": "Dotted lower case, like build.failed; context.*, lock.*, mail.*, memory.*, agent.* and bus.* "
+        "are the bus's own.",
+    },
+    "content_type": {"maxLength": CONTENT_TYPE_BYTES_MAX},
+    "meta": _META,
+    "resources": {
+        "maxItems": RESOURCES_MAX,
+        "items": {"type": "string", "minLength": 1, "maxLength": RESOURCE_BYTES_MAX},
+    },
+    "relationships": {"maxItems": RELATIONSHIPS_MAX},
+    "traceparent": {"maxLength": TRACEPARENT_BYTES_MAX, "description": "W3C Trace Context."},
+    "id": {"format": "uuid", "pattern": "^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"},
+    "idempotency_key": _KEY,
+    "expected_version": _VERSION,
+}
+_CHANGES: Final[Schema] = {"maxItems": CONTEXT_CHANGES_MAX, "items": {"type": "string", **_NAME}}
+_BOUNDS: Final[dict[str, dict[str, Schema]]] = {
+    "UnitIn": {
+        **_UNIT_BOUNDS,
+        "payload": {"description": "A string for text; any JSON value for application/json. At most 1 MiB of bytes."},
+        "payload_base64": {"contentEncoding": "base64", "description": "Any bytes, in the place of payload."},
+    },
+    "UnitPacked": {**_UNIT_BOUNDS, "payload": {"description": "bin, or str for text; at most 1 MiB."}},
+    "RelationshipIn": {"target_id": _NAME, "type": _RELATIONSHIP_TYPE, "meta": _META},
+    "ContextIn": {
+        "agent_id": _NAME,
+        "display_name": {"maxLength": DISPLAY_NAME_BYTES_MAX},
+        "add_agents": _CHANGES,
+        "remove_agents": _CHANGES,
+        "pin_units": _CHANGES,
+        "unpin_units": _CHANGES,
+        "meta": {
+            **_META,
+            "additionalProperties": {
+                "anyOf": [{"type": "string", "maxLength": META_VALUE_BYTES_MAX}, {"type": "null"}]
+            },
+        },
+        "fences": {
+            "maxItems": CONTEXT_FENCES_MAX,
+            "items": {"type": "string", "minLength": 1, "maxLength": RESOURCE_BYTES_MAX},
+        },
+        "expected_version": _VERSION,
+        "idempotency_key": _KEY,
+    },
+    "UnitList": {"work_units": {"maxItems": PAGE_UNITS_MAX}},
+    "ContextList": {"contexts": {"maxItems": PAGE_UNITS_MAX}},
+    "RelatedList": {"related": {"maxItems": RELATED_UNITS_MAX}},
+    "BulkOut": {"results": {"maxItems": BULK_UNITS_MAX}},
+}
+"""What the types of the fields do not say: component -> property -> what its schema also says.
+
+Lengths here are in characters, and so never less than what the bus takes: it counts bytes."""
+
+
+def components(types: Iterable[Any]) -> dict[str, Schema]:
+    """The schemas of these types and of all they hold, by name."""
+    unique = sorted(set(types), key=str)
+    _, found = msgspec.json.schema_components(unique, ref_template=_REF)
+    return {name: _bounded(name, schema) for name, schema in sorted(found.items())}
+
+
+def schema_of(type_: Any) -> Schema:
+    """The schema of one type; structs are referred to by name."""
+    (schema,), _ = msgspec.json.schema_components([type_], ref_template=_REF)
+    return dict(schema)
+
+
+def codes(family: type[EngramError] = EngramError) -> set[str]:
+    """Every code of the error table."""
+    own = {family.code} if "code" in vars(family) else set()
+    return own.union(*(codes(child) for child in family.__subclasses__()))
+
+
+def _bounded(name: str, schema: Schema) -> Schema:
+    """The schema msgspec gives, with what `_BOUNDS` says of its properties."""
+    properties = dict(schema.get("properties", {}))
+    for field, bounds in _BOUNDS.get(name, {}).items():
+        properties[field] = _narrowed(properties[field], bounds)
+    if "code" in properties:
+        properties["code"] = {"enum": sorted(codes())}
+    return {**schema, "properties": properties} if properties else schema
+
+
+def _narrowed(schema: Schema, bounds: Schema) -> Schema:
+    """A property's schema with bounds on its value; null, where it may be, stays beside them."""
+    default = {"default": schema["default"]} if "default" in schema else {}
+    branches = [branch for branch in schema.get("anyOf", []) if branch != {"type": "null"}]
+    about = {"description": bounds["description"]} if "description" in bounds else {}
+    bounds = {key: value for key, value in bounds.items() if key != "description"}
+    if "anyOf" in bounds:
+        return {**bounds, **about, **default}
+    if len(branches) == 1 and len(schema["anyOf"]) == 2:
+        return {"anyOf": [{**branches[0], **bounds}, {"type": "null"}], **about, **default}
+    return {**schema, **bounds, **about}

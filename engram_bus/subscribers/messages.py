@@ -1,0 +1,158 @@
+"""Every message on a WebSocket as a value: what asyncapi.json says, and what the suites hold each frame to.
+
+The router writes frames by hand (one serves many subscribers), so these are their description, not their source.
+"""
+
+from typing import Any, get_args
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from engram_bus.codec import UnitIn, UnitOut
+
+Id = str | int
+Names = str | list[str]
+
+
+class _Event(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="event"):
+    """What the bus sends."""
+
+
+class _OfSubscription(_Event, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="event"):
+    subscription: Id | UnsetType = UNSET
+    """The `id` of the subscribe operation; not there for the URL's subscription."""
+
+
+class _Answer(_Event, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="event"):
+    id: Id | UnsetType = UNSET
+    """The `id` of the operation it answers."""
+
+
+class Subscribed(_OfSubscription, frozen=True, kw_only=True, tag="subscribed", forbid_unknown_fields=True):
+    """Comes first, before any unit: where the subscription begins, and the newest seq of the log."""
+
+    id: Id | UnsetType = UNSET
+    cursor: str
+    head: int
+
+
+class Units(_OfSubscription, frozen=True, kw_only=True, tag="units", forbid_unknown_fields=True):
+    """The next units, in order, several where they came together; resume after `cursor`."""
+
+    units: list[UnitOut]
+    cursor: str
+
+
+class Heartbeat(_OfSubscription, frozen=True, kw_only=True, tag="heartbeat", forbid_unknown_fields=True):
+    """Nothing for you up to `cursor`: keep it, so that a narrow filter need not read it all again."""
+
+    cursor: str
+    head: int
+
+
+class Gap(
+    _OfSubscription,
+    frozen=True,
+    kw_only=True,
+    tag="gap",
+    forbid_unknown_fields=True,
+    rename={"first": "from", "last": "to"},
+):
+    """These seqs cannot be given; the stream goes on after them."""
+
+    first: int
+    last: int
+    reason: str
+    cursor: str
+
+
+class Goaway(_OfSubscription, frozen=True, kw_only=True, tag="goaway", forbid_unknown_fields=True):
+    """The connection ends. Come back after a while and resume after `cursor`."""
+
+    reason: str
+    retry_after_ms: int
+    cursor: str
+
+
+class Unsubscribed(_Answer, frozen=True, kw_only=True, tag="unsubscribed", forbid_unknown_fields=True):
+    """The subscription is over; `cursor` is where it stood."""
+
+    subscription: Id | None
+    cursor: str
+
+
+class Appended(_Answer, frozen=True, kw_only=True, tag="appended", forbid_unknown_fields=True):
+    """The unit is recorded, as durably as it says; `replayed` when an idempotency key was given before."""
+
+    unit_id: str
+    context_id: str
+    seq: int
+    version: int
+    durability: str
+    replayed: bool | UnsetType = UNSET
+
+
+class Refused(_Answer, frozen=True, kw_only=True, tag="error"):
+    """The operation was refused, or (without `id`, before the socket closes) the subscription of the URL.
+
+    Further members tell what to act on: `current_version`, `head`, `epoch`.
+    """
+
+    code: str
+    message: str
+    retryable: bool
+    field: str | UnsetType = UNSET
+    limit: int | UnsetType = UNSET
+    index: int | UnsetType = UNSET
+
+
+class Pong(_Answer, frozen=True, kw_only=True, tag="pong", forbid_unknown_fields=True):
+    """The answer to a ping."""
+
+    head: int
+
+
+Event = Subscribed | Units | Heartbeat | Gap | Goaway | Unsubscribed | Appended | Refused | Pong
+
+
+class _Operation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="op"):
+    """What a client sends."""
+
+    id: Id | UnsetType = UNSET
+    """Echoed in the answer."""
+
+
+class AppendUnit(_Operation, frozen=True, kw_only=True, tag="append", forbid_unknown_fields=True):
+    """Record a unit. Send the next without waiting: answers come in the order of their commits."""
+
+    unit: UnitIn
+
+
+class Subscribe(_Operation, frozen=True, kw_only=True, tag="subscribe", forbid_unknown_fields=True):
+    """A further subscription, named by the operation's `id`; the filters are those of the URL."""
+
+    id: Id
+    context: Names
+    after: str | int | None = None
+    type: str | int | list[str | int] | None = None
+    kind: Names | None = None
+    agent: Names | None = None
+    exclude_agent: Names | None = None
+    resource: Names | None = None
+    meta: dict[str, str] | None = None
+
+
+class Unsubscribe(_Operation, frozen=True, kw_only=True, tag="unsubscribe", forbid_unknown_fields=True):
+    """End a subscription; null ends the one of the URL."""
+
+    subscription: Id | None = None
+
+
+class Ping(_Operation, frozen=True, kw_only=True, tag="ping", forbid_unknown_fields=True):
+    """Ask for the head; answered in turn."""
+
+
+Operation = AppendUnit | Subscribe | Unsubscribe | Ping
+
+EVENTS: tuple[type[Any], ...] = get_args(Event)
+OPERATIONS: tuple[type[Any], ...] = get_args(Operation)
