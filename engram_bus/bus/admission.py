@@ -150,7 +150,7 @@ def _fences(fences: Sequence[str]) -> int:
 
 
 def _text(value: str, field: str, bytes_max: int, *, empty: bool = True) -> int:
-    """The bytes of one line of text. ASCII that is short needs no encoding to be measured: the usual case costs two calls."""
+    """The bytes of one line of text. Short ASCII, the usual case, is measured without being encoded: two calls."""
     size_bytes = len(value) if value.isascii() else len(value.encode("utf-8", "surrogatepass"))
     if size_bytes > bytes_max:
         raise TooLarge(f"{field} has {size_bytes} bytes, at most {bytes_max}", field=field, limit=bytes_max)

@@ -32,9 +32,10 @@ class MemoryLog:
         return self._records[-1].chain if self._records else GENESIS
 
     def append(self, records: Sequence[Record]) -> None:
+        for seq, record in enumerate(records, start=self.head + 1):
+            assert record.unit.seq == seq, f"seq {record.unit.seq} is not {seq}, the next one"
         for record in records:
             unit = record.unit
-            assert unit.seq == self.head + 1, f"seq {unit.seq} after {self.head}"
             self._records.append(record)
             self._by_id[unit.id] = unit.seq
             self._by_context.setdefault(unit.context_id, []).append(unit.seq)
@@ -81,11 +82,9 @@ class MemoryLog:
         return self._by_target.get(target_id, [])[:units_max]
 
     def context_ids(self, after: str, *, prefix: str, limit: int) -> list[str]:
-        ids = sorted(
-            (name for name in self._by_context if name.encode() > after.encode() and name.startswith(prefix)),
-            key=str.encode,
-        )
-        return ids[:limit]
+        start = after.encode(errors="surrogatepass")
+        ids = (name for name in self._by_context if name.encode() > start and name.startswith(prefix))
+        return sorted(ids, key=str.encode)[:limit]
 
     def save_snapshot(self, name: str, snapshot: Snapshot) -> None:
         self._snapshots[name] = snapshot

@@ -1,0 +1,16 @@
+"""What all tests share: one backend for async ones, one way for Hypothesis to search."""
+
+import os
+
+import pytest
+from hypothesis import settings
+
+# A loaded machine is slow, which is not a failure. HYPOTHESIS_PROFILE=long searches further (make check-long).
+settings.register_profile("quick", deadline=None, max_examples=50)
+settings.register_profile("long", deadline=None, max_examples=2_000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
