@@ -74,32 +74,37 @@ types: setup ## mypy --strict over both packages
 	$(BIN)/mypy
 
 .PHONY: bench
-bench: setup ## the benchmarks, small; results printed
-	$(BIN)/pytest benchmarks --benchmark-only $(ARGS)
+bench: setup tools-bench ## every benchmark, small; FULL=1 takes the minutes the figures in README took
+	@for file in benchmarks/bench_*.py; do \
+		name=$$(basename $$file .py); echo "== $$name"; \
+		$(BIN)/python -m benchmarks.$$name $(if $(FULL),,--small) || exit; \
+	done
 
 .PHONY: test-foreign
-test-foreign: setup foreign-tools $(FOREIGN)/node_modules/.stamp ## clients we did not write: a browser, npm packages
+test-foreign: setup tools-foreign $(FOREIGN)/node_modules/.stamp ## clients we did not write: a browser, npm packages
 	$(BIN)/pytest -m foreign $(FOREIGN) $(ARGS)
 
-# Debian packages, for want of another way to get a browser; only what is missing is installed.
-.PHONY: foreign-tools
-foreign-tools:
-	@missing=""; has() { command -v "$$1" >/dev/null; }; \
-	has chromium || has google-chrome || missing="$$missing chromium"; \
-	has node || missing="$$missing nodejs"; \
-	has npm || missing="$$missing npm"; \
+# What comes from no Python registry: Debian's packages, and of those only the missing ones. Pairs of command:package.
+debian = @missing=""; \
+	for pair in $(1); do command -v $${pair%%:*} >/dev/null || missing="$$missing $${pair\#\#*:}"; done; \
 	test -z "$$missing" && exit; \
 	echo "installing$$missing"; \
 	sudo=$$(test $$(id -u) = 0 || echo sudo); \
 	export DEBIAN_FRONTEND=noninteractive; \
 	$$sudo apt-get update -qq && $$sudo apt-get install -qq --yes --no-install-recommends $$missing >/dev/null
 
+.PHONY: tools-foreign tools-bench
+tools-foreign:
+	$(call debian,chromium:chromium node:nodejs npm:npm)
+tools-bench:
+	$(call debian,cc:gcc cc:libc6-dev)
+
 $(FOREIGN)/node_modules/.stamp: $(FOREIGN)/package-lock.json
 	cd $(FOREIGN) && npm ci --no-audit --no-fund
 	@touch $@
 
 .PHONY: check
-check: lint types test test-foreign wheels ## what has to pass before a change lands
+check: lint types test bench test-foreign wheels ## what has to pass before a change lands
 
 .PHONY: check-long
 check-long: setup ## kills, full disks, a million units: minutes, not seconds
