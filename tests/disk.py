@@ -4,7 +4,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import lmdb
+
+from engram_bus.limits import LOG_SIZE_BYTES_MAX
 from engram_bus.log.directory import DataDirectory
+from engram_bus.log.index import Table
 from engram_bus.log.lmdb import LmdbLog
 
 CREATED_AT = "2026-01-01T00:00:00.000000Z"
@@ -26,3 +30,21 @@ def opened(path: Path) -> Iterator[LmdbLog]:
 
 def tenant(path: Path) -> Path:
     return path / "tenants" / "default"
+
+
+@contextmanager
+def tampering(path: Path, part: str, table: Table | None = None) -> Iterator[lmdb.Transaction]:
+    """A write to the files of a closed log behind its back: `part` is log or index."""
+    env = lmdb.open(str(tenant(path) / part), map_size=LOG_SIZE_BYTES_MAX, max_dbs=len(Table))
+    try:
+        db = None if table is None else env.open_db(table.value.encode(), create=False)
+        with env.begin(write=True, db=db) as txn:
+            yield txn
+    finally:
+        env.close()
+
+
+def image(path: Path) -> dict[str, bytes]:
+    """All files of a data directory but LMDB's lock files, which say only who reads."""
+    files = (file for file in path.rglob("*") if file.is_file() and file.name != "lock.mdb")
+    return {str(file.relative_to(path)): file.read_bytes() for file in files}

@@ -1,0 +1,264 @@
+"""The log on the disk: what it refuses to open, what it says of damage, and what it does when the disk refuses."""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import pytest
+
+from engram_bus.errors import DataDirectoryError, LogDamaged, StorageFailed, StorageFull, StorageReadOnly
+from engram_bus.limits import DISK_RESERVE_BYTES
+from engram_bus.log import lmdb as log_lmdb
+from engram_bus.log.contract import Sizes, Snapshot
+from engram_bus.log.index import seq_key
+from engram_bus.log.lmdb import LmdbLog
+from tests.disk import opened, tampering, tenant
+from tests.values import sealed, unit, unit_id
+
+PLENTY = {"units_max": 100, "bytes_max": 1_000_000}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A closed log of ten units."""
+    with opened(tmp_path) as log:
+        log.append(sealed(log, [unit(seq) for seq in range(1, 11)]))
+    return tmp_path
+
+
+def flip(path: Path, seq: int, at: int = -1) -> None:
+    with tampering(path, "log") as txn:
+        raw = bytearray(txn.get(seq_key(seq)))
+        raw[at] ^= 1
+        txn.put(seq_key(seq), bytes(raw))
+
+
+# --- What is not opened ----------------------------------------------------------------------------------------------
+
+
+def test_a_missing_or_empty_log_is_not_a_new_one(path: Path) -> None:
+    os.truncate(tenant(path) / "log" / "data.mdb", 0)
+    with pytest.raises(DataDirectoryError, match="missing or empty, but this log was written before"), opened(path):
+        pass
+    shutil.rmtree(tenant(path) / "log")
+    with pytest.raises(DataDirectoryError, match="missing or empty, but this log was written before"), opened(path):
+        pass
+
+
+def test_a_log_that_was_cut_is_refused(tmp_path: Path) -> None:
+    with opened(tmp_path) as log:
+        log.append(sealed(log, [unit(seq, payload=bytes(3_000)) for seq in range(1, 30)]))
+    file = tenant(tmp_path) / "log" / "data.mdb"
+    os.truncate(file, file.stat().st_size - 5_000)
+    with pytest.raises(DataDirectoryError, match="bytes shorter than its pages: it was cut"), opened(tmp_path):
+        pass
+
+
+def test_a_file_that_is_no_environment_is_refused(path: Path) -> None:
+    (tenant(path) / "log" / "data.mdb").write_bytes(b"not LMDB" * 4_096)
+    with pytest.raises(DataDirectoryError, match="cannot be opened"), opened(path):
+        pass
+
+
+def test_a_log_beside_another_identity_is_refused(path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    other = tmp_path_factory.mktemp("other")
+    with opened(other):
+        pass
+    shutil.copy(tenant(other) / "identity", tenant(path) / "identity")
+    with pytest.raises(DataDirectoryError, match=r"is another log than .* says"), opened(path):
+        pass
+
+
+@pytest.mark.parametrize("header", [None, b"\xc1", b"\x80"])
+def test_a_lost_or_damaged_header_is_refused(path: Path, header: bytes | None) -> None:
+    with tampering(path, "log") as txn:
+        if header is None:
+            txn.delete(seq_key(0))
+        else:
+            txn.put(seq_key(0), header)
+    with pytest.raises(DataDirectoryError, match=r"lost its header|damaged header"), opened(path):
+        pass
+
+
+def test_a_log_with_a_gap_is_refused(path: Path) -> None:
+    with tampering(path, "log") as txn:
+        txn.delete(seq_key(4))
+    with pytest.raises(DataDirectoryError, match="holds 9 records up to seq 10: it has gaps"), opened(path):
+        pass
+
+
+def test_a_damaged_newest_record_is_refused(path: Path) -> None:
+    flip(path, 10)
+    with pytest.raises(DataDirectoryError, match="the newest record, 10, does not match its checksum"), opened(path):
+        pass
+
+
+def test_what_was_begun_and_not_written_is_begun_again(tmp_path: Path) -> None:
+    """A crash between the identity and the log, and one between the log and the note that it exists."""
+    with opened(tmp_path):
+        pass
+    identity = tenant(tmp_path) / "identity"
+    identity.write_text(identity.read_text().replace('"established":true', '"established":false'))
+    with opened(tmp_path):
+        pass
+    assert '"established":true' in identity.read_text()
+    identity.write_text(identity.read_text().replace('"established":true', '"established":false'))
+    (tenant(tmp_path) / "log" / "data.mdb").unlink()
+    with opened(tmp_path) as log:
+        assert log.head == 0
+
+
+# --- Damage in the middle --------------------------------------------------------------------------------------------
+
+
+def test_a_read_ends_before_a_damaged_record_and_names_it(path: Path) -> None:
+    flip(path, 4)
+    with opened(path) as log:
+        assert [entry.seq for entry in log.read(0, **PLENTY)] == [1, 2, 3]
+        with pytest.raises(LogDamaged, match="record 4 does not match its checksum") as caught:
+            log.read(3, **PLENTY)
+        assert caught.value.details == {"seq": 4}
+        assert [entry.seq for entry in log.read(4, **PLENTY)] == [5, 6, 7, 8, 9, 10]
+        with pytest.raises(LogDamaged, match="record 4"):
+            log.seq_of_id(unit_id(4))
+        window: dict[str, Any] = {"before": None, "reverse": False, **PLENTY}
+        assert [entry.seq for entry in log.read_context("plan", after=0, **window)] == [1, 2, 3]
+        with pytest.raises(LogDamaged, match="record 4"):
+            log.read_context("plan", after=3, **window)
+
+
+def test_a_record_in_the_wrong_place_is_damage(path: Path) -> None:
+    with tampering(path, "log") as txn:
+        txn.put(seq_key(4), txn.get(seq_key(5)))
+    with opened(path) as log, pytest.raises(LogDamaged, match="record 4 holds unit 5 instead"):
+        log.read(3, **PLENTY)
+
+
+def test_what_lmdb_cannot_read_is_damage_too(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(path) as log:
+        monkeypatch.setattr(log_lmdb, "_raws", raise_corrupted)
+        monkeypatch.setattr(log_lmdb, "_context_seqs", raise_corrupted)
+        with pytest.raises(LogDamaged, match="cannot be read") as caught:
+            log.read(3, **PLENTY)
+        assert caught.value.details == {"seq": 4}
+        with pytest.raises(LogDamaged, match="cannot be read"):
+            log.read_context("plan", after=0, before=None, reverse=False, **PLENTY)
+
+
+def raise_corrupted(*_: object) -> Iterator[Any]:
+    raise lmdb.CorruptedError("a page is not what it was")
+
+
+def test_a_damaged_record_that_has_to_be_indexed_keeps_the_log_closed(path: Path) -> None:
+    flip(path, 4)
+    (tenant(path) / "index" / "mark").unlink()
+    with pytest.raises(DataDirectoryError, match="record 4 does not match its checksum"), opened(path):
+        pass
+
+
+# --- When the disk refuses -------------------------------------------------------------------------------------------
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """What is written ends as if the disk had answered so; `tests/simulation/test_disk.py` has real disks."""
+    error = lmdb.Error("the disk says no")
+    error.code = code  # type: ignore[attr-defined]
+
+    def no_key(seq: int) -> bytes:
+        raise error
+
+    monkeypatch.setattr(log_lmdb, "seq_key", no_key)
+
+
+@pytest.mark.parametrize(
+    ("code", "refusal"),
+    [
+        (errno.ENOSPC, StorageFull),
+        (errno.EDQUOT, StorageFull),
+        (errno.EROFS, StorageReadOnly),
+        (errno.EACCES, StorageReadOnly),
+        (errno.EIO, StorageFailed),
+        (errno.EINVAL, StorageFailed),
+    ],
+)
+def test_a_failed_commit_is_typed_and_leaves_nothing(
+    path: Path, code: int, refusal: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(path) as log:
+        with monkeypatch.context() as patched:
+            failing(patched, code)
+            with pytest.raises(refusal):
+                log.append(sealed(log, [unit(11)]))
+        assert log.head == 10
+        assert [entry.seq for entry in log.read(8, **PLENTY)] == [9, 10]
+        if refusal is StorageFailed:
+            with pytest.raises(StorageFailed, match="appends go on after a restart"):
+                log.probe()
+        else:
+            log.probe()
+            log.append(sealed(log, [unit(11)]))
+            assert log.head == 11
+
+
+def test_appends_stop_before_the_disk_is_full(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(path) as log:
+        real = os.statvfs(path)
+        full = os.statvfs_result((real.f_bsize, 4096, 2**28, 9, 9, 0, 0, 0, 0, 255))
+        monkeypatch.setattr(os, "statvfs", lambda _: full)
+        with pytest.raises(StorageFull, match="36864 bytes are free") as caught:
+            log.append(sealed(log, [unit(11)]))
+        assert caught.value.limit == DISK_RESERVE_BYTES
+        with pytest.raises(StorageFull):
+            log.probe()
+        assert log.head == 10
+        monkeypatch.undo()
+        log.probe()
+
+
+def test_a_full_map_is_storage_full(tmp_path: Path) -> None:
+    with opened(tmp_path):
+        pass
+    log = LmdbLog(tenant(tmp_path), size_bytes_max=200_000)
+    try:
+        with pytest.raises(StorageFull, match="no room for the log"):
+            log.append(sealed(log, [unit(1, payload=bytes(500_000))]))
+        log.append(sealed(log, [unit(1)]))
+    finally:
+        log.close()
+
+
+def test_a_failed_disk_is_not_marked_clean(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(path) as log, monkeypatch.context() as patched:
+        failing(patched, errno.EIO)
+        with pytest.raises(StorageFailed):
+            log.append(sealed(log, [unit(11)]))
+    assert '"clean":false' in (tenant(path) / "index" / "mark").read_text()
+
+
+def test_a_snapshot_that_finds_no_room_is_not_kept(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(path) as log:
+        log.save_snapshot("a.1", Snapshot(1, b"one"))
+        with monkeypatch.context() as patched:
+            failing(patched, errno.ENOSPC)
+            log.save_snapshot("a.1", Snapshot(2, b"two"))
+        assert log.load_snapshot("a.1") == Snapshot(1, b"one")
+
+
+def test_a_snapshot_ahead_of_its_log_is_left_aside(path: Path) -> None:
+    with opened(path) as log:
+        log.save_snapshot("a.1", Snapshot(11, b"one"))
+        assert log.load_snapshot("a.1") is None
+
+
+def test_sizes_are_those_of_the_disk(path: Path) -> None:
+    with opened(path) as log:
+        sizes = log.sizes()
+    assert isinstance(sizes, Sizes)
+    assert 0 < sizes.log_bytes < 10**6
+    assert 0 < sizes.index_bytes < 10**6
+    assert sizes.free_bytes is not None
+    assert sizes.free_bytes > 0
