@@ -35,7 +35,9 @@ SSE_EVENT_BYTES_MAX: Final = FRAME_BYTES_MAX
 FRAMES_QUEUED: Final = 4
 """Frames of a socket taken in before they are read."""
 PENDING_UNITS: Final = 1_024
-"""Units taken in ahead of the reader; beyond, the socket is not read, and the log is the queue."""
+PENDING_BYTES: Final = 8 * MIB
+"""Units (and their payloads) taken in ahead of the reader; beyond either, the socket is not read: the log is the
+queue."""
 QUERY_BYTES_MAX: Final = 8 * KIB
 """A longer filter goes into a frame instead of the URL: half of what the bus reads, and what proxies let through."""
 CLOSE_SECONDS: Final = 1.0

@@ -71,6 +71,7 @@ class Pipeline:
     ) -> None:
         self._open_socket = open_socket
         self._agent_id = agent_id
+        self._key = uuid4().hex
         self._outbox = Outbox(window)
         self._backoff = Backoff(max_retries)
         self._running = running
@@ -123,7 +124,8 @@ class Pipeline:
             await self._wait_settled()
         self._raise_failure()
         frame_id = self._outbox.next_id()
-        frame = codec.append_frame(draft, frame_id=frame_id, agent_id=self._agent_id, idempotency_key=uuid4().hex)
+        key = f"{self._key}-{frame_id}"
+        frame = codec.append_frame(draft, frame_id=frame_id, agent_id=self._agent_id, idempotency_key=key)
         if len(frame) > APPEND_FRAME_BYTES_MAX:
             raise TooLarge(f"{len(frame)} bytes, at most {APPEND_FRAME_BYTES_MAX}", limit=APPEND_FRAME_BYTES_MAX)
         pending = self._waiting[frame_id] = PendingReceipt()

@@ -20,10 +20,14 @@ class Resume:
         self._received = _cursor(self._asked)
         self._cursor = self._received
         self._pending: deque[_Pending] = deque()
+        self.pending_bytes = 0
+        """The payloads of what is pending."""
         self.head = 0
         """The newest seq of the log that the bus told of."""
         self.subscribed = False
         """Whether the bus has ever said where this subscription starts."""
+        self.repeats = 0
+        """Units that came again, or late, and were left out."""
 
     @property
     def cursor(self) -> str | None:
@@ -62,6 +66,7 @@ class Resume:
             return None
         taken = self._pending.popleft()
         self._cursor = taken.cursor
+        self.pending_bytes -= _bytes(taken.value)
         return taken.value
 
     def _start(self, frame: Subscribed) -> None:
@@ -77,11 +82,13 @@ class Resume:
         """Everything up to `cursor` is received, `value` being the last of it; what lies before is a repeat."""
         known = self._received
         if known is not None and (cursor.seq < known.seq or (value is not None and cursor.seq == known.seq)):
+            self.repeats += isinstance(value, WorkUnit)
             return
         self._received = cursor
         self.head = max(self.head, cursor.seq)
         if value is not None:
             self._pending.append(_Pending(value, cursor))
+            self.pending_bytes += _bytes(value)
         elif self._pending:
             self._pending[-1] = self._pending[-1]._replace(cursor=cursor)
         else:
@@ -98,6 +105,10 @@ class _Pending(NamedTuple):
     value: WorkUnit | Gap
     cursor: Cursor
     """Where the reader stands once it has taken the value."""
+
+
+def _bytes(value: WorkUnit | Gap) -> int:
+    return len(value.payload) if isinstance(value, WorkUnit) else 0
 
 
 def _cursor(after: str | None) -> Cursor | None:

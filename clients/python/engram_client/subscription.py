@@ -7,7 +7,7 @@ from typing import Any, Self
 from engram_client.backoff import Backoff
 from engram_client.errors import EngramConnectionError, EngramError
 from engram_client.frames import Subscribed
-from engram_client.limits import PENDING_UNITS, STEADY_SECONDS
+from engram_client.limits import PENDING_BYTES, PENDING_UNITS, STEADY_SECONDS
 from engram_client.resume import Resume
 from engram_client.retry import pause
 from engram_client.streams import OpenStream
@@ -53,6 +53,11 @@ class Subscription:
     def head(self) -> int:
         """The newest seq of the log that this subscription has heard of."""
         return self._resume.head
+
+    @property
+    def repeats(self) -> int:
+        """How many units came again, or late, and were left out. Of a bus that keeps its promises: 0."""
+        return self._resume.repeats
 
     async def wait_subscribed(self) -> None:
         """Until the bus has taken up the subscription: what is appended from now on is seen. Raises if it refuses."""
@@ -133,6 +138,6 @@ class Subscription:
                 if not isinstance(frame, Subscribed):
                     self._backoff.worked()
                 self._news.set()
-                while len(self._resume) >= PENDING_UNITS:
+                while len(self._resume) >= PENDING_UNITS or self._resume.pending_bytes >= PENDING_BYTES:
                     self._room.clear()
                     await self._room.wait()

@@ -212,3 +212,22 @@ def test_server_sent_events_are_frames_too() -> None:
     assert ([unit.text for unit in frame.units], frame.cursor) == (["hi"], Cursor("e1", 7))
     assert codec.sse_frame("subscribed", '{"cursor":"e1.3","head":9}', "e1.3") == Subscribed(Cursor("e1", 3), 9)
     assert codec.sse_frame("gap", '{"from":4,"to":6,"reason":"PRUNED"}', "e1.6") == Missing(4, 6, "PRUNED")
+
+
+@pytest.mark.parametrize(
+    ("data", "last_id"), [("{", "e1.7"), ('{"seq":1}', "e1.7"), (msgspec.json.encode(UNIT).decode(), "?")]
+)
+def test_a_server_sent_unit_that_cannot_be_read_is_told(data: str, last_id: str) -> None:
+    with pytest.raises(EngramConnectionError, match="cannot be read"):
+        codec.sse_frame("", data, last_id)
+
+
+def test_a_page_of_contexts() -> None:
+    context = {"id": "plan", "version": 1, "created_at": "t", "updated_at": "t"}
+    page = codec.contexts(msgspec.json.encode({"contexts": [context], "next_page": "plan", "applied_seq": 9}))
+    assert (len(page), [one.id for one in page]) == (1, ["plan"])
+
+
+def test_a_type_is_a_name() -> None:
+    with pytest.raises(ValueError, match="not a valid"):
+        UnitType(7)

@@ -110,3 +110,8 @@ def test_every_class_is_in_the_tree_that_is_drawn() -> None:
     for name, found in vars(errors).items():
         if isinstance(found, type) and issubclass(found, EngramError):
             assert f" {name}" in (errors.__doc__ or "") or name == "EngramError"
+
+
+def test_an_error_frame_of_an_unknown_code_is_an_error_all_the_same() -> None:
+    error = error_from({"event": "error", "code": "LATER_INVENTION", "message": "m", "retryable": True})
+    assert (type(error), error.code, error.retryable) == (EngramError, "LATER_INVENTION", True)

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -110,3 +111,19 @@ async def test_a_stopped_bus_says_goodbye_and_is_come_back_to(own_bus: LiveBus, 
         own_bus.start()
         said = await bus.append("plan", "again")
         assert [await anext(subscription) for subscription in subscriptions] == [said] * 3
+
+
+@pytest.mark.parametrize("way", [{}, {"transport": "sse"}], ids=["websocket", "sse"])
+async def test_who_reads_too_slowly_is_sent_away_and_still_gets_everything(
+    tmp_path: Path, short_pauses: None, way: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("engram_bus")
+    with LiveBus(tmp_path / "data", "--stall-seconds", "1") as live:
+        async with Client(live.url, agent_id="ann") as bus, asyncio.timeout(60), bus.subscribe("plan", **way) as units:
+            async with bus.pipeline(window=32) as pipe:
+                for number in range(600):
+                    await pipe.append("plan", bytes(65_536), meta={"number": f"{number}"})
+            while (await bus.status()).subscribers:
+                await asyncio.sleep(0.1)
+            assert [(await anext(units)).meta["number"] for _ in range(600)] == [f"{number}" for number in range(600)]
+    assert "SLOW_CONSUMER" in caplog.text

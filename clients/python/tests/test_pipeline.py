@@ -234,3 +234,35 @@ async def test_goaway_is_obeyed(play: Any) -> None:
 
     async with Client(await play(stopping, log.serve), agent_id="bob") as bus, bus.pipeline() as pipe:
         assert (await (await pipe.append("plan", "a"))).seq == 1
+
+
+async def test_it_is_entered_before_it_is_used(closed_url: str) -> None:
+    async with Client(closed_url, agent_id="bob") as bus:
+        with pytest.raises(EngramConnectionError, match="not open"):
+            await bus.pipeline().append("plan", "a")
+
+
+async def test_several_refusals_are_counted(play: Any) -> None:
+    async def refuse(caller: Any) -> None:
+        while True:
+            operation = await caller.hear()
+            await caller.say("error", id=operation["id"], code="VERSION_MOVED", message="no", retryable=False)
+
+    async with Client(await play(refuse), agent_id="bob") as bus:
+        with pytest.raises(VersionMoved) as told:
+            await send_all(bus.pipeline(), "abc")
+    assert told.value.__notes__ == ["and 2 more appends of this pipeline were refused"]
+
+
+async def test_a_second_answer_is_nobodys(play: Any) -> None:
+    async def twice(caller: Any) -> None:
+        await caller.subscribed("e1.0")
+        operation = await caller.hear()
+        for seq in (1, 2):
+            await caller.appended(operation, seq)
+        await caller.appended(await caller.hear(), 3)
+        await caller.stay()
+
+    async with Client(await play(twice), agent_id="bob") as bus, bus.pipeline() as pipe:
+        pending = [await pipe.append("plan", text) for text in "ab"]
+        assert [(await one).seq for one in pending] == [1, 3]

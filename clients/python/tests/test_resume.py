@@ -1,5 +1,6 @@
 """Wherever a stream is cut, and whatever it repeats, each unit is taken once, in order."""
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -108,6 +109,13 @@ def test_the_cursor_moves_when_a_unit_is_taken_not_when_it_comes() -> None:
     assert (resume.cursor, resume.after) == ("e1.0", "e1.2")
     resume.take()
     assert (resume.cursor, len(resume)) == ("e1.1", 1)
+
+
+def test_what_is_pending_is_counted_in_units_and_bytes() -> None:
+    resume = Resume("e1.0")
+    resume.receive(Units([msgspec.structs.replace(unit(1), payload=b"abc"), unit(2)], Cursor("e1", 2)))
+    assert (len(resume), resume.pending_bytes) == (2, 3)
+    assert (taken(resume), len(resume), resume.pending_bytes) == ([1, 2], 0, 0)
 
 
 def test_the_last_unit_of_a_frame_carries_the_cursor_behind_what_the_filter_left_out() -> None:
