@@ -11,6 +11,7 @@ import typer
 
 from engram_bus.cli import post, serve, status, tail
 from engram_bus.cli.failures import Failure
+from engram_bus.cli.replay.command import replay
 
 app = typer.Typer(
     name="engram",
@@ -25,6 +26,7 @@ app.command("serve")(serve.serve)
 app.command("status")(status.status)
 app.command("post")(post.post)
 app.command("tail")(tail.tail)
+app.command("replay")(replay)
 
 
 def _version(wanted: bool) -> None:
@@ -52,5 +54,7 @@ def main() -> None:
         failure.leave()
     except BrokenPipeError:
         Failure("whoever read the output has stopped reading").leave()
+    except OSError as exc:  # of the output: a full disk
+        Failure(str(exc)).leave()
     except KeyboardInterrupt:
         sys.exit(130)

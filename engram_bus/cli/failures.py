@@ -46,6 +46,8 @@ def told(url: str, *, notices: bool = False) -> Iterator[None]:
     except (errors.RouteNotFound, errors.UnsupportedMedia, errors.MethodNotAllowed) as exc:
         raise Failure(f"{url} answers, but not as a bus of this version: {exc}. Is --url right?") from exc
     except EngramError as exc:
+        if exc.code == "UNKNOWN":  # not an answer of ours
+            raise Failure(f"{url} answers with status {exc.status}, but not as a bus. Is --url right?") from exc
         where = f" (field {exc.field})" if exc.field else ""
         again = " It may work later." if exc.retryable else ""
         raise Failure(f"the bus refused: {exc}{where}.{again}") from exc

@@ -1,7 +1,9 @@
 """`engram tail`: watch units as they come."""
 
 import asyncio
+import os
 import signal
+import stat
 import sys
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +16,7 @@ from engram_bus.cli.options import URL_DEFAULT, Url, pairs, type_names
 if TYPE_CHECKING:
     from engram_client import Subscription, WorkUnit
 
+_STOPS = (signal.SIGINT, signal.SIGTERM)
 _FILTERS = "What to show (each may be repeated)"
 
 
@@ -74,15 +77,19 @@ async def _watch(
     count: int | None,
     show: "Callable[[WorkUnit], None]",
 ) -> None:
-    from engram_client import Client
+    from engram_client import Client, EngramError
 
     async with Client(url, agent_id="engram-tail", max_retries=0) as bus:
         await bus.status()  # a bus that is not there is told at once; one that goes away later is waited for
         subscription = bus.subscribe(*contexts, after=after, **filters)
         try:
             await _until_told(_show(subscription, count, show))
-        finally:
+        except EngramError:  # it never started, or its cursor is of no use any more
+            raise
+        except OSError:
             _say_where_to_go_on(subscription.cursor)
+            raise
+        _say_where_to_go_on(subscription.cursor)
 
 
 async def _show(subscription: "Subscription", count: int | None, show: "Callable[[WorkUnit], None]") -> None:
@@ -100,25 +107,32 @@ async def _show(subscription: "Subscription", count: int | None, show: "Callable
 
 
 async def _until_told(showing: Coroutine[Any, Any, None]) -> None:
-    """Run it until it ends or someone says Ctrl-C (or SIGTERM), which is no failure."""
+    """Run it until it ends, or Ctrl-C (or SIGTERM), which is no failure, or nobody reads the output any more."""
     task = asyncio.ensure_future(showing)
     loop = asyncio.get_running_loop()
-    stopped = False
+    stops: list[BaseException | None] = []
 
-    def stop() -> None:
-        nonlocal stopped
-        stopped = True
+    def stop(why: BaseException | None) -> None:
+        stops.append(why)
         task.cancel()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop)
+    for number in _STOPS:
+        loop.add_signal_handler(number, stop, None)
+    output = sys.stdout.fileno()
+    is_pipe = stat.S_ISFIFO(os.fstat(output).st_mode)
+    if is_pipe:  # its other end closed is an event to read; a quiet bus would not let us notice otherwise
+        loop.add_reader(output, stop, BrokenPipeError())
     try:
         await task
     except asyncio.CancelledError:
-        if not stopped:
+        if not stops:
             raise
+        if stops[0] is not None:
+            raise stops[0] from None
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        if is_pipe:
+            loop.remove_reader(output)
+        for number in _STOPS:
             loop.remove_signal_handler(number)
 
 

@@ -1,0 +1,1 @@
+"""`engram replay` in its parts: the recording, the player, the subscriber that watches, the summary."""

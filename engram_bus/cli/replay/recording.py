@@ -1,0 +1,218 @@
+"""A recorded session as what is to be sent: one step per line of the file, its place, its time and its unit. Pure."""
+
+import re
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from hashlib import sha256
+from typing import Any, Final
+from uuid import UUID, uuid5
+
+import msgspec
+
+from engram_bus.limits import (
+    META_BYTES_MAX,
+    META_ENTRIES_MAX,
+    META_KEY_BYTES_MAX,
+    META_VALUE_BYTES_MAX,
+    NAME_BYTES_MAX,
+    PAYLOAD_BYTES_MAX,
+    RELATIONSHIPS_MAX,
+    RESOURCE_BYTES_MAX,
+)
+from engram_client import Draft, Relationship, RelationshipType, UnitType
+
+CONTEXT_FIELDS: Final = ("session", "trace")
+"""What makes a context, where nothing else is asked: the first of these that the recording has."""
+STEP_SECONDS: Final = 1.0
+"""Between two steps of a recording that has no times."""
+
+_NAMESPACE: Final = UUID("5f3f6e1e-3a0c-5d0b-9a57-0f7c1d0a7b52")
+_ELSEWHERE: Final = frozenset({"agent", "type_hint", "text", "depends_on"})
+"""Fields that are the unit's own; the rest is its meta."""
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_KIND: Final = re.compile(r"[a-z0-9_]+\Z")
+
+
+class RecordingError(Exception):
+    """A line is not a step; names the line."""
+
+
+class Step(msgspec.Struct, frozen=True):
+    """One unit to send: its place in the recording, and when it is due, in seconds of the recording from its start."""
+
+    place: int
+    due_seconds: float
+    agent_id: str
+    draft: Draft
+
+
+class Recording(msgspec.Struct, frozen=True):
+    """A whole session under the name it is played by."""
+
+    run: str
+    steps: Sequence[Step]
+
+    @property
+    def agents(self) -> int:
+        return len({step.agent_id for step in self.steps})
+
+    @property
+    def contexts(self) -> int:
+        return len({step.draft.context_id for step in self.steps})
+
+
+def parse(
+    raw: bytes, *, run: str, context_from: str | None = None, pause_seconds_max: float | None = None
+) -> Recording:
+    """The recording in the bytes of a JSON Lines file. Raises RecordingError.
+
+    Ids and idempotency keys derive from the bytes, the run and the line: the same file played again under the same run
+    sends the same units.
+    """
+    rows = list(_rows(raw))
+    field = context_from or next((name for name in CONTEXT_FIELDS if any(name in row for row in rows)), "trace")
+    if context_from is not None and not any(context_from in row for row in rows):
+        raise RecordingError(f"no line has the field {context_from!r} to take contexts from")
+    writer = _Writer(f"{sha256(raw).hexdigest()}/{run}", run, field)
+    dues = _dues(rows, pause_seconds_max)
+    return Recording(
+        run, [writer.step(place, row, due) for place, (row, due) in enumerate(zip(rows, dues, strict=True))]
+    )
+
+
+def _rows(raw: bytes) -> Iterable[dict[str, Any]]:
+    decode = msgspec.json.Decoder(dict[str, Any]).decode
+    for number, line in enumerate(raw.split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = decode(line)
+        except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+            raise RecordingError(f"line {number} is not a JSON object: {exc}") from exc
+        for name in ("agent", "text"):
+            if not isinstance(row.get(name), str):
+                raise RecordingError(f"line {number} has no text in {name!r}; every step needs an agent and a text")
+        yield row
+
+
+def _dues(rows: Sequence[dict[str, Any]], pause_seconds_max: float | None) -> list[float]:
+    """When each step is due. Time does not go back; a step without one follows the one before."""
+    dues: list[float] = []
+    now, previous = 0.0, None
+    for place, row in enumerate(rows):
+        at = _time(row.get("ts"), place + 1)
+        if at is None or previous is None:
+            pause = STEP_SECONDS if at is None and place else 0.0
+        else:
+            pause = max(0.0, at - previous)
+        now += pause if pause_seconds_max is None else min(pause, pause_seconds_max)
+        dues.append(now)
+        previous = at if previous is None else max(previous, at or previous)
+    return dues
+
+
+def _time(ts: Any, number: int) -> float | None:
+    if ts is None:
+        return None
+    try:
+        return datetime.fromisoformat(ts).timestamp()
+    except (TypeError, ValueError) as exc:
+        raise RecordingError(f"line {number}: ts {ts!r} is not a time") from exc
+
+
+class _Writer:
+    """Turns rows into steps, and remembers the calls and tasks that later ones relate to."""
+
+    def __init__(self, seed: str, run: str, context_field: str) -> None:
+        self._seed = seed
+        self._run = run
+        self._context_field = context_field
+        self._calls: dict[tuple[str, str], str] = {}
+        self._items: dict[tuple[str, str], str] = {}
+
+    def step(self, place: int, row: dict[str, Any], due_seconds: float) -> Step:
+        unit_id = str(uuid5(_NAMESPACE, f"{self._seed}/{place}"))
+        hint = str(row.get("type_hint") or "message").upper()
+        payload, cut = _cut(row["text"], PAYLOAD_BYTES_MAX)
+        meta = _meta(row, extra={"cut_from_bytes": str(len(row["text"].encode()))} if cut else {})
+        path = row.get("path")
+        agent_id = _name(row["agent"])
+        draft = Draft(
+            context_id=_name(f"{self._run}/{row.get(self._context_field) or row.get('trace') or 'steps'}"),
+            payload=payload,
+            type=hint if hint in UnitType.__members__ else UnitType.UNKNOWN,
+            kind=_kind(row),
+            meta=meta,
+            resources=[_cut(_plain(path), RESOURCE_BYTES_MAX)[0]] if path and hint == "FILE_CHANGE" else None,
+            relationships=self._relationships(row, hint, unit_id) or None,
+            id=unit_id,
+            idempotency_key=f"replay-{unit_id}",
+            agent_id=agent_id,
+        )
+        return Step(place, due_seconds, agent_id, draft)
+
+    def _relationships(self, row: dict[str, Any], hint: str, unit_id: str) -> list[Relationship]:
+        """To what was recorded before: a result to its call, a task's event to its task, a task to what it needs."""
+        trace = str(row.get("trace"))
+        found: list[Relationship] = []
+        if call := row.get("tool_use_id"):
+            if hint not in ("TOOL_RESULT", "ERROR"):
+                self._calls.setdefault((trace, call), unit_id)
+            elif target := self._calls.get((trace, call)):
+                found.append(Relationship(target, RelationshipType.RESPONDS_TO))
+        if item := row.get("item"):
+            if (target := self._items.get((trace, item))) is not None:
+                found.append(Relationship(target, RelationshipType.MODIFIES))
+            self._items.setdefault((trace, item), unit_id)
+        found += (
+            Relationship(target, RelationshipType.DEPENDS_ON, {"type": str(needed.get("type", ""))})
+            for needed in row.get("depends_on") or ()
+            if (target := self._items.get((trace, needed["on"]))) is not None
+        )
+        return found[:RELATIONSHIPS_MAX]
+
+
+def _kind(row: dict[str, Any]) -> str | None:
+    for prefix, field in (("file", "op"), ("task", "event")):
+        value = row.get(field)
+        if isinstance(value, str) and _KIND.match(value):
+            return f"{prefix}.{value}"
+    return None
+
+
+def _meta(row: dict[str, Any], *, extra: dict[str, str]) -> dict[str, str]:
+    """Everything else that is known of a step, as text, as far as meta has room."""
+    meta: dict[str, str] = {}
+    room_bytes = META_BYTES_MAX
+    for key, value in (*row.items(), *extra.items()):
+        if key in _ELSEWHERE or value is None or len(meta) == META_ENTRIES_MAX:
+            continue
+        name = _cut(_plain(key), META_KEY_BYTES_MAX)[0]
+        text = _cut(value if isinstance(value, str) else msgspec.json.encode(value).decode(), META_VALUE_BYTES_MAX)[0]
+        room_bytes -= len(name.encode()) + len(text.encode())
+        if room_bytes < 0:
+            break
+        if name:
+            meta[name] = text
+    return meta
+
+
+def _plain(text: str) -> str:
+    return _CONTROL.sub(" ", text)
+
+
+def _name(text: str) -> str:
+    """A name the bus takes; of one that is too long the end becomes its digest, so that it stays its own."""
+    text = _plain(text) or "-"
+    if len(text.encode()) <= NAME_BYTES_MAX:
+        return text
+    digest = sha256(text.encode()).hexdigest()[:16]
+    return f"{_cut(text, NAME_BYTES_MAX - 17)[0]}-{digest}"
+
+
+def _cut(text: str, bytes_max: int) -> tuple[str, bool]:
+    """The text as far as it fits, in whole characters, and whether anything is missing."""
+    raw = text.encode()
+    if len(raw) <= bytes_max:
+        return text, False
+    return raw[:bytes_max].decode(errors="ignore"), True
