@@ -72,8 +72,8 @@ def scratch() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def served(directory: Path, *flags: str) -> Iterator[tuple[str, int]]:
-    """A bus in a process of its own on a free port of loopback: its host and port."""
+def served(directory: Path, *flags: str, kill: bool = False) -> Iterator[tuple[str, int]]:
+    """A bus in a process of its own on a free port of loopback: its host and port. It ends by SIGTERM, or killed."""
     command = [sys.executable, "-m", "engram_bus.cli", "serve", "--port", "0", "--data-dir", str(directory / "data")]
     process = subprocess.Popen(
         [*command, *flags], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -84,7 +84,7 @@ def served(directory: Path, *flags: str) -> Iterator[tuple[str, int]]:
         host, _, port = url.removeprefix("http://").rstrip("/").rpartition(":")
         yield host, int(port)
     finally:
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGKILL if kill else signal.SIGTERM)
         process.wait(timeout=30)
 
 
