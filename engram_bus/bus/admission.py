@@ -34,6 +34,8 @@ _CONTENT_TYPE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+/[!#$%&'*+.^_`|~0-9A-Za-
 _VERSION_MAX = 2**63 - 1
 _NAMES_BYTES = 2_048
 """What the names of one command take at most, with what surrounds them: it is simply taken for granted."""
+_RELATIONSHIP_BYTES = 512
+"""Likewise, for what a relationship names."""
 
 assert 5 * NAME_BYTES_MAX + IDEMPOTENCY_KEY_BYTES_MAX + TRACEPARENT_BYTES_MAX < _NAMES_BYTES
 
@@ -230,14 +232,14 @@ def _relationships(draft: Draft) -> int:
         raise TooLarge(
             f"{count} relationships, at most {RELATIONSHIPS_MAX}", field="relationships", limit=RELATIONSHIPS_MAX
         )
-    held_bytes = 0
+    meta_bytes = 0
     for index, relationship in enumerate(draft.relationships):
         check_name(relationship.target_id, f"relationships[{index}].target_id")
-        held_bytes += 512 + _meta(relationship.meta, f"relationships[{index}].meta")
-    if held_bytes > RELATIONSHIPS_MAX * 512 + META_BYTES_MAX:
+        meta_bytes += _meta(relationship.meta, f"relationships[{index}].meta")
+    if meta_bytes > META_BYTES_MAX:
         raise TooLarge(
-            f"relationships hold {held_bytes} bytes, at most {META_BYTES_MAX} of meta",
+            f"relationships hold {meta_bytes} bytes of meta, at most {META_BYTES_MAX}",
             field="relationships",
             limit=META_BYTES_MAX,
         )
-    return held_bytes
+    return meta_bytes + count * _RELATIONSHIP_BYTES
