@@ -357,7 +357,8 @@ def parse(decode: Callable[[bytes], T], body: bytes, *, field: str | None = None
 
 
 def _invalid(message: str, field: str | None) -> EngramError:
-    place = _AT.search(message)
-    named = _NAMED.search(message)
-    parts = [field, place.group(1) if place else None, named.group(1) if named else None]
-    return InvalidRequest(message, field=".".join(part for part in parts if part) or None)
+    at, named = _AT.search(message), _NAMED.search(message)
+    parts = [field, at.group(1) if at else None, named.group(1) if named else None]
+    # msgspec writes `[...]` for the value of a map, whose key it does not know any more.
+    place = ".".join(part for part in parts if part).replace(".[", "[").replace("[...]", "")
+    return InvalidRequest(message, field=place or None)

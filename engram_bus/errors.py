@@ -51,7 +51,13 @@ class EngramError(Exception):
     retryable: ClassVar[bool] = False
 
     def __init__(
-        self, message: str, *, field: str | None = None, limit: int | None = None, index: int | None = None, **details: Any
+        self,
+        message: str,
+        *,
+        field: str | None = None,
+        limit: int | None = None,
+        index: int | None = None,
+        **details: Any,
     ) -> None:
         super().__init__(message)
         self.message = message

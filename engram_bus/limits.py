@@ -53,6 +53,8 @@ HEADER_SECONDS_MAX: Final = 10.0
 """From a connection's first byte to the end of the request's headers: slow-loris."""
 BODY_SECONDS_MAX: Final = 60.0
 """From the end of the headers to the end of the body."""
+BODY_WIRE_BYTES_MAX: Final = 2 * BULK_BYTES_MAX
+"""A body as it comes, chunk headers and all: twice the largest one, so that chunks may be small but not silly."""
 KEEP_ALIVE_SECONDS: Final = 75.0
 CONNECTIONS_MAX: Final = 20_000
 """Open sockets of one process: the usual file limit of a service."""
@@ -113,6 +115,8 @@ WEBSOCKET_PENDING_BYTES_MAX: Final = 16 * MIB
 WEBSOCKET_SUBSCRIPTIONS_MAX: Final = 256
 CORRELATION_BYTES_MAX: Final = 128
 """The `id` of a WebSocket operation."""
+LEAVE_SECONDS_MAX: Final = 3.0
+"""After a refusal or a close frame, how long the other side has to read it before the connection is cut."""
 DRAIN_SECONDS_MAX: Final = 5.0
 """After goaway, how long a stop waits for subscribers to leave by themselves."""
 GOAWAY_RETRY_MS_MIN: Final = 100
@@ -124,5 +128,6 @@ assert BULK_BYTES_MAX <= BATCH_BYTES_MAX <= QUEUE_BYTES_MAX, "one bulk fits a co
 assert BATCH_UNITS_MAX <= RING_UNITS_MAX, "one commit must fit the ring"
 assert PAYLOAD_BYTES_MAX * 4 // 3 + META_BYTES_MAX < UNIT_REQUEST_BYTES_MAX <= WEBSOCKET_MESSAGE_BYTES_MAX
 assert CATCH_UP_BYTES <= FRAME_BYTES_MAX, "one page of catching up is one frame"
+assert LEAVE_SECONDS_MAX < DRAIN_SECONDS_MAX, "who is told to go is cut before the stop gives up waiting"
 assert 2 * SOCKET_STALL_SECONDS < PEER_SILENT_SECONDS
 assert PAGE_UNITS_MAX <= SCAN_UNITS_MAX

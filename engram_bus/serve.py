@@ -12,7 +12,7 @@ import uvloop
 
 from engram_bus import __version__
 from engram_bus.api.documents import pages
-from engram_bus.api.edge import EdgeHttp, EdgeWebSocket
+from engram_bus.api.edge import USUAL, Bounds, EdgeWebSocket, edge_http
 from engram_bus.api.http import HttpApi
 from engram_bus.embedded import Bus
 from engram_bus.limits import (
@@ -75,19 +75,28 @@ async def serve(settings: Settings, *, ready: Callable[[str], None] = lambda url
         heartbeat_seconds=settings.heartbeat_seconds,
         stall_seconds=settings.stall_seconds,
     ) as bus:
-        host, port = listener.getsockname()[:2]
-        url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        api = HttpApi(bus, version=__version__, pages=pages(__version__))
+        url = url_of(listener)
         log.info("the bus is at %s: head %d, epoch %s, data in %s", url, bus.head, bus.epoch, settings.data_dir)
-        server = _Server(_config(api), api, started=lambda: ready(url))
-        await server.serve(sockets=[listener])
+        await edge_of(bus, started=lambda: ready(url)).serve(sockets=[listener])
         log.info("the bus has stopped at head %d", bus.head)
 
 
-def _config(api: HttpApi) -> uvicorn.Config:
+def edge_of(bus: Bus, *, started: Callable[[], None], bounds: Bounds = USUAL) -> uvicorn.Server:
+    """The server that puts HTTP, WebSocket and SSE around a bus; whoever opened the bus closes it afterwards."""
+    api = HttpApi(bus, version=__version__, pages=pages(__version__))
+    return _Server(_config(api, bounds), api, started=started)
+
+
+def url_of(listener: socket.socket) -> str:
+    """Where a listening socket is reached."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _config(api: HttpApi, bounds: Bounds) -> uvicorn.Config:
     return uvicorn.Config(
         api,
-        http=EdgeHttp,
+        http=edge_http(bounds),
         ws=EdgeWebSocket,
         loop="none",
         lifespan="off",
@@ -97,7 +106,6 @@ def _config(api: HttpApi) -> uvicorn.Config:
         server_header=False,
         date_header=False,
         backlog=2_048,
-        limit_concurrency=CONNECTIONS_MAX,
         timeout_keep_alive=int(KEEP_ALIVE_SECONDS),
         timeout_graceful_shutdown=int(DRAIN_SECONDS_MAX),
         ws_max_size=WEBSOCKET_MESSAGE_BYTES_MAX,

@@ -3,15 +3,26 @@
 import asyncio
 import logging
 import socket
-from typing import Any, Protocol
+from collections import deque
+from http import HTTPStatus
+from typing import Any, ClassVar, Literal, Protocol
 
 import msgspec
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.frames import Frame
+from websockets.http11 import Request, Response
 
+from engram_bus.api.problems import CONTENT_TYPE as PROBLEM
+from engram_bus.api.problems import problem_body, problem_headers
+from engram_bus.errors import Busy, EngramError, HeadersTooLarge, InvalidRequest, TooLarge, TooSlow
 from engram_bus.limits import (
+    BODY_SECONDS_MAX,
+    BODY_WIRE_BYTES_MAX,
+    CONNECTIONS_MAX,
     HEADER_BYTES_MAX,
     HEADER_SECONDS_MAX,
+    LEAVE_SECONDS_MAX,
     PEER_SILENT_SECONDS,
     QUERY_BYTES_MAX,
     SOCKET_BUFFER_BYTES,
@@ -73,39 +84,203 @@ class _Written:
             listener.lost()
 
 
-class EdgeHttp(_Written, HttpToolsProtocol):
-    """HTTP/1.1 whose request headers come within a time and a size, or are answered and closed."""
+class Bounds(msgspec.Struct, frozen=True, kw_only=True):
+    """What a connection is granted; tests grant less."""
 
-    _deadline: asyncio.TimerHandle | None = None
+    header_seconds: float = HEADER_SECONDS_MAX
+    body_seconds: float = BODY_SECONDS_MAX
+    leave_seconds: float = LEAVE_SECONDS_MAX
+    connections_max: int = CONNECTIONS_MAX
+
+
+USUAL = Bounds()
+
+
+def edge_http(bounds: Bounds) -> type["EdgeHttp"]:
+    """The protocol class with other bounds than usual; uvicorn makes its instances."""
+    return type("EdgeHttp", (EdgeHttp,), {"bounds": bounds})
+
+
+class EdgeHttp(_Written, HttpToolsProtocol):
+    """HTTP/1.1 whose headers and body come within a time and a size, or are answered with a problem and closed.
+
+    What a request still lacks is its phase. A request that comes in one piece (nearly all do) arms no timer.
+    """
+
+    bounds: ClassVar[Bounds] = USUAL
+
+    _lacks: Literal["nothing", "headers", "body"] = "nothing"
+    _phase = 0
+    _phase_bytes = 0
     _header_bytes = 0
-    _fault = (400, "INVALID_REQUEST", "The request is not valid", "this is not HTTP/1.1")
+    _timer: asyncio.TimerHandle | None = None
+    _fault: EngramError | None = None
+    _owed: EngramError | None = None
+    _is_refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._begin_headers()
+        if len(self.connections) > self.bounds.connections_max:
+            self._refuse(Busy(f"{len(self.connections)} connections are open, at most {self.bounds.connections_max}"))
+            return
+        self._begin("headers")
+        self._arm()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._end_headers()
+        self._disarm()
         super().connection_lost(exc)
         self._was_lost()
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_refused:
+            return
+        phase = self._phase
+        super().data_received(data)
+        if self._phase != phase:
+            self._phase_bytes = 0
+            self._arm()
+        elif self._lacks != "nothing":
+            self._phase_bytes += len(data)
+            self._check_size()
+
+    def handle_websocket_upgrade(self) -> None:
+        self._begin("nothing")
+        super().handle_websocket_upgrade()
+
+    # --- What the parser says ----------------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         # uvicorn types extensions as dictionaries of dictionaries; ASGI lets them hold anything.
         self.scope["extensions"] = {SOCKET: self}  # type: ignore[dict-item]
-        self._begin_headers()
+        self._header_bytes = 0
+        self._begin("headers")
 
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
         self._count(len(url), QUERY_BYTES_MAX, "the request target")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._count(len(name) + len(value), HEADER_BYTES_MAX, "the request headers")
+        self._count(len(name) + len(value) + len(": \r\n"), HEADER_BYTES_MAX, "the request headers")
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        self._end_headers()
         super().on_headers_complete()
+        self._begin("body")
+        cycle = self._last_cycle()
+        if cycle is not None and not cycle.keep_alive:
+            cycle.transport = _LastAnswer(self)  # type: ignore[assignment]
+
+    def on_message_complete(self) -> None:
+        self._begin("nothing")
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._owed is not None and self._is_answered():
+            self._write_refusal(self._owed)
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(self._fault or InvalidRequest("this is not HTTP/1.1"))
+
+    # --- Bounds ------------------------------------------------------------------------------------------------------
+
+    def _begin(self, lacks: Literal["nothing", "headers", "body"]) -> None:
+        self._lacks = lacks
+        self._phase += 1
+
+    def _arm(self) -> None:
+        self._disarm()
+        if self._lacks != "nothing":
+            seconds = self.bounds.header_seconds if self._lacks == "headers" else self.bounds.body_seconds
+            self._timer = self.loop.call_later(seconds, self._late, seconds)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _late(self, seconds: float) -> None:
+        if self.flow.read_paused:
+            self._arm()  # It was us who did not listen.
+        else:
+            self._refuse(TooSlow(f"the {self._lacks} took longer than {seconds:g} s"))
+
+    def _count(self, size_bytes: int, bytes_max: int, what: str) -> None:
+        self._header_bytes += size_bytes
+        if self._header_bytes > bytes_max:
+            self._fault = HeadersTooLarge(f"{what} have more than {bytes_max} bytes", limit=bytes_max)
+            # The parser turns it into an error of its own, and uvicorn that into send_400_response.
+            raise ValueError(what)
+
+    def _check_size(self) -> None:
+        """What the parser holds back and has not told of yet: a header without end, chunks of nothing."""
+        if self._lacks == "headers" and self._phase_bytes > HEADER_BYTES_MAX:
+            self._refuse(
+                HeadersTooLarge(f"the headers have more than {HEADER_BYTES_MAX} bytes", limit=HEADER_BYTES_MAX)
+            )
+        if self._lacks == "body" and self._phase_bytes > BODY_WIRE_BYTES_MAX:
+            self._refuse(TooLarge(f"the body takes more than {BODY_WIRE_BYTES_MAX} bytes", limit=BODY_WIRE_BYTES_MAX))
+
+    # --- Refusing in the application's place -------------------------------------------------------------------------
+
+    def _refuse(self, error: EngramError) -> None:
+        """Answer this and read no more requests. Requests before it are answered first."""
+        if self._is_refused or self.transport.is_closing():
+            return
+        self._is_refused = True
+        self._disarm()
+        if self._lacks == "body":
+            if self.cycle.response_started:
+                self.leave()  # It was answered before it was whole.
+                return
+            self._take_from_application()
+        if self._is_answered():
+            self._write_refusal(error)
+        else:
+            self._owed = error
+
+    def _take_from_application(self) -> None:
+        """The request that lacks its body: whoever waits for the rest of it is told that the client left."""
+        self.cycle.disconnected = True
+        self.cycle.message_event.set()
+        self.pipeline = deque(queued for queued in self.pipeline if queued[0] is not self.cycle)
+
+    def _is_answered(self) -> bool:
+        """Whether every request before this moment has its whole answer, or will never have one."""
+        cycle = self._last_cycle()
+        return not self.pipeline and (cycle is None or cycle.response_complete or cycle.disconnected)
+
+    def _last_cycle(self) -> RequestResponseCycle | None:
+        """The newest request with its answer: none before the first, whatever uvicorn's annotation says."""
+        return self.cycle
+
+    def _write_refusal(self, error: EngramError) -> None:
+        body = problem_body(error)
+        headers = [*problem_headers(error), (b"content-length", b"%d" % len(body)), (b"connection", b"close")]
+        lines = b"".join(b"%b: %b\r\n" % header for header in headers)
+        self.transport.write(STATUS_LINE[error.status] + lines + b"\r\n" + body)
+        self.leave()
+
+    def leave(self) -> None:
+        """Say that nothing more comes, and take what still does: closing on unread bytes would reset the connection,
+        and the answer with it."""
+        if self.transport.is_closing():
+            return
+        self._is_refused = True
+        self._disarm()
+        self.flow.resume_reading()
+        self.transport.write_eof()
+        self._timer = self.loop.call_later(self.bounds.leave_seconds, self.transport.abort)
+
+    def close(self) -> None:
+        """The last answer was given."""
+        if self._lacks == "nothing":
+            self.transport.close()
+        else:
+            self.leave()
+
+    # --- As a socket -------------------------------------------------------------------------------------------------
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -121,53 +296,23 @@ class EdgeHttp(_Written, HttpToolsProtocol):
     def resume_reading(self) -> None:
         self.flow.resume_reading()
 
-    def send_400_response(self, msg: str) -> None:
-        status, code, title, detail = self._fault
-        self._end_headers()
-        if self.transport.is_closing():
-            return
-        body = msgspec.json.encode(
-            {
-                "type": "about:blank",
-                "title": title,
-                "status": status,
-                "detail": detail,
-                "code": code,
-                "retryable": False,
-            }
-        )
-        head = (
-            f"HTTP/1.1 {status} {title}\r\ncontent-type: application/problem+json\r\n"
-            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
-        )
-        self.transport.write(head.encode() + body)
-        self.transport.close()
 
-    def _begin_headers(self) -> None:
-        self._end_headers()
-        self._header_bytes = 0
-        self._deadline = self.loop.call_later(HEADER_SECONDS_MAX, self._headers_are_late)
+class _LastAnswer:
+    """The transport as an answer sees it after which the connection ends, perhaps before the request was whole."""
 
-    def _end_headers(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
+    __slots__ = ("_edge",)
 
-    def _headers_are_late(self) -> None:
-        self._fault = (
-            408,
-            "INVALID_REQUEST",
-            "The request headers did not come in time",
-            f"the request headers took longer than {HEADER_SECONDS_MAX:g} s",
-        )
-        self.send_400_response("")
+    def __init__(self, edge: EdgeHttp) -> None:
+        self._edge = edge
 
-    def _count(self, size_bytes: int, bytes_max: int, what: str) -> None:
-        self._header_bytes += size_bytes
-        if self._header_bytes > bytes_max:
-            self._fault = (431, "TOO_LARGE", "A limit was reached", f"{what} have more than {bytes_max} bytes")
-            # The parser turns it into its own error, and that into the answer above.
-            raise ValueError(what)
+    def write(self, data: bytes) -> None:
+        self._edge.transport.write(data)
+
+    def is_closing(self) -> bool:
+        return self._edge.transport.is_closing()
+
+    def close(self) -> None:
+        self._edge.close()
 
 
 class EdgeWebSocket(_Written, WebSocketsSansIOProtocol):
@@ -177,6 +322,25 @@ class EdgeWebSocket(_Written, WebSocketsSansIOProtocol):
     """
 
     _receiver: Receiver | None = None
+    _joined: bytearray | None = None
+
+    def handle_connect(self, event: Request) -> None:
+        refused = self.conn.accept(event)
+        if refused.status_code == HTTPStatus.SWITCHING_PROTOCOLS:
+            super().handle_connect(event)
+        else:
+            self._refuse_handshake(refused)
+
+    def _refuse_handshake(self, refused: Response) -> None:
+        """As uvicorn does it, but with a problem for a body."""
+        body = problem_body(InvalidRequest(f"not a WebSocket handshake: {refused.body.decode().strip()}"))
+        refused.headers["Content-Type"] = PROBLEM
+        refused.headers["Content-Length"] = str(len(body))
+        refused.body = body
+        self.handshake_complete = self.close_sent = True
+        self.conn.send_response(refused)
+        self.transport.write(b"".join(self.conn.data_to_send()))
+        self.transport.close()
 
     async def run_asgi(self) -> None:
         self.scope["extensions"] = {**(self.scope["extensions"] or {}), SOCKET: self}  # type: ignore[dict-item]
@@ -188,6 +352,23 @@ class EdgeWebSocket(_Written, WebSocketsSansIOProtocol):
         if self.read_paused:
             self.read_paused = False
             self.transport.resume_reading()
+
+    def handle_cont(self, event: Frame) -> None:
+        # One buffer, not a list: a message may come in two million fragments of a byte, or of none.
+        if self._joined is None:
+            self._joined = bytearray(self.frames[0])
+        self._joined += event.data
+        if event.fin:
+            self.frames, self._joined = [bytes(self._joined)], None
+            self.send_receive_event_to_app()
+
+    def handle_parser_exception(self) -> None:
+        """The peer broke the protocol or a bound (1002, 1007, 1009): say so, and let it read that before it is cut."""
+        sent = self.conn.close_sent
+        assert sent is not None, "the protocol says why it failed"
+        if not self.close_sent:
+            self._closing(sent.code, sent.reason)
+            self.transport.write_eof()  # No answer to the close frame can be understood any more.
 
     def send_receive_event_to_app(self) -> None:
         if self._receiver is None:
@@ -205,14 +386,23 @@ class EdgeWebSocket(_Written, WebSocketsSansIOProtocol):
     def end(self, code: int, reason: str) -> None:
         if self.close_sent or self.transport.is_closing():
             return
-        self.stop_keepalive()
         # A close frame's reason holds 123 bytes (RFC 6455, 5.5).
         self.conn.send_close(code, reason.encode()[:123].decode("utf-8", "ignore"))
+        self._closing(code, reason)
+
+    def _closing(self, code: int, reason: str) -> None:
+        """The close frame goes out; the peer answers it, or is cut after a while."""
+        self.stop_keepalive()
         self.transport.write(b"".join(self.conn.data_to_send()))
         self.close_sent = True
         self.queue.put_nowait({"type": "websocket.disconnect", "code": code, "reason": reason})
-        self.close_timer = self.loop.call_later(self.close_timeout, self.transport.close)
+        self.close_timer = self.loop.call_later(LEAVE_SECONDS_MAX, self.transport.close)
         self.resume_reading()
+
+    def shutdown(self) -> None:
+        # Who was told to go reads that first: closing now, on bytes it may just send, would reset the connection.
+        if not self.close_sent:
+            super().shutdown()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
+from urllib.parse import unquote
 
 import msgspec
 from starlette.routing import Match, Route
@@ -45,7 +46,6 @@ from engram_bus.errors import (
     VersionMoved,
 )
 from engram_bus.limits import (
-    BODY_SECONDS_MAX,
     BULK_BYTES_MAX,
     BULK_UNITS_MAX,
     CONTEXT_REQUEST_BYTES_MAX,
@@ -67,13 +67,13 @@ _JSON_TYPE = (b"content-type", b"application/json")
 _decode_context = msgspec.json.Decoder(ContextIn).decode
 _decode_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
 # A page may talk to this bus and to nothing else, and may not be framed by another one.
+_PAGE_POLICY = (
+    b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 _PAGE_HEADERS = (
     (b"cache-control", b"no-cache"),
-    (
-        b"content-security-policy",
-        b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
-        b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    ),
+    (b"content-security-policy", _PAGE_POLICY),
     (b"x-content-type-options", b"nosniff"),
 )
 Headers = list[tuple[bytes, bytes]]
@@ -104,37 +104,22 @@ class Call:
             raise InvalidRequest(f"header {name.decode()} is not UTF-8", field=name.decode()) from exc
 
     async def body(self, bytes_max: int) -> bytes:
-        """The whole body. Raises TooLarge before it is read, where its length is told, and InvalidRequest if late."""
+        """The whole body; the edge sees to it that it comes in time. Raises TooLarge, ClientLeft."""
         told = self.headers.get(b"content-length", b"0")
         if told.isdigit() and int(told) > bytes_max:
             raise TooLarge(f"the body has {int(told)} bytes, at most {bytes_max}", limit=bytes_max)
-        message = await self._receive()
-        if message["type"] == "http.disconnect":
-            raise ClientLeft
-        body: bytes = message.get("body", b"")
-        if not message.get("more_body", False):
-            if len(body) > bytes_max:
-                raise TooLarge(f"the body has more than {bytes_max} bytes", limit=bytes_max)
-            return body
-        try:
-            async with asyncio.timeout(BODY_SECONDS_MAX):
-                return await self._rest(body, bytes_max)
-        except TimeoutError:
-            raise InvalidRequest(f"the body took longer than {BODY_SECONDS_MAX:g} s") from None
-
-    async def _rest(self, body: bytes, bytes_max: int) -> bytes:
-        parts, size = [body], len(body)
+        parts, size_bytes = [], 0
         while True:
             message = await self._receive()
             if message["type"] == "http.disconnect":
                 raise ClientLeft
             part: bytes = message.get("body", b"")
             parts.append(part)
-            size += len(part)
-            if size > bytes_max:
+            size_bytes += len(part)
+            if size_bytes > bytes_max:
                 raise TooLarge(f"the body has more than {bytes_max} bytes", limit=bytes_max)
             if not message.get("more_body", False):
-                return b"".join(parts)
+                return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def media_type(self) -> str:
         """The body's type; JSON where none is told. Raises UnsupportedMedia for one the operation does not list."""
@@ -199,11 +184,9 @@ class HttpApi:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = clock.monotonic_seconds()
-        path: str = scope["path"]
-        if path.startswith(PREFIX + "/"):
-            path = path[len(PREFIX) :]
-        name = "none"
+        path = name = "none"
         try:
+            path = _path(scope)
             operation, handler, names = self._match(scope, path)
             name = operation.name
             call = Call(operation, scope, receive, names)
@@ -238,6 +221,8 @@ class HttpApi:
                 return operation, handler, found["path_params"]
             if match is Match.PARTIAL:
                 allowed.append(operation.method)
+        if path == "/stream":
+            raise RouteNotFound("/stream is a WebSocket; /stream-sse is the same for HTTP")
         if allowed:
             raise MethodNotAllowed(f"{path[:256]} takes {', '.join(allowed)}, not {method}", allow=", ".join(allowed))
         raise RouteNotFound(f"nothing is at {path[:256]!r}")
@@ -500,13 +485,11 @@ class HttpApi:
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
-        path: str = scope["path"]
-        if path.removeprefix(PREFIX) != "/stream":
-            error = RouteNotFound(f"no WebSocket is at {path[:256]!r}; it is at /stream")
-            await _refuse_handshake(send, error)
+        try:
+            subprotocol = _subprotocol(scope)
+        except EngramError as exc:
+            await _refuse_handshake(send, exc)
             return
-        offered = scope["subprotocols"]
-        subprotocol = next((name for name in offered if name in (JSON_PROTOCOL, MSGPACK_PROTOCOL)), None)
         accept: dict[str, Any] = {"type": "websocket.accept", "subprotocol": subprotocol, "headers": []}
         await send(accept)
         socket = socket_of(scope)
@@ -565,6 +548,34 @@ async def _until_left(receive: Receive, over: asyncio.Future[None]) -> None:
         await asyncio.wait((leaving, over), return_when=asyncio.FIRST_COMPLETED)
     finally:
         leaving.cancel()
+
+
+def _path(scope: Scope) -> str:
+    """The path without the prefix. Raises InvalidRequest where it holds bytes that are no text: uvicorn would read two
+    such paths as one."""
+    path: str = scope["path"]
+    if "\ufffd" in path:
+        try:
+            unquote(scope["raw_path"].decode("ascii"), errors="strict")
+        except UnicodeDecodeError as exc:
+            raise InvalidRequest("the path is not UTF-8", field="path") from exc
+    return path[len(PREFIX) :] if path.startswith(PREFIX + "/") else path
+
+
+def _subprotocol(scope: Scope) -> str | None:
+    """What the two sides speak; None where the client offers nothing (it gets JSON). Raises RouteNotFound,
+    InvalidRequest: a client that offers only what we do not speak would not understand us."""
+    path = _path(scope)
+    if path != "/stream":
+        raise RouteNotFound(f"no WebSocket is at {path[:256]!r}; it is at /stream")
+    offered = scope["subprotocols"]
+    spoken = next((name for name in offered if name in (JSON_PROTOCOL, MSGPACK_PROTOCOL)), None)
+    if offered and spoken is None:
+        raise InvalidRequest(
+            f"subprotocol {', '.join(offered)[:256]!r} is not spoken here; {JSON_PROTOCOL} and {MSGPACK_PROTOCOL} are",
+            field="Sec-WebSocket-Protocol",
+        )
+    return spoken
 
 
 async def _refuse_handshake(send: Send, error: EngramError) -> None:

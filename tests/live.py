@@ -1,0 +1,121 @@
+"""A bus with its edge in a thread of its own, for tests that speak to it over the wire."""
+
+import asyncio
+import contextlib
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+import httpx
+import uvloop
+
+from engram_bus.api.edge import USUAL, Bounds
+from engram_bus.embedded import Bus
+from engram_bus.limits import HEARTBEAT_SECONDS, SOCKET_STALL_SECONDS
+from engram_bus.serve import edge_of, url_of
+
+T = TypeVar("T")
+
+
+class LiveBus:
+    """Started by `with`; `path` is its data directory (None: a log in memory). It can be stopped and started again."""
+
+    def __init__(
+        self,
+        path: Path | None = None,
+        *,
+        bounds: Bounds = USUAL,
+        heartbeat_seconds: float = HEARTBEAT_SECONDS,
+        stall_seconds: float = SOCKET_STALL_SECONDS,
+    ) -> None:
+        self._path = path
+        self._bounds = bounds
+        self._heartbeat_seconds = heartbeat_seconds
+        self._stall_seconds = stall_seconds
+        self._port = 0
+        self._loop: asyncio.AbstractEventLoop
+        self._end: Callable[[], None]
+        self.bus: Bus
+        self.http: httpx.Client
+        self.url = ""
+
+    @property
+    def address(self) -> tuple[str, int]:
+        return "127.0.0.1", self._port
+
+    def stream_url(self, query: str = "") -> str:
+        """Where its WebSocket is."""
+        return f"ws://127.0.0.1:{self._port}/stream{query}"
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Return when it answers, where it did before."""
+        started = threading.Event()
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, args=(started,), name="live bus", daemon=True)
+        self._thread.start()
+        assert started.wait(10)
+        if self._failure is not None:
+            raise self._failure
+        self.http = httpx.Client(base_url=self.url, timeout=30)
+
+    def stop(self) -> None:
+        """As an operator stops it."""
+        self.http.close()
+        self._loop.call_soon_threadsafe(self._end)
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+
+    def call(self, function: Callable[[Bus], T]) -> T:
+        """What `function` gives, called in the bus's own thread."""
+
+        async def called() -> T:
+            return function(self.bus)
+
+        return asyncio.run_coroutine_threadsafe(called(), self._loop).result(10)
+
+    def append(self, context_id: str = "plan", payload: object = "hello", **fields: object) -> dict[str, object]:
+        """One unit, over HTTP."""
+        body = {"context_id": context_id, "agent_id": "ann", "payload": payload, **fields}
+        response = self.http.post("/workunit", json=body)
+        assert response.status_code == 201, response.text
+        unit: dict[str, object] = response.json()
+        return unit
+
+    def is_well(self) -> bool:
+        """Whether it still appends and reads."""
+        unit = self.append("well")
+        read = self.http.get("/workunits/well", params={"reverse": True, "limit": 1})
+        return bool(read.json()["work_units"] == [unit])
+
+    def _run(self, started: threading.Event) -> None:
+        try:
+            uvloop.run(self._serve(started))
+        except BaseException as exc:
+            self._failure = exc
+            started.set()
+
+    async def _serve(self, started: threading.Event) -> None:
+        self._loop = asyncio.get_running_loop()
+        listener = socket.create_server(("127.0.0.1", self._port), reuse_port=False)
+        self._port = listener.getsockname()[1]
+        self.url = url_of(listener)
+        async with Bus.open(
+            self._path, heartbeat_seconds=self._heartbeat_seconds, stall_seconds=self._stall_seconds
+        ) as bus:
+            self.bus = bus
+            server = edge_of(bus, started=started.set, bounds=self._bounds)
+            self._end = lambda: setattr(server, "should_exit", True)
+            with contextlib.closing(listener):
+                await server.serve(sockets=[listener])
