@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from engram_bus.cli import post, serve, status, tail
+from engram_bus.cli import demo, post, serve, status, tail, verify
 from engram_bus.cli.failures import Failure
 from engram_bus.cli.replay.command import replay
 
@@ -27,6 +27,8 @@ app.command("status")(status.status)
 app.command("post")(post.post)
 app.command("tail")(tail.tail)
 app.command("replay")(replay)
+app.command("verify")(verify.verify)
+app.command("demo")(demo.demo)
 
 
 def _version(wanted: bool) -> None:

@@ -1,7 +1,5 @@
 """A unit as one line: for people in colour, for programs as JSON. Pure."""
 
-from zlib import crc32
-
 import msgspec
 from rich.cells import cell_len
 from rich.text import Text
@@ -19,36 +17,45 @@ _GLYPHS = {
     "SYSTEM": ("⚙", "bright_black"),
 }
 _AGENT_COLOURS = (
-    "bright_cyan bright_magenta bright_yellow bright_green bright_blue bright_red cyan magenta yellow green blue "
-    "orange3 deep_pink2 spring_green3 sky_blue2 medium_purple2 light_coral khaki3"
+    "bright_cyan bright_magenta bright_yellow bright_green bright_blue orange3 deep_pink2 spring_green3 sky_blue2 "
+    "medium_purple2 light_coral khaki3 cyan magenta yellow green blue dark_orange3 hot_pink3 chartreuse3"
 ).split()
+_AGENTS_REMEMBERED = 10_000
+_KIND_CELLS = 12
 _SUMMARY_CHARACTERS = 240
 """What is looked at for a summary; a terminal shows less of it."""
 
 
-def line(unit: WorkUnit, *, context_cells: int = 20, agent_cells: int = 16) -> Text:
-    """seq, time, context, agent, type and what it says."""
-    glyph, style = _GLYPHS.get(unit.type, ("?", "white"))
-    return Text.assemble(
-        (f"{unit.seq:>7} ", "bright_black"),
-        (f"{unit.ts[11:19]} ", "bright_black"),
-        (_cell(unit.context_id, context_cells), "default"),
-        " ",
-        (_cell(unit.agent_id, agent_cells), agent_colour(unit.agent_id)),
-        " ",
-        (f"{glyph} {unit.type.lower():<11} ", style),
-        (summary(unit), style if unit.type == "ERROR" else "default"),
-    )
+class Lines:
+    """Units as lines, each agent in its colour: the next one of the palette when it first appears."""
 
+    def __init__(self, *, context_cells: int = 20, agent_cells: int = 18) -> None:
+        self._context_cells = context_cells
+        self._agent_cells = agent_cells
+        self._colours: dict[str, str] = {}
 
-def agent_colour(agent_id: str) -> str:
-    """The same for the same agent, everywhere and always."""
-    return _AGENT_COLOURS[crc32(agent_id.encode()) % len(_AGENT_COLOURS)]
+    def line(self, unit: WorkUnit) -> Text:
+        """seq, time, context, agent, what kind of unit, and what it says."""
+        glyph, style = _GLYPHS.get(unit.type, ("?", "white"))
+        return Text.assemble(
+            (f"{unit.seq:>7} {unit.ts[11:19]} ", "bright_black"),
+            (_cell(unit.context_id, self._context_cells), "default"),
+            " ",
+            (_cell(unit.agent_id, self._agent_cells), self._colour(unit.agent_id)),
+            " ",
+            (f"{glyph} {_cell(unit.kind or unit.type.lower(), _KIND_CELLS)} ", style),
+            (summary(unit), style if unit.type == "ERROR" else "default"),
+        )
+
+    def _colour(self, agent_id: str) -> str:
+        if len(self._colours) == _AGENTS_REMEMBERED:
+            self._colours.clear()
+        return self._colours.setdefault(agent_id, _AGENT_COLOURS[len(self._colours) % len(_AGENT_COLOURS)])
 
 
 def summary(unit: WorkUnit) -> str:
-    """What a unit says, on one line: its tool or resource, then the beginning of its payload."""
-    named = unit.meta.get("tool") or unit.kind or ""
+    """What a unit says, on one line: its tool and resource, then the beginning of its payload."""
+    named = unit.meta.get("tool") or ""
     touched = unit.resources[0] if unit.resources else ""
     text = unit.payload[: 4 * _SUMMARY_CHARACTERS].decode("utf-8", "replace")[:_SUMMARY_CHARACTERS]
     if not _is_readable(unit.content_type):

@@ -153,14 +153,15 @@ def _json_printer() -> "Callable[[WorkUnit], None]":
 def _line_printer() -> "Callable[[WorkUnit], None]":
     from rich.console import Console
 
-    from engram_bus.cli.lines import line
+    from engram_bus.cli.lines import Lines
 
     console = Console(highlight=False)
+    lines = Lines()
 
     def show(unit: "WorkUnit") -> None:
         if console.is_terminal:
-            console.print(line(unit), no_wrap=True, overflow="ellipsis")
+            console.print(lines.line(unit), no_wrap=True, overflow="ellipsis")
         else:  # a file has no width
-            print(line(unit).plain, flush=True)
+            print(lines.line(unit).plain, flush=True)
 
     return show

@@ -59,7 +59,11 @@ def replay(
 
     try:
         recording = parse(
-            file.read_bytes(), run=run or file.stem, context_from=context_from, pause_seconds_max=max_pause
+            file.read_bytes(),
+            run=run or file.stem,
+            context_from=context_from,
+            order=order,
+            pause_seconds_max=max_pause,
         )
     except (OSError, RecordingError) as exc:
         raise Failure(f"{file}: {exc}", code=2) from exc
@@ -69,7 +73,7 @@ def replay(
 
     try:
         with told(url, notices=True):
-            summary = asyncio.run(_replay(url, recording, Player(url, recording, speed=speed, order=order), progress))
+            summary = asyncio.run(_replay(url, recording, Player(url, recording, speed=speed), progress))
     except KeyboardInterrupt:
         raise Failure("interrupted; the same command again goes on where it was", code=130) from None
     _print(summary, as_json=as_json)
@@ -130,7 +134,10 @@ def _print(summary: "Summary", *, as_json: bool) -> None:
 def _rows(summary: "Summary") -> list[tuple[str, str]]:
     known = f", {summary.replayed_units:,} were there from before" if summary.replayed_units else ""
     rows = [
-        ("units", f"{summary.appended_units:,} by {summary.agents:,} agents in {summary.contexts:,} contexts{known}"),
+        (
+            "units",
+            f"{summary.appended_units:,} by {_count(summary.agents, 'agent')} in {_count(summary.contexts, 'context')}{known}",
+        ),
         ("speed", f"{summary.units_per_second:,} units/s over {summary.seconds:,.1f} s"),
     ]
     for name, found in (("delivered", summary.delivery_ms), ("acknowledged", summary.acknowledgement_ms)):
@@ -139,3 +146,7 @@ def _rows(summary: "Summary") -> list[tuple[str, str]]:
     for name, count in (("lost", summary.lost), ("repeated", summary.repeated), ("out of order", summary.out_of_order)):
         rows.append((name, f"[bold red]{count:,}[/]" if count else "[green]0[/]"))
     return rows
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number:,} {thing}{'s' * (number != 1)}"

@@ -1,21 +1,19 @@
 """Plays a recording onto a bus: each agent on its own connection, each context in its recorded order.
 
 An agent's units follow one another without waiting (one WebSocket, pipelined). Where another agent goes on in the same
-context, its unit waits until the one before is acknowledged: two connections have no order between them, and whoever
-answers has seen what it answers. Contexts are strands that do not wait for one another, up to LOOK_AHEAD_UNITS apart.
-With `order="file"` all of the recording is one strand, and the log is the recording.
+strand, its unit waits until the one before is acknowledged: two connections have no order between them, and whoever
+answers has seen what it answers. Contexts are strands that do not wait for one another, up to LOOK_AHEAD_UNITS apart;
+with `--order file` the whole file is one strand, and the log is the recording.
 """
 
 import asyncio
 from collections import Counter
 from contextlib import AsyncExitStack
 from time import monotonic_ns
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
 from engram_bus.cli.replay.recording import Recording, Step
 from engram_client import Client, PendingReceipt, Pipeline, Receipt
-
-Order = Literal["context", "file"]
 
 LOOK_AHEAD_UNITS: Final = 1_024
 """Steps that are due and wait for another agent of their context: how far strands may drift apart."""
@@ -35,14 +33,11 @@ class Played(NamedTuple):
 class Player:
     """One play of one recording; `played` grows as the bus acknowledges. At speed 0 nothing waits for its time."""
 
-    def __init__(
-        self, url: str, recording: Recording, *, speed: float, order: Order = "context", window: int = WINDOW_UNITS
-    ) -> None:
+    def __init__(self, url: str, recording: Recording, *, speed: float, window: int = WINDOW_UNITS) -> None:
         self.played: list[Played] = []
         self._url = url
         self._steps = recording.steps
         self._speed = speed
-        self._order = order
         self._ahead = asyncio.Semaphore(LOOK_AHEAD_UNITS)
         self._in_flight = asyncio.Semaphore(window)
 
@@ -56,7 +51,7 @@ class Player:
 
     async def _hand_out(self, connections: AsyncExitStack, tasks: asyncio.TaskGroup) -> None:
         """Give each step to its strand when it is due."""
-        of_strand = Counter(map(self._strand, self._steps))
+        of_strand = Counter(step.strand for step in self._steps)
         of_agent = Counter(step.agent_id for step in self._steps)
         strands: dict[str, asyncio.Queue[Step]] = {}
         agents: dict[str, _Agent] = {}
@@ -67,14 +62,10 @@ class Player:
             if step.agent_id not in agents:
                 agent = agents[step.agent_id] = await _Agent.connect(self._url, step.agent_id, connections)
                 tasks.create_task(self._hear(agent, of_agent[step.agent_id]))
-            strand = self._strand(step)
-            if strand not in strands:
-                strands[strand] = asyncio.Queue()
-                tasks.create_task(self._say(strands[strand], agents, of_strand[strand]))
-            strands[strand].put_nowait(step)
-
-    def _strand(self, step: Step) -> str:
-        return step.draft.context_id if self._order == "context" else ""
+            if step.strand not in strands:
+                strands[step.strand] = asyncio.Queue()
+                tasks.create_task(self._say(strands[step.strand], agents, of_strand[step.strand]))
+            strands[step.strand].put_nowait(step)
 
     async def _until_due(self, step: Step, started: float) -> None:
         if self._speed:

@@ -1,10 +1,12 @@
 """A recorded session as what is to be sent: one step per line of the file, its place, its time and its unit. Pure."""
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from hashlib import sha256
-from typing import Any, Final
+from itertools import count
+from typing import Any, Final, Literal
 from uuid import UUID, uuid5
 
 import msgspec
@@ -20,6 +22,8 @@ from engram_bus.limits import (
     RESOURCE_BYTES_MAX,
 )
 from engram_client import Draft, Relationship, RelationshipType, UnitType
+
+Order = Literal["context", "file"]
 
 CONTEXT_FIELDS: Final = ("session", "trace")
 """What makes a context, where nothing else is asked: the first of these that the recording has."""
@@ -38,16 +42,18 @@ class RecordingError(Exception):
 
 
 class Step(msgspec.Struct, frozen=True):
-    """One unit to send: its place in the recording, and when it is due, in seconds of the recording from its start."""
+    """One unit to send: its place in the file, the strand whose order it keeps, and when it is due, in seconds of the
+    recording from its start."""
 
     place: int
+    strand: str
     due_seconds: float
     agent_id: str
     draft: Draft
 
 
 class Recording(msgspec.Struct, frozen=True):
-    """A whole session under the name it is played by."""
+    """A whole session under the name it is played by; its steps in the order they are due."""
 
     run: str
     steps: Sequence[Step]
@@ -62,7 +68,12 @@ class Recording(msgspec.Struct, frozen=True):
 
 
 def parse(
-    raw: bytes, *, run: str, context_from: str | None = None, pause_seconds_max: float | None = None
+    raw: bytes,
+    *,
+    run: str,
+    context_from: str | None = None,
+    order: Order = "context",
+    pause_seconds_max: float | None = None,
 ) -> Recording:
     """The recording in the bytes of a JSON Lines file. Raises RecordingError.
 
@@ -74,10 +85,14 @@ def parse(
     if context_from is not None and not any(context_from in row for row in rows):
         raise RecordingError(f"no line has the field {context_from!r} to take contexts from")
     writer = _Writer(f"{sha256(raw).hexdigest()}/{run}", run, field)
-    dues = _dues(rows, pause_seconds_max)
-    return Recording(
-        run, [writer.step(place, row, due) for place, (row, due) in enumerate(zip(rows, dues, strict=True))]
-    )
+    drafts = [writer.draft(place, row) for place, row in enumerate(rows)]
+    strands = [draft.context_id if order == "context" else "" for draft in drafts]
+    dues = _dues([_time(row.get("ts"), place + 1) for place, row in enumerate(rows)], strands, pause_seconds_max)
+    steps = [
+        Step(place, strand, due, draft.agent_id or "", draft)
+        for place, (strand, due, draft) in enumerate(zip(strands, dues, drafts, strict=True))
+    ]
+    return Recording(run, sorted(steps, key=lambda step: step.due_seconds))
 
 
 def _rows(raw: bytes) -> Iterable[dict[str, Any]]:
@@ -95,19 +110,21 @@ def _rows(raw: bytes) -> Iterable[dict[str, Any]]:
         yield row
 
 
-def _dues(rows: Sequence[dict[str, Any]], pause_seconds_max: float | None) -> list[float]:
-    """When each step is due. Time does not go back; a step without one follows the one before."""
+def _dues(times: Sequence[float | None], strands: Sequence[str], pause_seconds_max: float | None) -> Sequence[float]:
+    """When each step is due. Time does not go back, and a step without one comes with the one before.
+
+    Where none has a time, every strand begins at once and takes one step after another.
+    """
+    if all(time is None for time in times):
+        counters: defaultdict[str, count[int]] = defaultdict(count)
+        return [next(counters[strand]) * STEP_SECONDS for strand in strands]
     dues: list[float] = []
-    now, previous = 0.0, None
-    for place, row in enumerate(rows):
-        at = _time(row.get("ts"), place + 1)
-        if at is None or previous is None:
-            pause = STEP_SECONDS if at is None and place else 0.0
-        else:
-            pause = max(0.0, at - previous)
+    now, latest = 0.0, next(time for time in times if time is not None)
+    for time in times:
+        pause = max(0.0, (time or latest) - latest)
         now += pause if pause_seconds_max is None else min(pause, pause_seconds_max)
+        latest += pause
         dues.append(now)
-        previous = at if previous is None else max(previous, at or previous)
     return dues
 
 
@@ -121,7 +138,7 @@ def _time(ts: Any, number: int) -> float | None:
 
 
 class _Writer:
-    """Turns rows into steps, and remembers the calls and tasks that later ones relate to."""
+    """Turns rows into drafts, and remembers the calls and tasks that later ones relate to."""
 
     def __init__(self, seed: str, run: str, context_field: str) -> None:
         self._seed = seed
@@ -130,26 +147,22 @@ class _Writer:
         self._calls: dict[tuple[str, str], str] = {}
         self._items: dict[tuple[str, str], str] = {}
 
-    def step(self, place: int, row: dict[str, Any], due_seconds: float) -> Step:
+    def draft(self, place: int, row: dict[str, Any]) -> Draft:
         unit_id = str(uuid5(_NAMESPACE, f"{self._seed}/{place}"))
         hint = str(row.get("type_hint") or "message").upper()
         payload, cut = _cut(row["text"], PAYLOAD_BYTES_MAX)
-        meta = _meta(row, extra={"cut_from_bytes": str(len(row["text"].encode()))} if cut else {})
-        path = row.get("path")
-        agent_id = _name(row["agent"])
-        draft = Draft(
+        return Draft(
             context_id=_name(f"{self._run}/{row.get(self._context_field) or row.get('trace') or 'steps'}"),
             payload=payload,
             type=hint if hint in UnitType.__members__ else UnitType.UNKNOWN,
             kind=_kind(row),
-            meta=meta,
-            resources=[_cut(_plain(path), RESOURCE_BYTES_MAX)[0]] if path and hint == "FILE_CHANGE" else None,
+            meta=_meta(row, extra={"cut_from_bytes": str(len(row["text"].encode()))} if cut else {}),
+            resources=_resources(row, hint),
             relationships=self._relationships(row, hint, unit_id) or None,
             id=unit_id,
             idempotency_key=f"replay-{unit_id}",
-            agent_id=agent_id,
+            agent_id=_name(row["agent"]),
         )
-        return Step(place, due_seconds, agent_id, draft)
 
     def _relationships(self, row: dict[str, Any], hint: str, unit_id: str) -> list[Relationship]:
         """To what was recorded before: a result to its call, a task's event to its task, a task to what it needs."""
@@ -178,6 +191,12 @@ def _kind(row: dict[str, Any]) -> str | None:
         if isinstance(value, str) and _KIND.match(value):
             return f"{prefix}.{value}"
     return None
+
+
+def _resources(row: dict[str, Any], hint: str) -> list[str] | None:
+    """What a step touches: the file it changes, the task it is about."""
+    touched = row.get("path") if hint == "FILE_CHANGE" else row.get("item")
+    return [_cut(_plain(str(touched)), RESOURCE_BYTES_MAX)[0]] if touched else None
 
 
 def _meta(row: dict[str, Any], *, extra: dict[str, str]) -> dict[str, str]:

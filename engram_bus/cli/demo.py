@@ -1,0 +1,93 @@
+"""`engram demo`: a bus in a temporary directory, a recorded session played onto it, the live view, the summary."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from subprocess import DEVNULL, PIPE
+from tempfile import TemporaryDirectory
+from typing import Annotated, Final, Literal
+
+import typer
+
+from engram_bus.cli.failures import Failure
+
+# S603 asks whether arguments can be trusted: these processes are ourselves, and no shell is between.
+_RECORDINGS: Final = Path(__file__).parent / "recordings"
+_PAUSE_SECONDS_MAX: Final = 300.0
+"""Of recorded time: nights are slept through, the rhythm of the day stays."""
+_STOP_SECONDS: Final = 10.0
+
+Show = Literal["fleet", "airline"]
+
+
+def demo(
+    recording: Annotated[
+        Show, typer.Argument(help="A fleet of coding agents at their task tracker, or an airline's service desk.")
+    ] = "fleet",
+    seconds: Annotated[float, typer.Option(min=0, help="How long it may take; 0 is flat out.")] = 20.0,
+) -> None:
+    """Watch a bus at work: a real recorded session, played onto a bus of its own that is gone afterwards.
+
+    Starts `engram serve` in a temporary directory, `engram tail` to show what happens, and `engram replay`.
+    """
+    file = _RECORDINGS / f"{recording}.jsonl"
+    with TemporaryDirectory(prefix="engram-demo-") as directory:
+        try:
+            summary = _play(file, directory, seconds)
+        except KeyboardInterrupt:
+            raise Failure("stopped", code=130) from None
+        print(f"\n{summary}")
+        _engram("verify", directory)
+
+
+def _play(file: Path, directory: str, seconds: float) -> str:
+    """The summary, after everything has been shown."""
+    from engram_bus.cli.replay.recording import parse
+
+    steps = parse(file.read_bytes(), run=file.stem, pause_seconds_max=_PAUSE_SECONDS_MAX).steps
+    speed = max(step.due_seconds for step in steps) / seconds if seconds else 0.0
+    with _started("serve", "--port", "0", "--data-dir", directory, "--log-level", "warning", stdout=PIPE) as bus:
+        assert bus.stdout is not None, "it is a pipe"
+        url = bus.stdout.readline().rpartition(" ")[2].strip()
+        if not url:
+            raise Failure("the bus did not start")
+        print(f"A bus at {url} in {directory}. Onto it goes {file.stem}.jsonl. Ctrl-C stops everything.\n", flush=True)
+        # What tail says on stderr is how to go on after it, and that is not possible here.
+        show = ("tail", "--after", "0", "--count", f"{len(steps)}", "--url", url)
+        with _started(*show, stderr=DEVNULL) as tail:
+            summary = _replayed(file, url, speed)
+            tail.wait(_STOP_SECONDS)
+            return summary
+
+
+def _replayed(file: Path, url: str, speed: float) -> str:
+    command = ("replay", f"{file}", "--url", url, "--speed", f"{speed}", "--max-pause", f"{_PAUSE_SECONDS_MAX}")
+    played = subprocess.run(_command(*command, "--no-progress"), stdout=PIPE, text=True, check=False)  # noqa: S603
+    if played.returncode:
+        raise Failure(f"the replay failed\n{played.stdout}")
+    return played.stdout
+
+
+@contextmanager
+def _started(*arguments: str, stdout: int | None = None, stderr: int | None = None) -> Iterator[subprocess.Popen[str]]:
+    """Another command of ours beside this one; it is ended by its pid, whatever happens."""
+    process = subprocess.Popen(_command(*arguments), stdout=stdout, stderr=stderr, text=True)  # noqa: S603
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _engram(*arguments: str) -> None:
+    subprocess.run(_command(*arguments), check=True)  # noqa: S603
+
+
+def _command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "engram_bus.cli", *arguments]
