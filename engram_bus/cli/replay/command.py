@@ -132,11 +132,12 @@ def _print(summary: "Summary", *, as_json: bool) -> None:
 
 
 def _rows(summary: "Summary") -> list[tuple[str, str]]:
+    who = f"{_count(summary.agents, 'agent')} in {_count(summary.contexts, 'context')}"
     known = f", {summary.replayed_units:,} were there from before" if summary.replayed_units else ""
     rows = [
         (
             "units",
-            f"{summary.appended_units:,} by {_count(summary.agents, 'agent')} in {_count(summary.contexts, 'context')}{known}",
+            f"{summary.appended_units:,} by {who}{known}",
         ),
         ("speed", f"{summary.units_per_second:,} units/s over {summary.seconds:,.1f} s"),
     ]
