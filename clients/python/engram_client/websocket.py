@@ -24,9 +24,9 @@ class Socket:
     def __init__(self, connection: ClientConnection) -> None:
         self._connection = connection
 
-    async def send(self, message: bytes, *, text: bool = False) -> None:
+    async def send(self, message: bytes) -> None:
         try:
-            await self._connection.send(message, text=text)
+            await self._connection.send(message)
         except ConnectionClosed as exc:
             raise _closed(exc) from exc
 

@@ -70,3 +70,11 @@ async def test_silence_is_a_dead_connection(answering: Any) -> None:
     async with Client(url, agent_id="bob") as bus:
         with pytest.raises(EngramConnectionError, match="ReadTimeout"):
             await anext(bus.subscribe("plan", transport="sse", silence_seconds=0.02, max_retries=0))
+
+
+async def test_a_stream_that_ends_politely_is_a_lost_connection_too(answering: Any) -> None:
+    url, requests = await answering.start(answering.stream(control("subscribed", "e1.0", cursor="e1.0", head=3)))
+    async with Client(url, agent_id="bob") as bus:
+        with pytest.raises(EngramConnectionError, match="the stream ended"):
+            await anext(bus.subscribe("plan", transport="sse", max_retries=2))
+    assert len(requests) == 3

@@ -168,7 +168,7 @@ async def test_giving_up_waiting_loses_nothing(play: Any) -> None:
         assert await take(units, 1) == [1]
 
 
-@pytest.mark.parametrize(("bound", "value"), [("PENDING_UNITS", 8), ("PENDING_BYTES", 500_000)])
+@pytest.mark.parametrize(("bound", "value"), [("PENDING_UNITS", 2), ("PENDING_BYTES", 100_000)])
 async def test_who_does_not_read_is_read_ahead_for_a_bounded_number_of_units_only(
     play: Any, monkeypatch: pytest.MonkeyPatch, bound: str, value: int
 ) -> None:
