@@ -1,5 +1,6 @@
 """Units, records and commands as tests want them: by default plain, by Hypothesis as odd as they may be."""
 
+import json
 from collections.abc import Sequence
 
 from hypothesis import strategies as st
@@ -29,11 +30,24 @@ META = st.dictionaries(NAMES.filter(lambda name: len(name.encode()) <= 128), st.
 RELATIONSHIPS = st.lists(
     st.builds(Relationship, target_id=NAMES, type=st.sampled_from(RelationshipType), meta=META), max_size=3
 )
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, width=32) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+).filter(lambda value: "Infinity" not in json.dumps(value))
+PAYLOADS = st.one_of(
+    st.tuples(st.just(FORMAT_TEXT), st.text(max_size=50).map(str.encode)),
+    st.tuples(st.just(FORMAT_JSON), JSON_VALUES.map(json.dumps).map(str.encode)),
+    st.tuples(st.just(FORMAT_BYTES), st.binary(max_size=200)),
+    st.tuples(st.sampled_from([FORMAT_TEXT, FORMAT_JSON, FORMAT_BYTES]), st.integers(0, 9).map(bytes)),
+)
+"""Of a content type what it says, or redacted."""
 
 
 @st.composite
 def units(draw: st.DrawFn, *, seq: int = 1) -> WorkUnit:
     """Any unit there can be, at a seq."""
+    content_type, payload = draw(PAYLOADS)
     return WorkUnit(
         seq=seq,
         id=draw(st.uuids()).__str__(),
@@ -42,13 +56,13 @@ def units(draw: st.DrawFn, *, seq: int = 1) -> WorkUnit:
         agent_id=draw(NAMES),
         type=draw(st.sampled_from(UnitType)),
         ts=ts_text(draw(st.integers(0, 4_000_000_000_000_000))),
-        content_type=draw(st.sampled_from([FORMAT_TEXT, FORMAT_JSON, FORMAT_BYTES])),
+        content_type=content_type,
         kind=draw(st.none() | st.sampled_from(["build.failed", "note"])),
         meta=draw(META),
         resources=draw(st.lists(NAMES, max_size=3)),
         relationships=draw(RELATIONSHIPS),
         traceparent=draw(st.none() | st.just("00-" + "a" * 32 + "-" + "b" * 16 + "-01")),
-        payload=draw(st.binary(max_size=200)),
+        payload=payload,
     )
 
 
