@@ -60,9 +60,9 @@ _STATE_DIGEST_BYTES = 16
 _FOLD_UNITS = 2_000
 _WALK_UNITS = 500
 _WALK_BYTES = 8 * MIB
-_LOCK_FILE_BYTES = 1 * MIB
-"""What making a lock file takes, generously."""
 _READERS_MAX = 126
+_LOCK_FILE_BYTES = 64 * (_READERS_MAX + 2)
+"""As LMDB makes it: a header, and a cache line for each reader."""
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
@@ -387,11 +387,11 @@ class LmdbLog:
         size_bytes = file.stat().st_size if file.exists() else 0
         if self._identity.established and size_bytes == 0:
             raise DataDirectoryError(f"{file} is missing or empty, but this log was written before: restore it")
-        if self._writable:
-            _refuse_no_room(self._path / "log")
         try:
+            if self._writable:
+                _allocate_lock_file(self._path / "log")
             env = _open(self._path / "log", self._size_bytes_max, writable=self._writable, sync=True, tables=0)
-        except lmdb.Error as exc:
+        except (lmdb.Error, OSError) as exc:
             raise DataDirectoryError(f"{file} cannot be opened: {exc}") from exc
         try:
             _refuse_short(env, file)
@@ -474,7 +474,7 @@ class LmdbLog:
     def _open_index_to_write(self, path: Path) -> tuple[lmdb.Environment, dict[Table, lmdb._Database]]:
         # Before anything is written: whoever finds the index from now on must not take it for a clean one.
         mark_index(path, clean=False)
-        _refuse_no_room(path)
+        _allocate_lock_file(path)
         env = _open(path, self._size_bytes_max, writable=True, sync=False, tables=len(Table))
         try:
             if (short := _short_by(env, path / "data.mdb")) > 0:
@@ -747,10 +747,14 @@ def _empty(path: Path) -> None:
     path.mkdir()
 
 
-def _refuse_no_room(path: Path) -> None:
-    """A lock file is written through its map: where the disk has no room for it, that ends the process (SIGBUS)."""
-    if not (path / "lock.mdb").exists() and _free_bytes(path) < _LOCK_FILE_BYTES:
-        raise DataDirectoryError(f"{path} cannot be made: the disk is full")
+def _allocate_lock_file(path: Path) -> None:
+    """Make the lock file with room for all readers there may be: LMDB writes it through a map, and where the disk is
+    full by then, that ends the process (SIGBUS).
+
+    Only before LMDB opens it: whoever closes a file gives up all its process's locks on it, LMDB's too.
+    """
+    with (path / "lock.mdb").open("ab") as file:
+        os.posix_fallocate(file.fileno(), 0, _LOCK_FILE_BYTES)
 
 
 def _refuse_foreign(header: bytes, expected: LogHeader, path: Path) -> None:
