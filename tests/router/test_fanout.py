@@ -15,6 +15,7 @@ from engram_bus.log.memory import MemoryLog
 from engram_bus.router.fanout import Fanout, Feed
 from engram_bus.router.filters import Filter, make_filter, predicate
 from engram_bus.router.subscription import State
+from tests.damaged import DamagedLog, FailingLog
 from tests.router.sinks import Frame, PlainFraming, PlainSink
 from tests.values import sealed, unit
 
@@ -339,32 +340,6 @@ class CountingLog(MemoryLog):
     def read(self, after: int, *, units_max: int, bytes_max: int) -> list[Entry]:
         self.reads += 1
         return super().read(after, units_max=units_max, bytes_max=bytes_max)
-
-
-class DamagedLog(MemoryLog):
-    """Cannot read some records, as the contract says: pages end before them, or raise when they come first."""
-
-    def __init__(self, *damaged: int) -> None:
-        super().__init__()
-        self.damaged = damaged
-
-    def _entries(self, seqs: Sequence[int], bytes_max: int) -> list[Entry]:
-        whole = list(seqs)
-        for place, seq in enumerate(whole):
-            if seq in self.damaged:
-                if place == 0:
-                    raise LogDamaged(f"record {seq} checksum does not match", seq=seq)
-                return super()._entries(whole[:place], bytes_max)
-        return super()._entries(whole, bytes_max)
-
-
-class FailingLog(MemoryLog):
-    def __init__(self, error: Exception) -> None:
-        super().__init__()
-        self.error = error
-
-    def _entries(self, seqs: Sequence[int], bytes_max: int) -> list[Entry]:
-        raise self.error
 
 
 @pytest.mark.parametrize("wanted", [PLAN, ALL], ids=["by its index", "by the whole log"])
