@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -15,23 +15,28 @@ import uvloop
 from engram_bus.api.edge import USUAL, Bounds
 from engram_bus.embedded import Bus
 from engram_bus.limits import HEARTBEAT_SECONDS, SOCKET_STALL_SECONDS
+from engram_bus.log.contract import Log
+from engram_bus.log.memory import MemoryLog
 from engram_bus.serve import edge_of, url_of
 
 T = TypeVar("T")
 
 
 class LiveBus:
-    """Started by `with`; `path` is its data directory (None: a log in memory). It can be stopped and started again."""
+    """Started by `with`, over a data directory, or a log, or nothing (a new log in memory). It can be stopped and
+    started again, and is then where it was."""
 
     def __init__(
         self,
         path: Path | None = None,
         *,
+        log: Log | None = None,
         bounds: Bounds = USUAL,
         heartbeat_seconds: float = HEARTBEAT_SECONDS,
         stall_seconds: float = SOCKET_STALL_SECONDS,
     ) -> None:
         self._path = path
+        self._log = MemoryLog() if log is None else log
         self._bounds = bounds
         self._heartbeat_seconds = heartbeat_seconds
         self._stall_seconds = stall_seconds
@@ -111,11 +116,22 @@ class LiveBus:
         listener = socket.create_server(("127.0.0.1", self._port), reuse_port=False)
         self._port = listener.getsockname()[1]
         self.url = url_of(listener)
-        async with Bus.open(
-            self._path, heartbeat_seconds=self._heartbeat_seconds, stall_seconds=self._stall_seconds
-        ) as bus:
+        async with self._open() as bus:
             self.bus = bus
             server = edge_of(bus, started=started.set, bounds=self._bounds)
             self._end = lambda: setattr(server, "should_exit", True)
             with contextlib.closing(listener):
                 await server.serve(sockets=[listener])
+
+    @contextlib.asynccontextmanager
+    async def _open(self) -> AsyncIterator[Bus]:
+        heartbeat_seconds, stall_seconds = self._heartbeat_seconds, self._stall_seconds
+        if self._path is not None:
+            async with Bus.open(self._path, heartbeat_seconds=heartbeat_seconds, stall_seconds=stall_seconds) as bus:
+                yield bus
+            return
+        bus = Bus(self._log, heartbeat_seconds=heartbeat_seconds, stall_seconds=stall_seconds)
+        try:
+            yield bus
+        finally:
+            await bus.stop("the test is over")

@@ -127,7 +127,7 @@ def cursor_seq(cursor: str, *, epochs: Sequence[Epoch], head: int) -> int:
     if dot:
         _check_epoch(name, seq, epochs)
     if seq > head:
-        raise CursorAhead(f"the cursor is at {seq}, the log at {head}", field="after", cursor_seq=seq, head=head)
+        raise CursorAhead(f"the cursor is at {seq}, the log at {head}", field="after", head=head)
     return seq
 
 

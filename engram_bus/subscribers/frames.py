@@ -7,6 +7,7 @@ import msgspec
 
 from engram_bus.codec import Entry, encode_json, encode_msgpack
 from engram_bus.errors import EngramError
+from engram_bus.limits import SSE_RETRY_MS
 
 TEXT = 0x81
 BINARY = 0x82
@@ -109,25 +110,27 @@ class MsgpackFraming(msgspec.Struct, frozen=True):
 class SseFraming(msgspec.Struct, frozen=True):
     """Server-sent events as chunks: units are plain messages, everything else is named; each carries its cursor."""
 
-    def event(self, event: str, id_: str, /, **fields: Any) -> bytes:
-        """A named event as a chunk."""
-        return chunk(f"event: {event}\nid: {id_}\ndata: ".encode(), encode_json(fields), b"\n\n")
-
     def subscribed(self, cursor: str, head: int) -> bytes:
-        return self.event("subscribed", cursor, cursor=cursor, head=head)
+        return self._event("subscribed", {"cursor": cursor, "head": head}, retry_ms=SSE_RETRY_MS)
 
     def units(self, entries: Sequence[Entry], epoch: str, seq: int) -> bytes:
         prefix = f"id: {epoch}.".encode()
         return chunk(*[b"%b%d\ndata: %b\n\n" % (prefix, entry.seq, entry.json) for entry in entries])
 
     def heartbeat(self, cursor: str, head: int) -> bytes:
-        return self.event("heartbeat", cursor, cursor=cursor, head=head)
+        return self._event("heartbeat", {"cursor": cursor, "head": head})
 
     def gap(self, first: int, last: int, reason: str, cursor: str) -> bytes:
-        return self.event("gap", cursor, **{"from": first, "to": last, "reason": reason})
+        return self._event("gap", {"from": first, "to": last, "reason": reason, "cursor": cursor})
 
     def goaway(self, reason: str, retry_after_ms: int, cursor: str) -> bytes:
-        return self.event("goaway", cursor, reason=reason, retry_after_ms=retry_after_ms, cursor=cursor)
+        data = {"reason": reason, "retry_after_ms": retry_after_ms, "cursor": cursor}
+        return self._event("goaway", data, retry_ms=retry_after_ms)
+
+    def _event(self, event: str, data: dict[str, Any], *, retry_ms: int | None = None) -> bytes:
+        # When to come back goes with an event: some parsers make an event, with no data, of a lone `retry`.
+        retry = "" if retry_ms is None else f"retry: {retry_ms}\n"
+        return chunk(f"{retry}event: {event}\nid: {data['cursor']}\ndata: ".encode(), encode_json(data), b"\n\n")
 
 
 def error_fields(error: EngramError) -> dict[str, Any]:

@@ -92,7 +92,7 @@ class Appended(_Answer, frozen=True, kw_only=True, tag="appended", forbid_unknow
     replayed: bool | UnsetType = UNSET
 
 
-class Refused(_Answer, frozen=True, kw_only=True, tag="error"):
+class Refused(_Answer, frozen=True, kw_only=True, tag="error", forbid_unknown_fields=False):
     """The operation was refused, or (without `id`, before the socket closes) the subscription of the URL.
 
     Further members tell what to act on: `current_version`, `head`, `epoch`.

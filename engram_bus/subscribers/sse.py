@@ -6,7 +6,7 @@ from engram_bus.embedded import Bus
 from engram_bus.errors import EngramError, SlowConsumer
 from engram_bus.limits import SOCKET_STALL_SECONDS, SSE_RETRY_MS
 from engram_bus.router.fanout import Feed
-from engram_bus.subscribers.frames import SseFraming, chunk
+from engram_bus.subscribers.frames import SseFraming
 from engram_bus.subscribers.requests import SubscribeRequest
 from engram_bus.subscribers.sockets import Socket
 
@@ -27,7 +27,6 @@ class Stream:
         self._socket = socket
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         socket.listen(self)
-        socket.write_raw(chunk(f"retry: {SSE_RETRY_MS}\n\n".encode()))
         self._feed: Feed = bus.feed(request.wanted, _FRAMING, self, after)
 
     def close(self) -> None:
