@@ -116,6 +116,14 @@ async def test_a_slow_reader_gets_everything_however_long_it_takes() -> None:
         assert await take(subscription, 3 * CATCH_UP_UNITS) == list(range(1, 3 * CATCH_UP_UNITS + 1))
 
 
+async def test_reading_makes_room_for_more_without_waiting_for_a_pulse() -> None:
+    async with Bus.open(None) as bus, bus.subscribe("plan", after=0) as subscription:
+        bus._next_pulse.cancel()
+        await fill(bus, *["plan"] * (3 * CATCH_UP_UNITS))
+        async with asyncio.timeout(10):
+            await take(subscription, 3 * CATCH_UP_UNITS)
+
+
 @pytest.mark.parametrize("payload_bytes", [10, FRAME_BYTES_MAX // 3, PAYLOAD_BYTES_MAX])
 async def test_what_waits_for_a_slow_reader_is_bounded_in_units_and_bytes(payload_bytes: int) -> None:
     async with Bus.open(None) as bus, bus.subscribe("plan", after=0) as subscription:
