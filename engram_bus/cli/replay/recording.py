@@ -170,7 +170,7 @@ class _Writer:
         found: list[Relationship] = []
         if call := row.get("tool_use_id"):
             if hint not in ("TOOL_RESULT", "ERROR"):
-                self._calls.setdefault((trace, call), unit_id)
+                self._calls[trace, call] = unit_id
             elif target := self._calls.get((trace, call)):
                 found.append(Relationship(target, RelationshipType.RESPONDS_TO))
         if item := row.get("item"):

@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from engram_client import Client, EngramError, Gap, Subscription
+from engram_client.values import Cursor
 
 PATIENCE_SECONDS: Final = 15.0
 """Longer than a bus takes to start again: what has not come by then is lost."""
@@ -78,10 +79,10 @@ async def watching(url: str, *, after: str, prefix: str) -> AsyncIterator[Watche
 class _Eyes:
     """What the subscription has brought so far."""
 
-    def __init__(self, prefix: str) -> None:
+    def __init__(self, prefix: str, after: str) -> None:
         self.seen: list[Seen] = []
         self.gaps = 0
-        self.last_seq = 0
+        self.last_seq = Cursor.parse(after).seq
         self._prefix = prefix
 
     async def read(self, subscription: Subscription) -> None:
@@ -108,7 +109,7 @@ class _Eyes:
 
 
 async def _watch(url: str, after: str, prefix: str) -> Watched:
-    eyes = _Eyes(prefix)
+    eyes = _Eyes(prefix, after)
     async with Client(url, agent_id="engram-replay-watcher") as bus, bus.subscribe(after=after) as subscription:
         print("ready", flush=True)
         reading = asyncio.create_task(eyes.read(subscription))

@@ -1,0 +1,135 @@
+"""The command line as a whole, and `status` and `post`: what they print, and what they say when it cannot be."""
+
+import json
+import socket
+import subprocess
+import sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
+
+import pytest
+
+from tests.process import BusProcess, engram, environment
+
+COMMANDS = ("serve", "status", "post", "tail", "replay", "verify", "demo")
+
+
+def test_help_names_every_command_and_every_command_has_help() -> None:
+    told = engram("--help").stdout
+    for command in COMMANDS:
+        assert f"│ {command} " in told
+        assert f"Usage: engram {command}" in engram(command, "-h").stdout
+
+
+def test_help_answers_at_once_because_nothing_heavy_is_loaded() -> None:
+    code = "import sys, engram_bus.cli; print(*{'httpx', 'websockets', 'uvicorn', 'starlette'} & set(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=True)
+    assert loaded.stdout.split() == []
+
+
+def test_a_word_it_does_not_know_is_told_with_exit_code_2() -> None:
+    for arguments in (["sevre"], ["status", "--jsno"], ["post"]):
+        assert engram(*arguments).returncode == 2
+    assert engram("--version").stdout.startswith("engram-bus ")
+
+
+def test_status_for_people_and_for_programs(served: BusProcess) -> None:
+    shown = engram("status", ENGRAM_URL=served.url).stdout
+    for name in ("head", "epoch", "durability", "fsync", "subscribers", "disk", "waiting"):
+        assert name in shown
+    status = json.loads(engram("status", "--json", "--url", served.url).stdout)
+    assert {"epoch", "head", "cursor", "durability", "subscribers", "disk", "lag_units"} <= status.keys()
+
+
+def test_a_post_is_there_when_it_returns(served: BusProcess, context: str) -> None:
+    posted = engram("post", context, "hällo", "--agent", "ann", "--url", served.url)
+    assert posted.stdout.startswith("seq ")
+    assert f"version 1 of {context}" in posted.stdout
+
+
+def test_a_post_with_everything(served: BusProcess, context: str) -> None:
+    variables = {"ENGRAM_URL": served.url, "ENGRAM_AGENT": "bob"}
+    first = json.loads(
+        engram("post", context, "--type", "tool-call", "--kind", "build.run", "--json", **variables).stdout
+    )
+    answer = ["--reply-to", first["id"], "--meta", "a=1", "--meta", "b==", "--resource", "src/a.py", "--resource", "b"]
+    unit = json.loads(
+        engram("post", context, "-", "--json-payload", "--json", *answer, said='{"n": [1, "ü"]}', **variables).stdout
+    )
+    assert (first["type"], first["kind"], first["agent_id"]) == ("TOOL_CALL", "build.run", "bob")
+    assert unit["relationships"] == [{"target_id": first["id"], "type": "RESPONDS_TO"}]
+    assert (unit["meta"], unit["resources"]) == ({"a": "1", "b": "="}, ["src/a.py", "b"])
+    assert (unit["payload"], unit["content_type"]) == ({"n": [1, "ü"]}, "application/json")
+
+
+def test_bytes_from_stdin_stay_bytes(served: BusProcess, context: str) -> None:
+    unit = json.loads(engram("post", context, "-", "--json", "--url", served.url, said=b"\xff\x00").stdout)
+    assert (unit["content_type"], unit["payload_base64"]) == ("application/octet-stream", "/wA=")
+
+
+def test_the_same_key_gives_the_same_unit_and_a_version_that_moved_is_refused(served: BusProcess, context: str) -> None:
+    post = ["post", context, "once", "--agent", "ann", "--url", served.url]
+    same = {engram(*post, "--idempotency-key", context).stdout for _ in range(2)}
+    assert len(same) == 1
+    moved = engram(*post, "--expected-version", "0")
+    assert (moved.returncode, moved.stdout) == (1, "")
+    assert "VERSION_MOVED" in moved.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["--type", "poem"], 1, "type 'POEM' is unknown; one of UNKNOWN, MESSAGE"),
+        (["--kind", "Loud"], 1, "not dotted lower case (like build.failed) (field kind)"),
+        (["--meta", "novalue"], 2, "--meta 'novalue' is not KEY=VALUE"),
+        (["--json-payload"], 2, "is not JSON"),
+    ],
+)
+def test_a_post_that_cannot_be_names_what_is_wrong(
+    served: BusProcess, context: str, arguments: list[str], code: int, told: str
+) -> None:
+    refused = engram("post", context, "x", *arguments, "--url", served.url)
+    assert (refused.returncode, refused.stdout) == (code, "")
+    assert told in refused.stderr
+    assert refused.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [["status"], ["post", "plan", "x"], ["tail"], ["replay", __file__]])
+def test_without_a_bus_it_says_so_and_what_to_do(command: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:
+    if command[0] == "replay":
+        file = tmp_path_factory.mktemp("one") / "one.jsonl"
+        file.write_text('{"agent": "ann", "text": "hi"}\n')
+        command = ["replay", str(file)]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    failed = engram(*command, "--url", f"http://127.0.0.1:{port}")
+    assert (failed.returncode, failed.stdout) == (1, "")
+    assert f"no bus answers at http://127.0.0.1:{port}" in failed.stderr
+    assert "engram serve" in failed.stderr
+    assert failed.stderr.count("\n") == 1
+
+
+def test_what_is_not_an_url_and_what_is_not_a_bus_is_told() -> None:
+    assert "not an http or https URL. Is --url bus right?" in engram("status", "--url", "bus").stderr
+
+    class Other(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(int(self.path.split("/")[1]))
+            self.end_headers()
+            self.wfile.write(b"<html>\n<p>something else\n")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Other) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            for status in (200, 404, 500):
+                failed = engram("status", "--url", f"http://127.0.0.1:{server.server_port}/{status}")
+                assert failed.returncode == 1
+                assert "--url" in failed.stderr
+                assert failed.stderr.count("\n") == 1
+        finally:
+            server.shutdown()
+            thread.join()

@@ -1,0 +1,85 @@
+"""`engram serve`: it says where it is, stops when told, and says in one line why it cannot start."""
+
+import signal
+import socket
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from engram_bus.settings import Settings
+from tests.process import BusProcess, engram, running
+
+
+def test_it_says_where_it_is_and_closes_its_log_when_it_is_told_to_stop(tmp_path: Path) -> None:
+    for how in (signal.SIGTERM, signal.SIGINT):
+        with running("serve", "--port", "0", "--data-dir", str(tmp_path / "data")) as bus:
+            assert bus.stdout is not None
+            assert bus.stdout.readline().startswith("The bus is at http://127.0.0.1:")
+            bus.send_signal(how)
+            _, told = bus.communicate(timeout=20)
+            assert "the bus has stopped at head 0" in told
+            assert bus.returncode == 0
+
+
+def test_every_setting_is_a_flag() -> None:
+    told = engram("serve", "--help").stdout
+    for field in msgspec.structs.fields(Settings):
+        assert f"--{field.name.replace('_', '-')} " in told
+        if not isinstance(field.default, bool):
+            default = f"{field.default:g}" if isinstance(field.default, float) else str(field.default)
+            assert f"({default})" in told
+
+
+def test_every_setting_can_be_a_variable_or_stand_in_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "engram.yaml"
+    file.write_text(f"port: 0\ndata_dir: {tmp_path / 'unused'}\nheartbeat_seconds: 7\n")
+    variables = {"ENGRAM_DATA_DIR": str(tmp_path / "data"), "ENGRAM_CONFIG": str(file), "ENGRAM_LOG_LEVEL": "error"}
+    with running("serve", "--stall-seconds", "9", **variables) as bus:
+        assert bus.stdout is not None
+        assert "http://" in bus.stdout.readline()
+        bus.terminate()
+        assert bus.communicate(timeout=20)[1] == ""
+    assert (tmp_path / "data").exists()
+    assert not (tmp_path / "unused").exists()
+
+
+def test_a_second_bus_on_the_same_directory_or_port_is_refused(served: BusProcess, tmp_path: Path) -> None:
+    second = engram("serve", "--port", "0", "--data-dir", str(served.data_dir))
+    assert second.returncode == 2
+    assert "is in use by process" in second.stderr
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        second = engram("serve", "--port", port, "--data-dir", str(tmp_path))
+    assert second.returncode == 2
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in second.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "told"),
+    [
+        (["--host", "0.0.0.0"], {}, "--allow-unauthenticated"),
+        (["--port", "70000"], {}, "port 70000 is not 0 to 65535"),
+        ([], {"ENGRAM_PORT": "many"}, "port: Expected `int`, got `str`"),
+        (["--log-level", "loud"], {}, "'loud' is not one of debug, info, warning, error"),
+        (["--stall-seconds", "0"], {}, "stall_seconds 0.0 is not 1 to 3600"),
+        (["--log-size-gib", "0"], {}, "log_size_gib 0 is not 1 to 65536"),
+        (["--config", "missing.yaml"], {}, "missing.yaml cannot be read: [Errno 2]"),
+        (["--data-dir", "/proc/engram"], {}, "/proc/engram"),
+    ],
+)
+def test_what_it_cannot_do_is_one_line(arguments: list[str], variables: dict[str, str], told: str) -> None:
+    refused = engram("serve", *arguments, **variables)
+    assert refused.returncode == 2
+    assert refused.stdout == ""
+    assert told in refused.stderr
+    assert refused.stderr.count("\n") == 1
+
+
+def test_a_file_that_sets_what_is_not_known_is_refused_with_what_is(tmp_path: Path) -> None:
+    for text, told in [("prot: 1", "sets prot, which is not known; known: host, port"), ("[", "is not YAML")]:
+        file = tmp_path / "engram.yaml"
+        file.write_text(text)
+        refused = engram("serve", "--config", str(file))
+        assert refused.returncode == 2
+        assert told in refused.stderr
