@@ -57,6 +57,11 @@ demo: setup ## a bus in a temporary directory, a recorded session played onto it
 test: setup ## the quick suite (ARGS='-k name' narrows it)
 	$(BIN)/pytest $(ARGS)
 
+.PHONY: coverage
+coverage: setup ## the quick suite, and which lines and branches it did not reach
+	$(BIN)/coverage run -m pytest $(ARGS)
+	$(BIN)/coverage report
+
 .PHONY: lint
 lint: setup ## ruff, the import contracts, hadolint
 	$(BIN)/ruff check .
