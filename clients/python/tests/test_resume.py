@@ -111,6 +111,14 @@ def test_the_cursor_moves_when_a_unit_is_taken_not_when_it_comes() -> None:
     assert (resume.cursor, len(resume)) == ("e1.1", 1)
 
 
+def test_what_comes_again_or_late_is_left_out_and_counted() -> None:
+    resume = Resume("e1.0")
+    resume.receive(units(1, 3))
+    assert resume.repeats == 0
+    resume.receive(units(2, 3, 4))
+    assert (taken(resume), resume.repeats) == ([1, 3, 4], 2)
+
+
 def test_what_is_pending_is_counted_in_units_and_bytes() -> None:
     resume = Resume("e1.0")
     resume.receive(Units([msgspec.structs.replace(unit(1), payload=b"abc"), unit(2)], Cursor("e1", 2)))
