@@ -64,6 +64,9 @@ _READERS_MAX = 126
 _LOCK_FILE_BYTES = 64 * (_READERS_MAX + 2)
 """As LMDB makes it: a header, and a cache line for each reader."""
 
+_SHORT_WRITE_BYTES = 1 * MIB
+"""Where less is free, a write may end at the end of the disk."""
+
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 
@@ -193,7 +196,9 @@ class LmdbLog:
 
     def _refuse(self, exc: lmdb.Error) -> NoReturn:
         """Say what kind of failure this is. After anything but a full or read-only disk the page cache may lie."""
-        if exc.code in _FULL or isinstance(exc, lmdb.MapFullError):
+        # A write that came out short is EIO to LMDB; the reason is what the disk has left.
+        is_short = exc.code == errno.EIO and _free_bytes(self._path) < _SHORT_WRITE_BYTES
+        if exc.code in _FULL or isinstance(exc, lmdb.MapFullError) or is_short:
             raise StorageFull(f"no room for the log in {self._path}: {exc}") from exc
         if exc.code in _READ_ONLY:
             raise StorageReadOnly(f"{self._path} refuses writes: {exc}") from exc

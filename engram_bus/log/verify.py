@@ -15,7 +15,7 @@ import msgspec
 
 from engram_bus.errors import DataDirectoryError
 from engram_bus.log.contract import Epoch, Snapshot
-from engram_bus.log.directory import header_of, index_is_trusted, read_tenant
+from engram_bus.log.directory import TenantIdentity, header_of, index_is_trusted, read_tenant
 from engram_bus.log.index import RECORD_TABLES, Table, entry_seq, puts
 from engram_bus.log.lmdb import IndexReader, LogReader
 from engram_bus.log.record import GENESIS, Record, RecordError, chain_follows, parse
@@ -76,24 +76,22 @@ Tell = Callable[[str, int], None]
 def walk(path: Path, tenant: str, folds: Sequence[Fold], tell: Tell) -> LogReport:
     """The state of the log in `path`. `folds` are fresh decisions, whose snapshots are compared."""
     found = _Walk(path, tenant, tell)
+    has_log = (path / "log" / "data.mdb").exists()
+    if not has_log and not (path / "identity").exists():
+        return found.report()  # A crash before anything was written.
     try:
         identity = read_tenant(path, tenant)
     except DataDirectoryError as exc:
         found.damage.append(Damage(f"tenants/{tenant}/identity", str(exc)))
         return found.report()
     found.epochs = tuple(identity.epochs)
-    if not identity.established and not (path / "log" / "data.mdb").exists():
-        return found.report()
-    found.open_log()
-    if found.log is None:
-        return found.report()
-    try:
-        if not found.is_log_of(header_of(identity)):
-            return found.report()
-        found.open_index()
-        found.walk(folds)
-    finally:
-        found.close()
+    if has_log or identity.established:
+        try:
+            if found.open_log(identity):
+                found.open_index()
+                found.walk(folds)
+        finally:
+            found.close()
     return found.report()
 
 
@@ -150,25 +148,24 @@ class _Walk:
 
     # --- Opening -----------------------------------------------------------------------------------------------------
 
-    def open_log(self) -> None:
+    def open_log(self, identity: TenantIdentity) -> bool:
+        """Whether there is a log to walk, and it is the one of this identity."""
         self.tell(self._file("log"), 0)
         try:
             self.log = LogReader(self.path / "log")
+            header = self.log.header()
+            begun = header is None and not identity.established and self.log.head() == 0
         except DataDirectoryError as exc:
             self._log_damage(exc)
-
-    def is_log_of(self, expected: object) -> bool:
-        assert self.log is not None
-        try:
-            header = self.log.header()
+            return False
         except RecordError as exc:
             self._log_damage(f"the header {exc}")
             return False
-        if header is None:
+        if header is None and not begun:
             self._log_damage("the header is missing")
-        elif header != expected:
+        elif header not in (None, header_of(identity)):
             self._log_damage("this is another log than the identity beside it says")
-        return header == expected
+        return header == header_of(identity)
 
     def open_index(self) -> None:
         path = self.path / "index"

@@ -22,7 +22,7 @@ from engram_bus.log.record import Private, Record, parse, redact, seal
 from engram_bus.log.verify import Damage, LogReport, walk
 from engram_bus.units import WorkUnit
 from engram_bus.verify import Reading, VerifyReport, verify
-from tests.disk import image, opened, tampering, tenant
+from tests.disk import image, opened, stored, tampering, tenant
 from tests.values import SALT, sealed, unit, unit_id
 
 CONTEXTS = Contexts.name
@@ -60,8 +60,8 @@ def first_damage(path: Path) -> Damage:
 def change(path: Path, seq: int, **changes: object) -> None:
     """Write a record again with a changed unit, a right checksum and a right chain up to it."""
     with tampering(path, "log") as txn:
-        previous = parse(txn.get(seq_key(seq - 1)), seq - 1)
-        old = parse(txn.get(seq_key(seq)), seq)
+        previous = parse(stored(txn, seq_key(seq - 1)), seq - 1)
+        old = parse(stored(txn, seq_key(seq)), seq)
         group = {"group_units": changes.pop("group_units", old.group_units)}
         group["group_index"] = changes.pop("group_index", old.group_index)
         new = reseal(msgspec.structs.replace(old.unit, **changes), previous, old, **group)  # type: ignore[arg-type]
@@ -69,7 +69,7 @@ def change(path: Path, seq: int, **changes: object) -> None:
 
 
 def reseal(one: WorkUnit, previous: Record, old: Record, **group: int) -> Record:
-    return seal(one, previous=previous.chain, salt=SALT, private=old.private, **group)  # type: ignore[arg-type]
+    return seal(one, previous=previous.chain, salt=SALT, private=old.private, **group)
 
 
 # --- What is whole ---------------------------------------------------------------------------------------------------
@@ -96,11 +96,24 @@ def test_an_empty_log_and_one_never_written_are_whole(tmp_path: Path) -> None:
     identity = json.loads((tenant(tmp_path / "empty") / "identity").read_text())
     (tenant(tmp_path / "new") / "identity").write_text(json.dumps(identity | {"established": False}))
     assert looked_at(tmp_path / "new").damage == ()
+    (tenant(tmp_path / "new") / "identity").unlink()
+    assert looked_at(tmp_path / "new").damage == ()
+
+
+def test_a_log_that_was_only_begun_is_whole(tmp_path: Path) -> None:
+    with opened(tmp_path):
+        pass
+    identity = tenant(tmp_path) / "identity"
+    identity.write_text(identity.read_text().replace('"established":true', '"established":false'))
+    assert looked_at(tmp_path).damage == ()
+    with tampering(tmp_path, "log") as txn:
+        txn.delete(seq_key(0))
+    assert looked_at(tmp_path).damage == ()
 
 
 def test_a_redacted_record_is_whole(path: Path) -> None:
     with tampering(path, "log") as txn:
-        txn.put(seq_key(5), redact(parse(txn.get(seq_key(5)), 5)))
+        txn.put(seq_key(5), redact(parse(stored(txn, seq_key(5)), 5)))
     assert looked_at(path).damage == ()
 
 
@@ -180,7 +193,7 @@ def test_what_is_no_data_directory_is_damage(tmp_path: Path) -> None:
 @pytest.mark.parametrize("part", [0, 1, 60, -1])
 def test_a_flipped_bit_in_a_record_names_its_unit(path: Path, part: int) -> None:
     with tampering(path, "log") as txn:
-        raw = bytearray(txn.get(seq_key(5)))
+        raw = bytearray(stored(txn, seq_key(5)))
         raw[part] ^= 4
         txn.put(seq_key(5), bytes(raw))
     damage = first_damage(path)
@@ -374,7 +387,7 @@ def test_a_snapshot_that_is_not_the_fold_is_named(path: Path) -> None:
 def test_a_damaged_snapshot_is_named(path: Path) -> None:
     with tampering(path, "index", Table.STATE) as txn:
         name = b"snapshot:" + CONTEXTS.encode()
-        txn.put(name, txn.get(name)[:-1])
+        txn.put(name, stored(txn, name)[:-1])
     assert first_damage(path).what == f"the snapshot of {CONTEXTS} does not match its checksum"
 
 
