@@ -11,7 +11,7 @@ import typer
 
 from engram_bus.cli import demo, post, serve, status, tail, verify
 from engram_bus.cli.failures import Failure
-from engram_bus.cli.replay.command import replay
+from engram_bus.cli.replay import command as replay_command
 
 app = typer.Typer(
     name="engram",
@@ -26,7 +26,7 @@ app.command("serve")(serve.serve)
 app.command("status")(status.status)
 app.command("post")(post.post)
 app.command("tail")(tail.tail)
-app.command("replay")(replay)
+app.command("replay")(replay_command.replay)
 app.command("verify")(verify.verify)
 app.command("demo")(demo.demo)
 
