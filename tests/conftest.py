@@ -11,6 +11,10 @@ settings.register_profile("long", deadline=None, max_examples=2_000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--rewrite", action="store_true", help="write what came of a story into its file (tests/stories)")
+
+
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
