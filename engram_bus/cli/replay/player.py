@@ -18,8 +18,8 @@ from engram_client import Client, PendingReceipt, Pipeline, Receipt
 LOOK_AHEAD_UNITS: Final = 1_024
 """Steps that are due and wait for another agent of their context: how far strands may drift apart."""
 WINDOW_UNITS: Final = 32
-"""Sent and unacknowledged, over all agents; what outruns the bus waits here, where it is not taken for a delay. Measured
-on two cores, flat out: 8 gives 2,700 units/s at 2 ms, 32 gives 5,400 at 4 ms, 128 gives 6,400 at 13 ms."""
+"""Sent and unacknowledged, over all agents; what outruns the bus waits here, where it is not taken for a delay.
+Measured on two cores, flat out: 8 gives 2,700 units/s at 2 ms, 32 gives 5,400 at 4 ms, 128 gives 6,400 at 13 ms."""
 
 
 class Played(NamedTuple):
