@@ -179,13 +179,17 @@ class Bus:
         self._stopped = True
         self._next_pulse.cancel()
         try:
-            self.writer.close()
-            self.fanout.goaway(reason)
-            self._release_waiting()
+            self.goaway(reason)
         finally:
             self.log.close()
             if self._directory is not None:
                 self._directory.close()
+
+    def goaway(self, reason: str) -> None:
+        """Commit what waits, then tell who waits for more that nothing comes. What is there can still be read."""
+        self.writer.close()
+        self.fanout.goaway(reason)
+        self._release_waiting()
 
     # --- What it is --------------------------------------------------------------------------------------------------
 

@@ -54,7 +54,6 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for server in self.servers:
             server.close()
-        self._api.bus.writer.close()
         self._api.goaway("shutdown")
         await super().shutdown(sockets)
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import TracebackType
@@ -73,10 +74,12 @@ class LiveBus:
         assert started.wait(10)
         if self._failure is not None:
             raise self._failure
-        self.http = httpx.Client(base_url=self.url, timeout=30)
+        self.http = httpx.Client(base_url=self.url, timeout=30, verify=False)
 
     def stop(self) -> None:
-        """As an operator stops it."""
+        """As an operator stops it; stopping again does nothing."""
+        if not self._thread.is_alive():
+            return
         self.http.close()
         self._loop.call_soon_threadsafe(self._end)
         self._thread.join(20)
@@ -89,6 +92,12 @@ class LiveBus:
             return function(self.bus)
 
         return asyncio.run_coroutine_threadsafe(called(), self._loop).result(10)
+
+    def wait(self, is_so: Callable[[Bus], bool]) -> None:
+        """Until it is so in the bus."""
+        deadline = time.monotonic() + 20
+        while not self.call(is_so):
+            assert time.monotonic() < deadline, "it never was"
 
     def append(self, context_id: str = "plan", payload: object = "hello", **fields: object) -> dict[str, object]:
         """One unit, over HTTP."""
@@ -119,7 +128,10 @@ class LiveBus:
         async with self._open() as bus:
             self.bus = bus
             server = edge_of(bus, started=started.set, bounds=self._bounds)
-            self._end = lambda: setattr(server, "should_exit", True)
+            ended = asyncio.Event()
+            self._end = ended.set
+            # uvicorn's own looks ten times a second whether it should end.
+            server.main_loop = ended.wait  # type: ignore[method-assign, assignment]
             with contextlib.closing(listener):
                 await server.serve(sockets=[listener])
 

@@ -43,8 +43,8 @@ say: reconnect and resume; 4500 to 4999, 1002, 1007 and 1009 say: not like this.
 
 _SSE: Final = f"""\
 Units are plain messages (`onmessage` of a browser's EventSource), their cursor is the event's id; all else is a named \
-event. `retry` comes with `subscribed` ({SSE_RETRY_MS} ms) and `goaway`. A cursor that cannot be resumed is a 409 problem \
-before the stream begins.
+event. `retry` comes with `subscribed` ({SSE_RETRY_MS} ms) and `goaway`. A cursor that cannot be resumed is a 409 \
+problem before the stream begins.
 """
 
 _REPLIES: Final[dict[type[Any], tuple[type[Any], ...]]] = {

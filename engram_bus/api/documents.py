@@ -4,6 +4,7 @@ The page is our own rather than Swagger UI: that shows no endless stream, and th
 that reads OpenAPI 3.1 bring a web framework or ten megabytes along.
 """
 
+from functools import cache
 from importlib.resources import files
 
 from engram_bus.api import asyncapi, openapi
@@ -17,6 +18,7 @@ _DOCS = {
 }
 
 
+@cache
 def pages(version: str) -> dict[str, tuple[str, bytes]]:
     """Static pages by path: content type and bytes."""
     folder = files("engram_bus.api") / "docs"

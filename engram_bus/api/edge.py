@@ -48,6 +48,7 @@ class _Written:
     transport: asyncio.Transport
     _listener: Listener | None = None
     _full = False
+    _abort: asyncio.TimerHandle | None = None
 
     @property
     def has_room(self) -> bool:
@@ -66,7 +67,7 @@ class _Written:
             self.transport.write(frame)
 
     def abort_after(self, seconds: float) -> None:
-        asyncio.get_running_loop().call_later(seconds, self.transport.abort)
+        self._abort = asyncio.get_running_loop().call_later(seconds, self.transport.abort)
 
     def _became_full(self) -> None:
         self._full = True
@@ -79,6 +80,8 @@ class _Written:
             self._listener.drained()
 
     def _was_lost(self) -> None:
+        if self._abort is not None:
+            self._abort.cancel()
         listener, self._listener = self._listener, None
         if listener is not None:
             listener.lost()
@@ -146,6 +149,10 @@ class EdgeHttp(_Written, HttpToolsProtocol):
     def handle_websocket_upgrade(self) -> None:
         self._begin("nothing")
         super().handle_websocket_upgrade()
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        self.abort_after(LEAVE_SECONDS_MAX)
 
     # --- What the parser says ----------------------------------------------------------------------------------------
 
@@ -271,7 +278,7 @@ class EdgeHttp(_Written, HttpToolsProtocol):
         self._disarm()
         self.flow.resume_reading()
         self.transport.write_eof()
-        self._timer = self.loop.call_later(self.bounds.leave_seconds, self.transport.abort)
+        self.abort_after(self.bounds.leave_seconds)
 
     def close(self) -> None:
         """The last answer was given."""
@@ -403,6 +410,7 @@ class EdgeWebSocket(_Written, WebSocketsSansIOProtocol):
         # Who was told to go reads that first: closing now, on bytes it may just send, would reset the connection.
         if not self.close_sent:
             super().shutdown()
+        self.abort_after(LEAVE_SECONDS_MAX)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)

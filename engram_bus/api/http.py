@@ -514,7 +514,7 @@ class HttpApi:
 
     def goaway(self, reason: str) -> None:
         """Tell every stream that the bus stops, and where to resume."""
-        self.bus.fanout.goaway(reason)
+        self.bus.goaway(reason)
         for connection in list(self.sockets):
             connection.goaway(reason)
 

@@ -271,7 +271,7 @@ _WRITE = (
     LogDamaged,
     *_STORAGE,
 )
-_READ = (MinSeqTimeout, LogDamaged)
+_READ = (MinSeqTimeout, LogDamaged, ShuttingDown)
 EVERYWHERE: Final[tuple[type[EngramError], ...]] = (
     InvalidRequest,
     RouteNotFound,
