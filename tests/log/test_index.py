@@ -27,7 +27,7 @@ from engram_bus.log.index import (
 from engram_bus.log.lmdb import LmdbLog
 from engram_bus.log.memory import MemoryLog
 from engram_bus.log.record import Private
-from tests.disk import opened, tampering, tenant
+from tests.disk import opened, stored, tampering, tenant
 from tests.values import sealed, unit, unit_id
 
 ALL = {"after": 0, "before": None, "reverse": False, "units_max": 999, "bytes_max": 10**6}
@@ -214,7 +214,7 @@ def test_a_lost_version_is_damage(tmp_path: Path) -> None:
 def test_a_damaged_snapshot_is_left_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     fill(tmp_path)
     with tampering(tmp_path, "index", Table.STATE) as txn:
-        kept = bytearray(txn.get(b"snapshot:a.1"))
+        kept = bytearray(stored(txn, b"snapshot:a.1"))
         kept[-1] ^= 1
         txn.put(b"snapshot:a.1", bytes(kept))
     with opened(tmp_path) as log, caplog.at_level(logging.WARNING):

@@ -16,7 +16,7 @@ from engram_bus.log import lmdb as log_lmdb
 from engram_bus.log.contract import Sizes, Snapshot
 from engram_bus.log.index import seq_key
 from engram_bus.log.lmdb import LmdbLog
-from tests.disk import opened, tampering, tenant
+from tests.disk import opened, stored, tampering, tenant
 from tests.values import sealed, unit, unit_id
 
 PLENTY = {"units_max": 100, "bytes_max": 1_000_000}
@@ -32,7 +32,7 @@ def path(tmp_path: Path) -> Path:
 
 def flip(path: Path, seq: int, at: int = -1) -> None:
     with tampering(path, "log") as txn:
-        raw = bytearray(txn.get(seq_key(seq)))
+        raw = bytearray(stored(txn, seq_key(seq)))
         raw[at] ^= 1
         txn.put(seq_key(seq), bytes(raw))
 
@@ -133,7 +133,7 @@ def test_a_read_ends_before_a_damaged_record_and_names_it(path: Path) -> None:
 
 def test_a_record_in_the_wrong_place_is_damage(path: Path) -> None:
     with tampering(path, "log") as txn:
-        txn.put(seq_key(4), txn.get(seq_key(5)))
+        txn.put(seq_key(4), stored(txn, seq_key(5)))
     with opened(path) as log, pytest.raises(LogDamaged, match="record 4 holds unit 5 instead"):
         log.read(3, **PLENTY)
 
@@ -165,8 +165,7 @@ def test_a_damaged_record_that_has_to_be_indexed_keeps_the_log_closed(path: Path
 
 def failing(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     """What is written ends as if the disk had answered so; `tests/simulation/test_disk.py` has real disks."""
-    error = lmdb.Error("the disk says no")
-    error.code = code  # type: ignore[attr-defined]
+    error = type("Refusal", (lmdb.Error,), {"code": code})("the disk says no")
 
     def no_key(seq: int) -> bytes:
         raise error
