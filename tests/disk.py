@@ -44,6 +44,13 @@ def tampering(path: Path, part: str, table: Table | None = None) -> Iterator[lmd
         env.close()
 
 
+def stored(txn: lmdb.Transaction, key: bytes) -> bytes:
+    """The value of a key that is there."""
+    value = txn.get(key)
+    assert value is not None, key
+    return bytes(value)
+
+
 def image(path: Path) -> dict[str, bytes]:
     """All files of a data directory but LMDB's lock files, which say only who reads."""
     files = (file for file in path.rglob("*") if file.is_file() and file.name != "lock.mdb")

@@ -40,7 +40,7 @@ def test_a_new_log_is_empty(log: Log) -> None:
     assert log.read(0, **PLENTY) == []
     assert log.read_context("plan", **ALL) == []
     assert log.context_ids("", prefix="", limit=10) == []
-    assert log.seq_of_id(unit_id(1)) is log.seq_of_key("ann", "k") is log.load_snapshot("contexts.1") is None
+    assert [log.seq_of_id(unit_id(1)), log.seq_of_key("ann", "k"), log.load_snapshot("contexts.1")] == [None] * 3
 
 
 def test_what_is_read_is_what_was_appended(log: Log) -> None:
@@ -128,7 +128,8 @@ def test_closing_twice_does_nothing(log: Log) -> None:
 # --- The two do the same ---------------------------------------------------------------------------------------------
 
 SEQS = st.integers(0, 40)
-LIMITS = {"units_max": st.integers(0, 12), "bytes_max": st.sampled_from([0, 300, 2_000, 10**6])}
+UNITS_MAX = st.integers(0, 12)
+BYTES_MAX = st.sampled_from([0, 300, 2_000, 10**6])
 
 
 class BothLogs(RuleBasedStateMachine):
@@ -178,11 +179,18 @@ class BothLogs(RuleBasedStateMachine):
         self.open_disk.close()
         self.reopen_disk()
 
-    @rule(after=SEQS, **LIMITS)
+    @rule(after=SEQS, units_max=UNITS_MAX, bytes_max=BYTES_MAX)
     def read(self, after: int, units_max: int, bytes_max: int) -> None:
         self.same(lambda log: bodies(log.read(after, units_max=units_max, bytes_max=bytes_max)))
 
-    @rule(chosen=st.data(), after=SEQS, before=st.none() | SEQS, reverse=st.booleans(), **LIMITS)
+    @rule(
+        chosen=st.data(),
+        after=SEQS,
+        before=st.none() | SEQS,
+        reverse=st.booleans(),
+        units_max=UNITS_MAX,
+        bytes_max=BYTES_MAX,
+    )
     def read_context(
         self, chosen: st.DataObject, after: int, before: int | None, reverse: bool, units_max: int, bytes_max: int
     ) -> None:
@@ -233,4 +241,4 @@ def bodies(entries: list[Any]) -> list[tuple[int, bytes]]:
 
 
 TestBothLogs = BothLogs.TestCase
-TestBothLogs.settings = settings(max_examples=150, stateful_step_count=25, deadline=None)
+TestBothLogs.settings = settings(max_examples=2 * settings().max_examples, stateful_step_count=25)
