@@ -90,7 +90,7 @@ RING_UNITS_MAX: Final = 8_192
 RING_BYTES_MAX: Final = 16 * MIB
 """Recent units kept encoded, counted as they lie in the log; as values and as JSON they take about three times that.
 Who is further behind reads the log, which the operating system still has in memory."""
-CATCH_UP_UNITS: Final = 512
+CATCH_UP_UNITS: Final = 256
 CATCH_UP_BYTES: Final = 256 * KIB
 """One page of catching up: one turn of the loop, about a millisecond."""
 FRAME_BYTES_MAX: Final = 256 * KIB

@@ -44,7 +44,7 @@ class RelationshipType(StrEnum):
     REPLACES = "REPLACES"
 
 
-class Relationship(msgspec.Struct, frozen=True, omit_defaults=True):
+class Relationship(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """A typed edge from the unit that carries it to `target_id` (which need not be known here)."""
 
     target_id: str
@@ -52,7 +52,7 @@ class Relationship(msgspec.Struct, frozen=True, omit_defaults=True):
     meta: dict[str, str] = {}
 
 
-class WorkUnit(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+class WorkUnit(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, gc=False):
     """One immutable step of one agent in one context.
 
     `seq` is its place in the log, `version` its place in its context, both from 1 without a gap. `ts` is the writer's

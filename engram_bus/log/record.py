@@ -46,6 +46,7 @@ _HEADER = struct.Struct(">BBHIQ32sIIH")
 _COVERED = struct.Struct(">BHHII")
 _CRC = slice(4, 8)
 _REDACTED = 1
+_PRIVATE_AT = {0: _HEADER.size + SALT_BYTES, _REDACTED: _HEADER.size + DIGEST_BYTES}
 
 assert BATCH_UNITS_MAX <= 0xFFFF, "the units of one command fit their two bytes"
 
@@ -104,7 +105,7 @@ class _Header(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def private_at(self) -> int:
-        return _HEADER.size + (DIGEST_BYTES if self.redacted else SALT_BYTES)
+        return _PRIVATE_AT[self.flags]
 
     @property
     def body_at(self) -> int:
@@ -156,6 +157,11 @@ def parse(raw: bytes, seq: int) -> Record:
 
 def body_of(raw: bytes, seq: int) -> bytes:
     """The public unit in a record, checked by its CRC but not decoded: what catching up sends."""
+    # For every unit that is read: without a `_Header` it takes half the time. What is wrong is named the slow way.
+    if len(raw) >= _HEADER.size:
+        version, flags, _, crc, at_seq, _, _, private_bytes, _ = _HEADER.unpack_from(raw)
+        if version == FORMAT and flags in _PRIVATE_AT and at_seq == seq and _crc(raw) == crc:
+            return raw[_PRIVATE_AT[flags] + private_bytes :]
     return raw[_checked(raw, seq).body_at :]
 
 
