@@ -134,7 +134,7 @@ class Client:
     def pipeline(self, window: int = WINDOW_UNITS, *, max_retries: int | None = PIPELINE_RETRIES) -> Pipeline:
         """Append without waiting for each answer: `async with bus.pipeline() as pipe: await pipe.append(...)`.
 
-        It gives up after `max_retries` connections in a row without an acknowledgement (None: never).
+        While units wait, it gives up after `max_retries` connections in a row without an acknowledgement (None: never).
         """
 
         def open_publisher() -> AbstractAsyncContextManager[Socket]:

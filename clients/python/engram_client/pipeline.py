@@ -128,6 +128,8 @@ class Pipeline:
         frame = codec.append_frame(draft, frame_id=frame_id, agent_id=self._agent_id, idempotency_key=key)
         if len(frame) > APPEND_FRAME_BYTES_MAX:
             raise TooLarge(f"{len(frame)} bytes, at most {APPEND_FRAME_BYTES_MAX}", limit=APPEND_FRAME_BYTES_MAX)
+        if not self._waiting:
+            self._backoff.worked()  # failures while there was nothing to send are not this unit's
         pending = self._waiting[frame_id] = PendingReceipt()
         self._outbox.put(frame_id, frame)
         self._to_send.set()
@@ -186,9 +188,12 @@ class Pipeline:
                 try:
                     await self._work_connection()
                 except EngramError as error:
-                    if loop.time() - connected_at > STEADY_SECONDS and not self._waiting:
+                    idle = not self._waiting
+                    if idle and loop.time() - connected_at > STEADY_SECONDS:
                         self._backoff.worked()
-                    await pause(self._backoff, error, f"pipeline with {len(self._outbox)} unacknowledged")
+                    # Who has nothing to send loses nothing by a bus that is away: only its pauses grow.
+                    what = f"pipeline with {len(self._outbox)} unacknowledged"
+                    await pause(self._backoff, error, what, for_ever=idle)
         except Exception as error:  # whatever it is, it belongs to whoever waits for receipts
             self._fail(error)
 

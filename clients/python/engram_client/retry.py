@@ -11,8 +11,8 @@ from engram_client.errors import EngramError
 _log: Final = logging.getLogger("engram_client")
 
 
-async def pause(backoff: Backoff, error: EngramError, what: str) -> None:
+async def pause(backoff: Backoff, error: EngramError, what: str, *, for_ever: bool = False) -> None:
     """Until `what` may be tried again. Raises `error` where that makes no sense (any more)."""
-    seconds = backoff.seconds(error, chance=random.random())
+    seconds = backoff.seconds(error, chance=random.random(), for_ever=for_ever)
     _log.warning("%s: again in %.2f s, after %s", what, seconds, error)
     await asyncio.sleep(seconds)

@@ -172,6 +172,22 @@ async def test_no_bus_is_told_to_every_receipt_and_to_whoever_waits_for_room(clo
             await pipe.append("plan", "comes later")
 
 
+async def test_who_has_nothing_to_send_does_not_give_up(play: Any, short_pauses: None) -> None:
+    log, cuts = Log(), 0
+
+    async def cut(caller: Any) -> None:
+        nonlocal cuts
+        cuts += 1
+        await caller.subscribed("e1.0")
+        caller.cut()
+
+    url = await play(*[cut] * 6, log.serve)
+    async with Client(url, agent_id="bob") as bus, bus.pipeline(max_retries=1) as pipe, asyncio.timeout(5):
+        while cuts < 6:
+            await asyncio.sleep(0.01)
+        assert (await (await pipe.append("plan", "a"))).seq == 1
+
+
 async def test_a_connection_refused_for_good_is_not_tried_again(play: Any) -> None:
     async def refuse(caller: Any) -> None:
         await caller.close(4501, "CURSOR_INVALID")
