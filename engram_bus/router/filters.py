@@ -80,6 +80,8 @@ _TYPES = tuple(UnitType)
 
 def unit_type(value: str | int) -> UnitType:
     """A type by name or number. Raises InvalidRequest rather than widen the filter."""
+    if isinstance(value, UnitType):
+        return value
     number: str | int = value
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 3:
         number = int(value)
