@@ -58,7 +58,22 @@ def told(url: str, *, notices: bool = False) -> Iterator[None]:
 def _log_plainly(level: int) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("engram: %(message)s"))
+    handler.addFilter(_Sparse())
     logger = logging.getLogger("engram_client")
     logger.handlers[:] = [handler]
     logger.propagate = False
     logger.setLevel(level)
+
+
+class _Sparse(logging.Filter):
+    """One notice a second: a bus that goes away is noticed by every connection at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last_seconds = -1.0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        shown = record.created - self._last_seconds >= 1.0
+        if shown:
+            self._last_seconds = record.created
+        return shown

@@ -1,7 +1,9 @@
 """`kill -9` of the bus at random moments of a replay: everybody goes on by himself, and nothing is lost or doubled."""
 
 import asyncio
+import json
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from engram_bus.cli.replay.player import Player
 from engram_bus.cli.replay.recording import parse
 from engram_bus.verify import verify
 from engram_client import Client, WorkUnit
-from tests.process import BusProcess
+from tests.process import BusProcess, running
 from tests.replays import AIRLINE, ENTIRE, FLEET, Recorded, check, listed, not_shipped
 
 WAYS: list[dict[str, Any]] = [
@@ -89,6 +91,21 @@ async def replay_under_kills(data_dir: Path, recorded: dict[str, Recorded], kill
 async def test_five_kills(tmp_path: Path) -> None:
     recorded = {"fleet": FLEET, **{f"airline{number}": AIRLINE for number in range(4)}}
     await replay_under_kills(tmp_path / "data", recorded, kills=5)
+
+
+def test_the_command_goes_on_and_its_summary_is_clean(tmp_path: Path) -> None:
+    with BusProcess(tmp_path / "data") as bus:
+        arguments = ("--speed", "2500", "--max-pause", "60", "--json", "--url", bus.url)
+        with running("replay", str(FLEET.file), *arguments) as replay:
+            for _ in range(2):
+                time.sleep(random.uniform(0.7, 1.2))
+                bus.kill()
+                bus.start()
+            output, told = replay.communicate(timeout=60)
+    assert replay.returncode == 0, told
+    found = json.loads(output)
+    assert (found["appended_units"], found["lost"], found["repeated"], found["out_of_order"]) == (162, 0, 0, 0)
+    assert 1 <= len(told.splitlines()) < 20, "it says that the bus was away, not once for each agent"
 
 
 @pytest.mark.long
