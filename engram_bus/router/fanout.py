@@ -102,7 +102,10 @@ class Fanout:
         enough_bytes = self.pages.cost_bytes + CATCH_UP_BYTES
         for _ in range(min(_FEEDS_PER_TURN, len(self._catching_up))):
             feed = self._catching_up.popleft()
-            feed.take_page()
+            try:
+                feed.take_page()
+            except Exception as exc:
+                feed.fail(feed.cursor, exc)
             if feed.state is State.CATCHING_UP:
                 self._catching_up.append(feed)
             if self.pages.cost_bytes >= enough_bytes:
@@ -209,8 +212,6 @@ class Feed:
             self._skip(exc)
         except EngramError as exc:
             self.close(exc)
-        except Exception as exc:
-            self.fail(self.cursor, exc)
 
     def _skip(self, damage: LogDamaged) -> None:
         """A record that cannot be read is named, not hidden, and the stream goes on after it."""

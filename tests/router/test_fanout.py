@@ -421,6 +421,24 @@ async def test_a_sink_that_fails_ends_its_own_feed_where_it_stood() -> None:
     assert broken.ended[1] == "memory.0"
 
 
+async def test_a_sink_that_fails_while_it_catches_up_holds_up_nobody() -> None:
+    world = World()
+    world.append(*["plan"] * 3)
+    feed, broken = world.subscribe()
+    _, whole = world.subscribe()
+    broken.__class__ = BrokenSink
+    await world.settle()
+    assert (feed.state, whole.seqs) == (State.CLOSED, [1, 2, 3])
+    assert broken.ended is not None
+    assert broken.ended[1] == "memory.0"
+
+
+class BrokenSink(PlainSink):
+    @property
+    def writable(self) -> bool:
+        raise RuntimeError("a mistake")
+
+
 @pytest.mark.parametrize("closes", ["itself", "the next", "the one before"])
 async def test_a_feed_may_be_closed_from_within_a_write(closes: str) -> None:
     """One socket, several feeds: what one of them is handed may end them all."""
