@@ -66,7 +66,7 @@ coverage: setup ## the quick suite, and which lines and branches it did not reac
 lint: setup ## ruff, the import contracts, hadolint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/lint-imports --no-timing
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/hadolint Dockerfile
 
 .PHONY: format
