@@ -54,6 +54,10 @@ def replay(
     Every agent has its own connection. A subscriber in a process of its own watches; at the end the summary says how
     fast units went through and whether any was lost, repeated or out of order (then the exit code is 1). It can be
     interrupted and run again: what the bus already has is not added twice.
+
+    A step needs "agent" and "text". Used where they are there: "type_hint" (message, tool_call, ...), "ts", "session",
+    "trace", "tool_use_id" (relates a result to its call), "path" and "op" of a file change, "item", "event" and
+    "depends_on" of a task. All else is kept as meta.
     """
     from engram_bus.cli.replay.recording import RecordingError, parse
 
