@@ -1,0 +1,73 @@
+"""Clients nobody here wrote read the streams as they are, and resume after the bus was killed."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.process import BusProcess
+
+pytestmark = pytest.mark.foreign
+
+HERE = Path(__file__).parent
+UNITS = 300
+READERS = {
+    "EventSource in Chromium": ["node", "browser.mjs", "{url}", "{profile}"],
+    "npm eventsource": ["node", "eventsource.mjs", "{url}"],
+    "httpx-sse": [sys.executable, "httpx_sse_reader.py", "{url}"],
+    "websockets, JSON": [sys.executable, "websockets_reader.py", "{url}", "engram.v1.json"],
+    "websockets, MessagePack": [sys.executable, "websockets_reader.py", "{url}", "engram.v1.msgpack"],
+    "npm ws, JSON": ["node", "ws.mjs", "{url}", "engram.v1.json"],
+    "npm ws, MessagePack": ["node", "ws.mjs", "{url}", "engram.v1.msgpack"],
+}
+
+
+@contextmanager
+def reader(command: list[str], url: str, profile: Path) -> Iterator[Iterator[int]]:
+    """The seqs a client prints as it receives them."""
+    filled = [part.format(url=url, profile=profile) for part in command]
+    process = subprocess.Popen(filled, cwd=HERE, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    with process:
+        try:
+            yield map(int, process.stdout)
+        finally:
+            process.terminate()
+
+
+def append(bus: BusProcess, units: int) -> None:
+    """A bulk of units; each is durable when this returns."""
+    drafts = [{"context_id": "plan", "agent_id": "ann", "payload": f"line {n}\nand more"} for n in range(units)]
+    assert httpx.post(f"{bus.url}/workunits", json=drafts).status_code == 201
+
+
+@pytest.mark.parametrize("client", READERS)
+def test_reads_everything_once_in_order_across_a_kill(client: str, tmp_path: Path) -> None:
+    with BusProcess(tmp_path / "data") as bus:
+        append(bus, UNITS)
+        with reader(READERS[client], bus.url, tmp_path / "profile") as seqs:
+            assert [next(seqs) for _ in range(UNITS)] == list(range(1, UNITS + 1))
+            bus.kill()
+            bus.start()
+            append(bus, UNITS)
+            assert [next(seqs) for _ in range(UNITS)] == list(range(UNITS + 1, 2 * UNITS + 1))
+            bus.stop()
+            bus.start()
+            append(bus, 1)
+            assert next(seqs) == 2 * UNITS + 1
+
+
+def test_the_documentation_page_needs_no_network(tmp_path: Path) -> None:
+    with BusProcess(tmp_path / "data") as bus:
+        command = ["node", "docs.mjs", bus.url, str(tmp_path / "profile")]
+        seen = subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=60, check=True)
+    page = json.loads(seen.stdout)
+    assert page["foreign"] == []
+    assert page["errors"] == []
+    for path in ("/workunit", "/workunits/{context_id}", "/contexts/{context_id}", "/stream-sse"):
+        assert path in page["text"]
