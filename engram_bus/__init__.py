@@ -1,11 +1,11 @@
 """Engram: the bus on which AI agents work together.
 
-    command -> api -> bus (admission, writer) -> decisions -> log -> router -> subscribers
+command -> api -> bus (admission, writer) -> decisions -> log -> router -> subscribers
 
-    async with engram_bus.Bus.open("data") as bus:
-        await bus.append("plan", "hello", agent_id="ann")
-        async for unit in bus.subscribe("plan", after=0):
-            print(unit.seq, unit.agent_id, unit.payload)
+async with engram_bus.Bus.open("data") as bus:
+    await bus.append("plan", "hello", agent_id="ann")
+    async for unit in bus.subscribe("plan", after=0):
+        print(unit.seq, unit.agent_id, unit.payload)
 """
 
 from engram_bus.embedded import Bus

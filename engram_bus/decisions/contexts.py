@@ -13,7 +13,18 @@ from engram_bus.limits import (
     META_BYTES_MAX,
     META_ENTRIES_MAX,
 )
-from engram_bus.units import FORMAT_JSON, Append, AppendAtomic, Command, Context, Draft, Stamp, UnitType, UpdateContext, WorkUnit
+from engram_bus.units import (
+    FORMAT_JSON,
+    Append,
+    AppendAtomic,
+    Command,
+    Context,
+    Draft,
+    Stamp,
+    UnitType,
+    UpdateContext,
+    WorkUnit,
+)
 
 CREATED = "context.created"
 JOINED = "context.joined"
