@@ -19,6 +19,7 @@ app = typer.Typer(
     epilog="Begin with `engram serve` in one terminal, `engram tail` in another, `engram post plan hello` in a third.",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
