@@ -136,8 +136,8 @@ image: ## build the container image (needs docker)
 .PHONY: lock
 lock: .venv/.stamp-uv ## write requirements/*.lock from pyproject.toml; pins stay unless UPGRADE=1
 	$(COMPILE) --group uv --output-file requirements/uv.lock
-	$(COMPILE) pyproject.toml --group uv --group dev --no-emit-package engram-client --output-file requirements/dev.lock
-	$(COMPILE) pyproject.toml --constraint requirements/dev.lock --no-emit-package engram-client \
+	$(COMPILE) pyproject.toml --group uv --group dev --no-emit-package engram-bus-client --output-file requirements/dev.lock
+	$(COMPILE) pyproject.toml --constraint requirements/dev.lock --no-emit-package engram-bus-client \
 		--output-file requirements/runtime.lock
 
 .PHONY: clean

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import random
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import pytest
 from engram_bus.cli.replay.player import Player
 from engram_bus.cli.replay.recording import parse
 from engram_bus.verify import verify
-from engram_client import Client, WorkUnit
+from engram_client import Client, SyncClient, WorkUnit
 from tests.process import BusProcess, running
 from tests.replays import AIRLINE, ENTIRE, FLEET, Recorded, check, listed, not_shipped
 
@@ -93,12 +92,19 @@ async def test_five_kills(tmp_path: Path) -> None:
     await replay_under_kills(tmp_path / "data", recorded, kills=5)
 
 
+def wait_for_head(bus: BusProcess, seq: int) -> None:
+    """Return when the log has reached this seq."""
+    with SyncClient(bus.url, agent_id="watch") as client:
+        while client.status().head < seq:
+            pass
+
+
 def test_the_command_goes_on_and_its_summary_is_clean(tmp_path: Path) -> None:
     with BusProcess(tmp_path / "data") as bus:
         arguments = ("--speed", "2500", "--max-pause", "60", "--json", "--url", bus.url)
         with running("replay", str(FLEET.file), *arguments) as replay:
-            for _ in range(2):
-                time.sleep(random.uniform(0.7, 1.2))
+            for moment in (20, 90):
+                wait_for_head(bus, moment)
                 bus.kill()
                 bus.start()
             output, told = replay.communicate(timeout=60)

@@ -65,8 +65,12 @@ async def open_socket(
         raise codec.problem(answer.status_code, bytes(answer.body), answer.headers.get("Retry-After")) from exc
     except (OSError, TimeoutError, WebSocketException) as exc:
         raise EngramConnectionError(f"{type(exc).__name__} {exc}".rstrip()) from exc
-    async with connection:
-        yield Socket(connection)
+    try:
+        async with connection:
+            yield Socket(connection)
+    finally:
+        # Closing waits for the other side, and that wait can itself be cut short: the socket is then still open.
+        connection.transport.abort()
 
 
 def _closed(exc: ConnectionClosed) -> EngramError:
