@@ -492,7 +492,8 @@ async def test_a_queue_is_bounded_in_bytes_too(desk: Desk) -> None:
     with pytest.raises(Busy, match="bytes wait"):
         desk.submit(append(payload=bytes(MIB - 2_100)))
     await asyncio.gather(*waiting)
-    assert desk.log.head == 64
+    await desk.ask_one(append(payload=bytes(MIB - 2_100)))
+    assert desk.log.head == 65
 
 
 # --- Stop and start --------------------------------------------------------------------------------------------------
@@ -521,6 +522,14 @@ async def test_a_snapshot_and_the_rest_is_the_whole_fold(desk: Desk, monkeypatch
     kept = desk.log.load_snapshot(Contexts.name)
     assert kept is not None
     assert kept.seq == desk.log.head
+
+
+async def test_a_snapshot_that_is_there_is_not_kept_again(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    await desk.ask(append())
+    desk.writer.close()
+    restarted = desk.restart()
+    monkeypatch.setattr(type(desk.log), "save_snapshot", raise_mistake)
+    restarted.writer.close()
 
 
 async def test_time_does_not_go_back_over_a_restart(desk: Desk) -> None:

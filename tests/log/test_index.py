@@ -103,6 +103,14 @@ def test_after_a_power_cut_it_is_folded_again(tmp_path: Path, monkeypatch: pytes
         assert log.load_snapshot("a.1") is None
 
 
+def test_after_a_clean_end_another_boot_uses_it_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path)
+    monkeypatch.setattr(directory, "boot_id", lambda: "another boot")
+    with opened(tmp_path) as log:
+        assert log.load_snapshot("a.1") == Snapshot(5, b"state")
+        assert '"clean":false' in (tenant(tmp_path) / "index" / "mark").read_text()
+
+
 def test_torn_pages_are_not_even_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(tmp_path)
     kill_minus_9(tmp_path)
