@@ -314,6 +314,8 @@ class Bus:
                 field="timeout_ms",
                 limit=MIN_SEQ_TIMEOUT_MS_MAX,
             )
+        if self.writer.is_closed:
+            raise ShuttingDown(f"the bus is stopping: the log stays at {self.head}")
         reached: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         waiting = (min_seq, reached)
         self._waiting.add(waiting)

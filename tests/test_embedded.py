@@ -690,6 +690,24 @@ async def test_who_waits_for_a_seq_hears_that_the_bus_stops(path: Path | None) -
         await waiting
 
 
+async def test_after_goodbye_what_is_there_can_be_read_and_nothing_more_comes(bus: Bus) -> None:
+    subscription = bus.subscribe("plan")
+    waiting = asyncio.create_task(bus.wait_for(2, timeout_ms=60_000))
+    (unit,) = await fill(bus, "plan")
+    bus.goaway("a drain")
+    assert bus.get(unit.id).unit == unit
+    assert bus.list("plan").work_units == [unit]
+    assert await anext(subscription) == unit
+    with pytest.raises(ShuttingDown):
+        await anext(subscription)
+    with pytest.raises(ShuttingDown):
+        await waiting
+    with pytest.raises(ShuttingDown):
+        await bus.wait_for(2)
+    with pytest.raises(ShuttingDown):
+        await bus.append("plan", agent_id="ann")
+
+
 async def test_a_closed_bus_says_so_to_every_verb(path: Path | None) -> None:
     async with Bus.open(path) as bus:
         (unit,) = await fill(bus, "plan")

@@ -311,12 +311,12 @@ def seeds(count: int) -> list[Any]:
     return [pytest.param(seed, id=f"seed{seed}") for seed in range(count)]
 
 
-@pytest.mark.parametrize("seed", seeds(60))
+@pytest.mark.parametrize("seed", seeds(40))
 async def test_in_memory_each_gets_each_unit_once_and_in_order(seed: int) -> None:
     await World(seed, None).run()
 
 
-@pytest.mark.parametrize("seed", seeds(10))
+@pytest.mark.parametrize("seed", seeds(6))
 async def test_on_disk_each_gets_each_unit_once_and_in_order(seed: int, tmp_path: Path) -> None:
     await World(seed, tmp_path).run()
 
