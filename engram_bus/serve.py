@@ -14,6 +14,7 @@ from engram_bus import __version__
 from engram_bus.api.documents import pages
 from engram_bus.api.edge import USUAL, Bounds, EdgeWebSocket, edge_http
 from engram_bus.api.http import HttpApi
+from engram_bus.api.origins import LOOPBACK, Origins
 from engram_bus.embedded import Bus
 from engram_bus.limits import (
     CONNECTIONS_MAX,
@@ -23,7 +24,7 @@ from engram_bus.limits import (
     KEEP_ALIVE_SECONDS,
     WEBSOCKET_MESSAGE_BYTES_MAX,
 )
-from engram_bus.settings import Settings
+from engram_bus.settings import Settings, is_loopback
 
 log = logging.getLogger("engram_bus")
 
@@ -76,13 +77,16 @@ async def serve(settings: Settings, *, ready: Callable[[str], None] = lambda url
     ) as bus:
         url = url_of(listener)
         log.info("the bus is at %s: head %d, epoch %s, data in %s", url, bus.head, bus.epoch, settings.data_dir)
-        await edge_of(bus, started=lambda: ready(url)).serve(sockets=[listener])
+        origins = Origins(frozenset(settings.allow_origins), on_loopback=is_loopback(settings.host))
+        await edge_of(bus, origins=origins, started=lambda: ready(url)).serve(sockets=[listener])
         log.info("the bus has stopped at head %d", bus.head)
 
 
-def edge_of(bus: Bus, *, started: Callable[[], None], bounds: Bounds = USUAL) -> uvicorn.Server:
+def edge_of(
+    bus: Bus, *, started: Callable[[], None], origins: Origins = LOOPBACK, bounds: Bounds = USUAL
+) -> uvicorn.Server:
     """The server that puts HTTP, WebSocket and SSE around a bus; whoever opened the bus closes it afterwards."""
-    api = HttpApi(bus, version=__version__, pages=pages(__version__))
+    api = HttpApi(bus, version=__version__, pages=pages(__version__), origins=origins)
     return _Server(_config(api, bounds), api, started=started)
 
 

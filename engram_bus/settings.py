@@ -1,5 +1,6 @@
 """One frozen Settings, made by the CLI from defaults < YAML file < ENGRAM_* environment < flags."""
 
+import re
 from collections.abc import Mapping
 from ipaddress import ip_address
 from typing import Any
@@ -11,6 +12,7 @@ from engram_bus.limits import GIB, HEARTBEAT_SECONDS, LOG_SIZE_BYTES_MAX, SOCKET
 
 ENVIRONMENT_PREFIX = "ENGRAM_"
 LOG_LEVELS = ("debug", "info", "warning", "error")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9.:\[\]_-]+")
 
 
 class SettingsError(Exception):
@@ -30,6 +32,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """debug, info, warning or error."""
     allow_unauthenticated: bool = False
     """Listen on other addresses than loopback although anyone who reaches the port may read and write."""
+    allow_origins: tuple[str, ...] = ()
+    """Origins whose web pages may talk to the bus (http://localhost and the like always may), comma-separated."""
     heartbeat_seconds: float = HEARTBEAT_SECONDS
     """How often an idle subscription is told where it stands."""
     stall_seconds: float = SOCKET_STALL_SECONDS
@@ -46,6 +50,8 @@ def load(
     values |= _from_yaml(file, file_name) if file is not None else {}
     values |= _from_environment(environment)
     values |= {name: value for name, value in flags.items() if value is not None}
+    if isinstance(values.get("allow_origins"), str):
+        values["allow_origins"] = [name.strip() for name in values["allow_origins"].split(",") if name.strip()]
     try:
         settings = msgspec.convert(values, Settings, strict=False)
     except msgspec.ValidationError as exc:
@@ -92,14 +98,18 @@ def _check(settings: Settings) -> None:
             raise SettingsError(f"{name} {getattr(settings, name)} is not 1 to 3600")
     if not 1 <= settings.log_size_gib <= 65_536:
         raise SettingsError(f"log_size_gib {settings.log_size_gib} is not 1 to 65536")
-    if not settings.allow_unauthenticated and not _is_loopback(settings.host):
+    for origin in settings.allow_origins:
+        if not _ORIGIN.fullmatch(origin):
+            raise SettingsError(f"allow_origins names {origin!r}, not an origin like https://example.org:8443")
+    if not settings.allow_unauthenticated and not is_loopback(settings.host):
         raise SettingsError(
             f"host {settings.host} can be reached from outside, and there is no authentication yet: anyone there could "
             f"read and write. Listen on 127.0.0.1, or say --allow-unauthenticated"
         )
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can connect to a socket that listens there."""
     if host == "localhost":
         return True
     try:

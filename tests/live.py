@@ -14,6 +14,7 @@ import httpx
 import uvloop
 
 from engram_bus.api.edge import USUAL, Bounds
+from engram_bus.api.origins import LOOPBACK, Origins
 from engram_bus.embedded import Bus
 from engram_bus.limits import HEARTBEAT_SECONDS, SOCKET_STALL_SECONDS
 from engram_bus.log.contract import Log
@@ -32,12 +33,14 @@ class LiveBus:
         path: Path | None = None,
         *,
         log: Log | None = None,
+        origins: Origins = LOOPBACK,
         bounds: Bounds = USUAL,
         heartbeat_seconds: float = HEARTBEAT_SECONDS,
         stall_seconds: float = SOCKET_STALL_SECONDS,
     ) -> None:
         self._path = path
         self._log = MemoryLog() if log is None else log
+        self._origins = origins
         self._bounds = bounds
         self._heartbeat_seconds = heartbeat_seconds
         self._stall_seconds = stall_seconds
@@ -127,7 +130,7 @@ class LiveBus:
         self.url = url_of(listener)
         async with self._open() as bus:
             self.bus = bus
-            server = edge_of(bus, started=started.set, bounds=self._bounds)
+            server = edge_of(bus, started=started.set, origins=self._origins, bounds=self._bounds)
             ended = asyncio.Event()
             self._end = ended.set
             # uvicorn's own looks ten times a second whether it should end.

@@ -29,6 +29,8 @@ def _as_told(default: object) -> str:
         return str(default).lower()
     if isinstance(default, float):
         return f"{default:g}"
+    if default == ():
+        return "none"
     return str(default)
 
 

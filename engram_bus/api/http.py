@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote
 
@@ -23,6 +24,7 @@ from engram_bus.api.operations import (
     Ready,
     Status,
 )
+from engram_bus.api.origins import LOOPBACK, Origins
 from engram_bus.api.parameters import pairs, read
 from engram_bus.api.problems import problem_body, problem_headers
 from engram_bus.bus.writer import Answer
@@ -66,6 +68,7 @@ PREFIX = "/api/v1"
 _JSON_TYPE = (b"content-type", b"application/json")
 _decode_context = msgspec.json.Decoder(ContextIn).decode
 _decode_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
+Headers = Sequence[tuple[bytes, bytes]]
 # A page may talk to this bus and to nothing else, and may not be framed by another one.
 _PAGE_POLICY = (
     b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -76,7 +79,21 @@ _PAGE_HEADERS = (
     (b"content-security-policy", _PAGE_POLICY),
     (b"x-content-type-options", b"nosniff"),
 )
-Headers = list[tuple[bytes, bytes]]
+
+
+_NOT_SHARED: Headers = ()
+_EXPOSED = b"ETag, Engram-Applied-Seq, Engram-Durability, Idempotency-Replayed, Retry-After, Allow"
+_SHARED: Headers = ((b"access-control-expose-headers", _EXPOSED), (b"vary", b"origin"))
+_SENT = {
+    parameter.name for operation in OPERATIONS for parameter in operation.parameters if parameter.where == "header"
+}
+_PREFLIGHT: Headers = (
+    (b"access-control-allow-methods", b"GET, HEAD, POST, PATCH"),
+    (b"access-control-allow-headers", ", ".join(sorted({"Content-Type", *_SENT})).encode()),
+    # Chrome asks before a page of a public address may reach a private one, such as loopback.
+    (b"access-control-allow-private-network", b"true"),
+    (b"access-control-max-age", b"600"),
+)
 
 
 class Call:
@@ -84,11 +101,13 @@ class Call:
 
     __slots__ = ("_receive", "headers", "operation", "path", "query", "scope", "values")
 
-    def __init__(self, operation: Operation, scope: Scope, receive: Receive, path: dict[str, str]) -> None:
+    def __init__(
+        self, operation: Operation, scope: Scope, headers: dict[bytes, bytes], receive: Receive, path: dict[str, str]
+    ) -> None:
         self.operation = operation
         self.scope = scope
         self.path = path
-        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.headers = headers
         self.query: bytes = scope["query_string"]
         self.values: dict[str, Any] = {}
         self._receive = receive
@@ -96,12 +115,7 @@ class Call:
     def header(self, name: bytes) -> str | None:
         """A header as text. Raises InvalidRequest for bytes that are none."""
         raw = self.headers.get(name)
-        if raw is None:
-            return None
-        try:
-            return raw.decode()
-        except UnicodeDecodeError as exc:
-            raise InvalidRequest(f"header {name.decode()} is not UTF-8", field=name.decode()) from exc
+        return None if raw is None else _text(name, raw)
 
     async def body(self, bytes_max: int) -> bytes:
         """The whole body; the edge sees to it that it comes in time. Raises TooLarge, ClientLeft."""
@@ -140,7 +154,7 @@ class Reply(msgspec.Struct, frozen=True):
 
     status: int
     body: bytes
-    headers: Headers = []
+    headers: Headers = ()
 
 
 Handler = Callable[[Call], Awaitable[Reply]]
@@ -150,8 +164,13 @@ Page = Callable[[], tuple[str, bytes]]
 class HttpApi:
     """The ASGI application of one bus. `pages` are static documents by path: their type and bytes."""
 
-    def __init__(self, bus: Bus, *, version: str, pages: dict[str, tuple[str, bytes]]) -> None:
+    def __init__(
+        self, bus: Bus, *, version: str, pages: dict[str, tuple[str, bytes]], origins: Origins = LOOPBACK
+    ) -> None:
         self.bus = bus
+        self._origins = origins
+        # Clients call the bus by few names: what was let in once costs a look-up.
+        self._check_host = lru_cache(maxsize=64)(lambda host: origins.check_host(host.decode("latin-1")))
         self.metrics = Metrics(bus)
         self.sockets: set[Connection] = set()
         self._version = version
@@ -166,7 +185,7 @@ class HttpApi:
 
     def _handler(self, operation: Operation) -> Handler:
         handler: Handler = getattr(self, f"_{operation.name}")
-        return handler
+        return handler  # (The one of stream_sse takes more, and `_http` gives it.)
 
     def _route(self, name: str) -> tuple[Operation, Handler]:
         return next((operation, handler) for _, operation, handler in self._routes if operation.name == name)
@@ -184,28 +203,44 @@ class HttpApi:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = clock.monotonic_seconds()
-        path = name = "none"
+        name, shared = "none", _NOT_SHARED
         try:
-            path = _path(scope)
-            operation, handler, names = self._match(scope, path)
+            headers: dict[bytes, bytes] = dict(scope["headers"])
+            shared = self._let_in(headers)
+            if shared and scope["method"] == "OPTIONS" and b"access-control-request-method" in headers:
+                raise _Static(204, b"", _PREFLIGHT)
+            operation, handler, names = self._match(scope, _path(scope))
             name = operation.name
-            call = Call(operation, scope, receive, names)
-            if operation.name == "stream_sse":
-                await self._stream_sse(call, receive, send)
+            call = Call(operation, scope, headers, receive, names)
+            if name == "stream_sse":
+                await self._stream_sse(call, receive, send, shared)
                 return
             reply = await self._perform(handler, call)
         except ClientLeft:
             return
         except _Static as static:
-            reply = Reply(200, static.body, [(b"content-type", static.kind.encode()), *_PAGE_HEADERS])
+            reply = static.reply
         except EngramError as exc:
             reply = Reply(exc.status, problem_body(exc), problem_headers(exc))
         except Exception:
-            log.exception("a request to %s failed", path)
+            log.exception("a request to %s failed", scope["path"])
             error = InternalError("the request could not be answered; the log of the bus says why")
             reply = Reply(error.status, problem_body(error), problem_headers(error))
-        await _send(send, reply, scope["method"])
+        await _send(send, reply, scope["method"], shared)
         self.metrics.answered(name, reply.status, clock.monotonic_seconds() - started)
+
+    def _let_in(self, headers: dict[bytes, bytes]) -> Headers:
+        """What the answer says to a page of another origin; nothing, for nearly all. Raises ForbiddenOrigin."""
+        host, origin = headers.get(b"host", b""), headers.get(b"origin")
+        self._check_host(host)
+        if origin is None:
+            return _NOT_SHARED
+        self._origins.check_origin(origin.decode("latin-1"), host=host.decode("latin-1"))
+        return (
+            (b"access-control-allow-origin", origin),
+            (b"access-control-expose-headers", _EXPOSED),
+            (b"vary", b"origin"),
+        )
 
     def _match(self, scope: Scope, path: str) -> tuple[Operation, Handler, dict[str, str]]:
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
@@ -213,7 +248,8 @@ class HttpApi:
         if hot is not None:
             return (*hot, {})
         if (page := self._pages.get(path)) is not None and method == "GET":
-            raise _Static(*page)
+            kind, body = page
+            raise _Static(200, body, ((b"content-type", kind.encode()), *_PAGE_HEADERS))
         allowed = ["GET"] if page is not None else []
         for route, operation, handler in self._routes:
             match, found = route.matches({"type": "http", "method": method, "path": path})
@@ -467,14 +503,14 @@ class HttpApi:
 
     # --- Streams -----------------------------------------------------------------------------------------------------
 
-    async def _stream_sse(self, call: Call, receive: Receive = None, send: Send = None) -> None:  # type: ignore[assignment]
+    async def _stream_sse(self, call: Call, receive: Receive, send: Send, shared: Headers) -> None:
         request = from_query(pairs(call.query), last_event_id=call.header(b"last-event-id"))
         if request is None:
             raise InvalidRequest("name the contexts to subscribe to, or * for all", field="context")
         if self.bus.writer.is_closed:
             raise self.bus.writer.refusal or InternalError("the bus is closed")
         after = self.bus.seq_of_cursor(request.after)
-        await send({"type": "http.response.start", "status": 200, "headers": list(SSE_HEADERS)})
+        await send({"type": "http.response.start", "status": 200, "headers": [*SSE_HEADERS, *shared]})
         if call.scope["method"] != "HEAD":
             stream = Stream(self.bus, socket_of(call.scope), request, after)
             try:
@@ -486,14 +522,16 @@ class HttpApi:
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
         try:
+            self._let_in(dict(scope["headers"]))
             subprotocol = _subprotocol(scope)
+            agent_id = _agent_of(scope)
         except EngramError as exc:
             await _refuse_handshake(send, exc)
             return
         accept: dict[str, Any] = {"type": "websocket.accept", "subprotocol": subprotocol, "headers": []}
         await send(accept)
         socket = socket_of(scope)
-        connection = Connection(self.bus, socket, subprotocol=subprotocol or JSON_PROTOCOL, agent_id=_agent_of(scope))
+        connection = Connection(self.bus, socket, subprotocol=subprotocol or JSON_PROTOCOL, agent_id=agent_id)
         socket.attach(connection)
         self.sockets.add(connection)
         try:
@@ -520,20 +558,20 @@ class HttpApi:
 
 
 class _Static(Exception):
-    """A page that is the same every time."""
+    """An answer that is the same every time."""
 
-    def __init__(self, kind: str, body: bytes) -> None:
-        super().__init__(kind)
-        self.kind = kind
-        self.body = body
+    def __init__(self, status: int, body: bytes, headers: Headers) -> None:
+        super().__init__(status)
+        self.reply = Reply(status, body, headers)
 
 
 async def _never() -> None:
     raise AssertionError("routes are matched here, not called")
 
 
-async def _send(send: Send, reply: Reply, method: str) -> None:
-    headers = [*reply.headers, (b"content-length", b"%d" % len(reply.body))]
+async def _send(send: Send, reply: Reply, method: str, shared: Headers) -> None:
+    length = () if reply.status == 204 else ((b"content-length", b"%d" % len(reply.body)),)
+    headers = [*reply.headers, *length, *shared]
     await send({"type": "http.response.start", "status": reply.status, "headers": headers})
     await send({"type": "http.response.body", "body": b"" if method == "HEAD" else reply.body})
 
@@ -588,11 +626,19 @@ def _agent_of(scope: Scope) -> str | None:
     """The agent a socket acts for: X-Agent-ID, or (browsers cannot set it) `agent_id` in the query."""
     for name, value in scope["headers"]:
         if name == b"x-agent-id":
-            return str(value.decode("utf-8", "replace"))
+            return _text(name, value)
     try:
         return next((value for name, value in pairs(scope["query_string"]) if name == "agent_id"), None)
-    except EngramError:
-        return None
+    except InvalidRequest:
+        return None  # The open socket is told so; the query says more than this.
+
+
+def _text(name: bytes, value: bytes) -> str:
+    """A header as text. Raises InvalidRequest for bytes that are none."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError as exc:
+        raise InvalidRequest(f"header {name.decode()} is not UTF-8", field=name.decode()) from exc
 
 
 def _items(media_type: str, body: bytes) -> list[bytes]:

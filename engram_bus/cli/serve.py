@@ -45,6 +45,15 @@ def serve(
             rich_help_panel=_SETTINGS,
         ),
     ] = None,
+    allow_origins: Annotated[
+        str | None,
+        typer.Option(
+            help="Origins whose web pages may talk to the bus, comma-separated; pages of this machine always may.",
+            show_default="none",
+            metavar="ORIGINS",
+            rich_help_panel=_SETTINGS,
+        ),
+    ] = None,
     heartbeat_seconds: Annotated[
         float | None,
         typer.Option(
@@ -91,6 +100,7 @@ def serve(
         "data_dir": data_dir,
         "log_level": log_level,
         "allow_unauthenticated": allow_unauthenticated,
+        "allow_origins": allow_origins,
         "heartbeat_seconds": heartbeat_seconds,
         "stall_seconds": stall_seconds,
         "log_size_gib": log_size_gib,

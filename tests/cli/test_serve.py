@@ -27,7 +27,7 @@ def test_every_setting_is_a_flag() -> None:
     for field in msgspec.structs.fields(Settings):
         assert f"--{field.name.replace('_', '-')} " in told
         if not isinstance(field.default, bool):
-            default = f"{field.default:g}" if isinstance(field.default, float) else str(field.default)
+            default = f"{field.default:g}" if isinstance(field.default, float) else str(field.default or "none")
             assert f"({default})" in told
 
 
