@@ -6,6 +6,7 @@ report.text()      # for people
 """
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -140,4 +141,5 @@ def _main(arguments: list[str], out: IO[bytes]) -> None:
 
 
 if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # If damage ends it, that is told, and leaves no core file.
     _main(sys.argv[1:], sys.stdout.buffer)
