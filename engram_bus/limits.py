@@ -39,11 +39,11 @@ PAGE_UNITS_DEFAULT: Final = 100
 PAGE_UNITS_MAX: Final = 1_000
 PAGE_BYTES_MAX: Final = 16 * MIB
 """A page ends early when this much was read for it; `next_page` goes on."""
-SCAN_UNITS_MAX: Final = 20_000
-"""Units looked at for one filtered page: a page ends early (perhaps empty) rather than hold the loop for longer."""
+SCAN_UNITS_MAX: Final = 2_000
+"""Units looked at for one filtered page, about 10 ms: it ends early (perhaps empty) rather than hold up all others."""
 RELATED_DEPTH_MAX: Final = 8
 RELATED_UNITS_MAX: Final = 1_000
-RELATED_EDGES_MAX: Final = 5_000
+RELATED_EDGES_MAX: Final = 2_000
 """Relationships looked at for one answer, each a read: beyond, it ends and says that it was truncated."""
 MIN_SEQ_TIMEOUT_MS_DEFAULT: Final = 2_000
 MIN_SEQ_TIMEOUT_MS_MAX: Final = 60_000
