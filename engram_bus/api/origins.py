@@ -1,8 +1,8 @@
 """Which web pages may talk to the bus, and which names it answers to.
 
 A browser lets any page send requests to loopback, and tells where the page is from: `Origin`. A page can also have its
-own DNS name resolved to 127.0.0.1 once it is loaded, and is then of the bus's own origin: only `Host` gives it away. What
-is not a browser sends no Origin and calls the bus by its address: it never notices any of this.
+own DNS name resolved to 127.0.0.1 once it is loaded, and is then of the bus's own origin: only `Host` gives it away.
+What is not a browser sends no Origin and calls the bus by its address: it never notices any of this.
 """
 
 from ipaddress import ip_address

@@ -1,16 +1,8 @@
 // A browser's own EventSource, in headless Chromium, on a page of the bus. One seq a line; errors of the page on stderr.
-import { chromium } from "playwright-core";
+import { open } from "./chromium.mjs";
 
 const [url, profile] = process.argv.slice(2);
-const context = await chromium.launchPersistentContext(profile, {
-  executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
-  headless: true,
-  args: [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-  ],
-});
-const page = await context.newPage();
+const { context, page } = await open(profile);
 page.on("pageerror", (error) => console.error(error));
 await page.exposeFunction("received", (seq) => console.log(seq));
 await page.goto(`${url}/healthz`);

@@ -6,10 +6,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
+import jsonschema
 import pytest
 
+from engram_bus.api import asyncapi
 from tests.process import BusProcess
 
 pytestmark = pytest.mark.foreign
@@ -64,10 +67,34 @@ def test_reads_everything_once_in_order_across_a_kill(client: str, tmp_path: Pat
 
 def test_the_documentation_page_needs_no_network(tmp_path: Path) -> None:
     with BusProcess(tmp_path / "data") as bus:
-        command = ["node", "docs.mjs", bus.url, str(tmp_path / "profile")]
-        seen = subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=60, check=True)
-    page = json.loads(seen.stdout)
+        page = _told("docs.mjs", bus.url, str(tmp_path / "profile"))
     assert page["foreign"] == []
     assert page["errors"] == []
     for path in ("/workunit", "/workunits/{context_id}", "/contexts/{context_id}", "/stream-sse"):
         assert path in page["text"]
+    assert page["answer"].startswith("201")
+    assert page["live"].split() == ["1", "plan", "ann", "MESSAGE", "The", "tests", "pass."]
+
+
+def test_a_browser_lets_only_pages_of_this_machine_at_the_bus(tmp_path: Path) -> None:
+    with BusProcess(tmp_path / "data") as bus:
+        tried = _told("origins.mjs", bus.url, str(tmp_path / "profile"))
+        assert httpx.get(f"{bus.url}/status").json()["head"] == 2
+    everything = ("read", "write", "simpleWrite", "stream", "socket")
+    assert tried["here"] == dict(zip(everything, ("200", "201", "201", "subscribed", "subscribed"), strict=True))
+    assert tried["elsewhere"] == dict.fromkeys(everything, "refused")
+    assert tried["rebound"] == 403
+
+
+def test_the_asyncapi_document_is_valid() -> None:
+    schema = json.loads((HERE / "node_modules/@asyncapi/specs/schemas/3.0.0-without-$id.json").read_text())
+    jsonschema.Draft7Validator(schema).validate(asyncapi.document("1.2.3"))
+
+
+def _told(program: str, *arguments: str) -> dict[str, Any]:
+    """What one of the programs here says when it is done."""
+    ended = subprocess.run(
+        ["node", program, *arguments], cwd=HERE, capture_output=True, text=True, timeout=60, check=True
+    )
+    said: dict[str, Any] = json.loads(ended.stdout)
+    return said

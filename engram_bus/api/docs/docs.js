@@ -206,7 +206,10 @@ function watch(event) {
   if (data.get("after")) query.set("after", data.get("after"));
   // EventSource reconnects by itself, and the bus resumes it after the id it saw last.
   source = new EventSource(`stream-sse?${query}`);
-  source.onmessage = (message) => showUnit(JSON.parse(message.data));
+  source.onmessage = (message) => {
+    showUnit(JSON.parse(message.data));
+    where(`at ${message.lastEventId}`);
+  };
   source.onerror = () => {
     const isOver = source.readyState === EventSource.CLOSED;
     where(isOver ? "refused: is `after` a cursor of this bus?" : "reconnecting");
