@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import engram_bus
@@ -327,6 +327,8 @@ listings = st.builds(
 )
 
 
+@example(Listing(7, False, 0, None, WANTED[1]), [1] * 9, 25, 20_000)
+@example(Listing(7, True, 0, None, WANTED[1]), [1] * 9, 25, 20_000)
 @given(listings, st.lists(st.integers(0, 3), max_size=40), st.integers(0, 25), st.sampled_from([1, 4, 20_000]))
 def test_paging_gives_exactly_the_units_while_appends_go_on(
     listing: Listing, more: list[int], there: int, scan_units_max: int
