@@ -1,6 +1,7 @@
 """The only place where the parts meet: open the bus, put the edge around it, drain, stop."""
 
 import contextlib
+import gc
 import logging
 import resource
 import socket
@@ -63,6 +64,7 @@ def run(settings: Settings, *, ready: Callable[[str], None] = lambda url: None) 
     """Serve until SIGINT or SIGTERM; `ready` is told the address. Raises DataDirectoryError, PortTaken."""
     _set_up_logging(settings.log_level)
     _raise_file_limit()
+    _calm_collector()
     uvloop.run(serve(settings, ready=ready))
 
 
@@ -138,6 +140,14 @@ def _raise_file_limit() -> None:
     if soft != resource.RLIM_INFINITY and soft < wanted:
         limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+
+
+def _calm_collector() -> None:
+    """What was imported lives as long as the process: the cycle collector need not walk it, and it comes less often,
+    because the hot paths make no cycles and a full collection holds the loop for some 10 ms."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 50)
 
 
 def _set_up_logging(level: str) -> None:
