@@ -3,6 +3,7 @@
 import json
 import select
 import socket
+import struct
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -51,6 +52,10 @@ class Wire:
     def rest(self) -> bytes:
         """All that comes until the bus closes."""
         return self._reader.read()
+
+    def leave(self) -> None:
+        """As a process that is killed leaves: with a reset."""
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
     def drip(self, data: bytes, *, every_seconds: float) -> Answer:
         """Send this over and over, slowly, until there is an answer."""

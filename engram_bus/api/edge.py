@@ -123,6 +123,7 @@ class EdgeHttp(_Written, HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._answers = _Answers(self)
         if len(self.connections) > self.bounds.connections_max:
             self._refuse(Busy(f"{len(self.connections)} connections are open, at most {self.bounds.connections_max}"))
             return
@@ -175,8 +176,8 @@ class EdgeHttp(_Written, HttpToolsProtocol):
         super().on_headers_complete()
         self._begin("body")
         cycle = self._last_cycle()
-        if cycle is not None and not cycle.keep_alive:
-            cycle.transport = _LastAnswer(self)  # type: ignore[assignment]
+        if cycle is not None:
+            cycle.transport = self._answers  # type: ignore[assignment]
 
     def on_message_complete(self) -> None:
         self._begin("nothing")
@@ -304,19 +305,20 @@ class EdgeHttp(_Written, HttpToolsProtocol):
         self.flow.resume_reading()
 
 
-class _LastAnswer:
-    """The transport as an answer sees it after which the connection ends, perhaps before the request was whole."""
+class _Answers:
+    """The transport as answers see it: gone once the client is, and not cut while a request still comes in."""
 
-    __slots__ = ("_edge",)
+    __slots__ = ("_edge", "_write", "is_closing")
 
     def __init__(self, edge: EdgeHttp) -> None:
         self._edge = edge
+        self._write = edge.transport.write
+        self.is_closing = edge.transport.is_closing
 
     def write(self, data: bytes) -> None:
-        self._edge.transport.write(data)
-
-    def is_closing(self) -> bool:
-        return self._edge.transport.is_closing()
+        # uvloop raises where asyncio would forget the bytes, and the client may leave at any moment.
+        if not self.is_closing():
+            self._write(data)
 
     def close(self) -> None:
         self._edge.close()

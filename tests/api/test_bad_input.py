@@ -378,7 +378,7 @@ def test_what_body_and_header_say_must_agree(bus: LiveBus) -> None:
 
 def test_an_agent_that_is_no_text_is_refused(bus: LiveBus) -> None:
     with Wire(bus.address) as wire:
-        head = b"POST /workunit HTTP/1.1\r\nHost: a\r\nX-Agent-ID: \xff\r\nContent-Length: 20\r\n\r\n"
+        head = b"POST /workunit HTTP/1.1\r\nHost: localhost\r\nX-Agent-ID: \xff\r\nContent-Length: 20\r\n\r\n"
         assert wire.send(head + b'{"context_id":"plan"}'[:20]).answer().problem["field"] == "x-agent-id"
 
 
@@ -493,10 +493,16 @@ def test_requests_before_garbage_are_answered_first(bus: LiveBus) -> None:
         assert wire.rest() == b""
 
 
-def test_a_client_that_leaves_in_the_middle_leaves_nothing_behind(bus: LiveBus) -> None:
-    for cut in range(10, 120, 10):
-        with Wire(bus.address) as wire:
-            wire.send(request("POST", "/workunit", json.dumps(UNIT).encode(), JSON)[:cut])
+def test_a_client_that_leaves_in_the_middle_leaves_nothing_behind(
+    bus: LiveBus, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = request("POST", "/workunit", json.dumps(UNIT).encode(), JSON)
+    for sent in (whole[:10], whole[:40], whole[:-1], whole, whole * 20, whole * 20 + whole[:50]):
+        for _ in range(10):
+            with Wire(bus.address) as wire:
+                wire.send(sent).leave()
+    assert bus.is_well()
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 def test_headers_that_come_too_slowly_are_given_up(short: LiveBus) -> None:
