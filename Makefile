@@ -79,7 +79,7 @@ types: setup ## mypy --strict over both packages
 	$(BIN)/mypy
 
 .PHONY: bench
-bench: setup tools-bench ## every benchmark, small; FULL=1 takes the minutes the figures in README took
+bench: setup tools-bench ## every benchmark, small; FULL=1 takes minutes and writes benchmarks/results/
 	@for file in benchmarks/bench_*.py; do \
 		name=$$(basename $$file .py); echo "== $$name"; \
 		$(BIN)/python -m benchmarks.$$name $(if $(FULL),,--small) || exit; \

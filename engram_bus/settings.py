@@ -12,6 +12,8 @@ from engram_bus.limits import GIB, HEARTBEAT_SECONDS, LOG_SIZE_BYTES_MAX, SOCKET
 
 ENVIRONMENT_PREFIX = "ENGRAM_"
 LOG_LEVELS = ("debug", "info", "warning", "error")
+LOG_SIZE_GIB_MAX = 16_384
+"""Log and index are each mapped whole, and a process has 128 TiB of addresses."""
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9.:\[\]_-]+")
 
 
@@ -96,8 +98,10 @@ def _check(settings: Settings) -> None:
     for name in ("heartbeat_seconds", "stall_seconds"):
         if not 1 <= getattr(settings, name) <= 3_600:
             raise SettingsError(f"{name} {getattr(settings, name)} is not 1 to 3600")
-    if not 1 <= settings.log_size_gib <= 65_536:
-        raise SettingsError(f"log_size_gib {settings.log_size_gib} is not 1 to 65536")
+    if not 1 <= settings.log_size_gib <= LOG_SIZE_GIB_MAX:
+        raise SettingsError(f"log_size_gib {settings.log_size_gib} is not 1 to {LOG_SIZE_GIB_MAX}")
+    if not settings.data_dir:
+        raise SettingsError("data_dir is empty: name a directory")
     for origin in settings.allow_origins:
         if not _ORIGIN.fullmatch(origin):
             raise SettingsError(f"allow_origins names {origin!r}, not an origin like https://example.org:8443")

@@ -6,7 +6,9 @@ import socket
 from collections import deque
 from http import HTTPStatus
 from typing import Any, ClassVar, Literal, Protocol
+from urllib.parse import quote
 
+import httptools
 import msgspec
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
@@ -31,6 +33,10 @@ from engram_bus.subscribers.sockets import Listener
 
 SOCKET = "engram.socket"
 """The ASGI extension under which a scope holds its socket (`subscribers.sockets.Socket`)."""
+
+_ASCII = bytes(range(128)).decode()
+_OFFER = (b"upgrade", b"connection", b"http2-settings")
+"""Headers that offer another protocol. (Who also said `Connection: close` closes by itself.)"""
 
 log = logging.getLogger(__name__)
 
@@ -139,13 +145,41 @@ class EdgeHttp(_Written, HttpToolsProtocol):
         if self._is_refused:
             return
         phase = self._phase
-        super().data_received(data)
+        self._feed(data)
         if self._phase != phase:
             self._phase_bytes = 0
             self._arm()
         elif self._lacks != "nothing":
             self._phase_bytes += len(data)
             self._check_size()
+
+    def _feed(self, data: bytes) -> None:
+        """As uvicorn's `data_received`, but who offers another protocol is not answered without the body that follows:
+        curl and Java's client offer HTTP/2 with the first request of a connection, whatever it is."""
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError:
+            self.send_400_response("")
+        except httptools.HttpParserUpgrade as upgrade:
+            if self._should_upgrade():
+                self.handle_websocket_upgrade()
+            else:
+                self._start_again(data[upgrade.args[0] :])
+
+    def _start_again(self, rest: bytes) -> None:
+        """The request once more, as if it offered nothing, and what came after its headers."""
+        line = b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
+        kept = [b"%b: %b" % header for header in self.headers if header[0] not in _OFFER]
+        if len(kept) == len(self.headers):
+            self._refuse(InvalidRequest("a tunnel (CONNECT) leads nowhere here"))
+            return
+        self.parser = httptools.HttpRequestParser(self)
+        self._feed(b"\r\n".join((line, *kept, b"", rest)))
+
+    def _declines(self) -> bool:
+        """Whether the request offers a protocol that is not spoken here, and will be read again without the offer."""
+        return bool(self.parser.should_upgrade()) and not self._should_upgrade()
 
     def handle_websocket_upgrade(self) -> None:
         self._begin("nothing")
@@ -165,6 +199,9 @@ class EdgeHttp(_Written, HttpToolsProtocol):
         self._begin("headers")
 
     def on_url(self, url: bytes) -> None:
+        if not url.isascii():
+            # As a person types it; RFC 3986 wants what browsers make of that.
+            url = quote(url, safe=_ASCII).encode()
         super().on_url(url)
         self._count(len(url), QUERY_BYTES_MAX, "the request target")
 
@@ -173,6 +210,8 @@ class EdgeHttp(_Written, HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        if self._declines():
+            return
         super().on_headers_complete()
         self._begin("body")
         cycle = self._last_cycle()
@@ -180,6 +219,8 @@ class EdgeHttp(_Written, HttpToolsProtocol):
             cycle.transport = self._answers  # type: ignore[assignment]
 
     def on_message_complete(self) -> None:
+        if self._declines():
+            return
         self._begin("nothing")
         super().on_message_complete()
 
@@ -343,8 +384,10 @@ class EdgeWebSocket(_Written, WebSocketsSansIOProtocol):
     def _refuse_handshake(self, refused: Response) -> None:
         """As uvicorn does it, but with a problem for a body."""
         body = problem_body(InvalidRequest(f"not a WebSocket handshake: {refused.body.decode().strip()}"))
-        refused.headers["Content-Type"] = PROBLEM
-        refused.headers["Content-Length"] = str(len(body))
+        for name, value in (("Content-Type", PROBLEM), ("Content-Length", str(len(body)))):
+            # Its headers are many by name: setting one adds it.
+            del refused.headers[name]
+            refused.headers[name] = value
         refused.body = body
         self.handshake_complete = self.close_sent = True
         self.conn.send_response(refused)

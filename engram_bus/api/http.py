@@ -226,8 +226,15 @@ class HttpApi:
             log.exception("a request to %s failed", scope["path"])
             error = InternalError("the request could not be answered; the log of the bus says why")
             reply = Reply(error.status, problem_body(error), problem_headers(error))
-        await _send(send, reply, scope["method"], shared)
+        await _send(send, reply, scope["method"], (*self._reflected(), *shared))
         self.metrics.answered(name, reply.status, clock.monotonic_seconds() - started)
+
+    def _reflected(self) -> Headers:
+        """Of every answer, a refusal too: how durable the log is, and the seq whose state it reflects."""
+        return (
+            (b"engram-durability", self.bus.durability.encode()),
+            (b"engram-applied-seq", b"%d" % self.bus.head),
+        )
 
     def _let_in(self, headers: dict[bytes, bytes]) -> Headers:
         """What the answer says to a page of another origin; nothing, for nearly all. Raises ForbiddenOrigin."""
@@ -310,11 +317,7 @@ class HttpApi:
         return int(digits)
 
     def _write_headers(self, answer: Answer, version: int | None) -> Headers:
-        headers = [
-            _JSON_TYPE,
-            (b"engram-durability", self.bus.durability.encode()),
-            (b"engram-applied-seq", b"%d" % self.bus.head),
-        ]
+        headers = [_JSON_TYPE]
         if version is not None:
             headers.append((b"etag", b'"%d"' % version))
         if answer.replayed:
@@ -323,6 +326,9 @@ class HttpApi:
 
     async def _append_bulk(self, call: Call) -> Reply:
         is_atomic = call.values["atomic"]
+        for name in ("If-Match", "If-None-Match"):
+            if name.lower().encode() in call.headers:
+                raise InvalidRequest(f"{name} is for one unit: a batch's units have expected_version", field=name)
         media_type = call.media_type()
         items = _items(media_type, await call.body(BULK_BYTES_MAX))
         agent_id = call.header(b"x-agent-id")
@@ -417,7 +423,7 @@ class HttpApi:
         return self._read_reply(body)
 
     def _read_reply(self, body: bytes, *headers: tuple[bytes, bytes]) -> Reply:
-        return Reply(200, body, [_JSON_TYPE, (b"engram-applied-seq", b"%d" % self.bus.head), *headers])
+        return Reply(200, body, [_JSON_TYPE, *headers])
 
     # --- Contexts ----------------------------------------------------------------------------------------------------
 
@@ -479,7 +485,7 @@ class HttpApi:
             contexts=len(bus.writer.contexts),
             subscribers=len(bus.fanout),
             lag_units=bus.fanout.furthest_behind,
-            queue_commands=bus.writer.queue_units,
+            queue_commands=bus.writer.queue_commands,
             disk=Disk(*bus.log.sizes()),
         )
         return Reply(200, encode_json(status), [_JSON_TYPE])

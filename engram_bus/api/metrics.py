@@ -64,7 +64,7 @@ class _BusCollector(Collector):
             "engram_contexts": ("Contexts that exist.", len(bus.writer.contexts)),
             "engram_subscribers": ("Subscriptions that are open.", len(bus.fanout)),
             "engram_subscription_lag_units": ("Units the furthest subscription is behind.", bus.fanout.furthest_behind),
-            "engram_queue_commands": ("Commands that wait for their commit.", bus.writer.queue_units),
+            "engram_queue_commands": ("Commands that wait for their commit.", bus.writer.queue_commands),
             "engram_ready": ("1 while appends are taken.", int(bus.writer.refusal is None)),
             "engram_log_bytes": ("Disk space of the log.", sizes.log_bytes),
             "engram_index_bytes": ("Disk space of the index.", sizes.index_bytes),

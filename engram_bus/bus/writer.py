@@ -148,7 +148,7 @@ class Writer:
         return isinstance(self._refusal, ShuttingDown)
 
     @property
-    def queue_units(self) -> int:
+    def queue_commands(self) -> int:
         """Commands that wait for their commit."""
         return len(self._queue)
 

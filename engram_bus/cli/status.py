@@ -49,11 +49,15 @@ def _rows(url: str, found: "Status") -> list[tuple[str, str]]:
         ("head", f"{found.head:,} units, in {found.contexts:,} contexts"),
         ("epoch", f"{found.epoch} (cursor {found.cursor})"),
         ("durability", found.durability),
-        ("waiting", f"{found.queue_units:,} units to be written; projections lag {found.lag_units:,} units"),
-        ("subscribers", f"{found.subscribers:,}"),
-        ("disk", f"log {_size(disk.log_bytes)}, index {_size(disk.index_bytes)}, free {_size(disk.free_bytes)}"),
+        ("waiting", f"{found.queue_commands:,} commands to be written"),
+        ("subscribers", f"{found.subscribers:,}; the furthest behind lags {found.lag_units:,} units"),
+        ("disk", f"log {_size(disk.log_bytes)}, index {_size(disk.index_bytes)}, free {_free(disk.free_bytes)}"),
         ("up", f"{_duration(found.uptime_seconds)}, since {found.started_at}"),
     ]
+
+
+def _free(size_bytes: int | None) -> str:
+    return "unknown" if size_bytes is None else _size(size_bytes)
 
 
 def _size(size_bytes: int) -> str:

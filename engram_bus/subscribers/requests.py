@@ -28,6 +28,8 @@ def from_query(pairs: Sequence[tuple[str, str]], *, last_event_id: str | None = 
     after: str | None = None
     for name, value in pairs:
         if name == "after":
+            if after is not None:
+                raise InvalidRequest("after is given more than once", field="after")
             after = value
         elif name.startswith("meta."):
             meta.append((name[5:], value))

@@ -9,8 +9,10 @@ from typing import Any
 
 import httpx
 import msgpack  # type: ignore[import-untyped]
+import msgspec
 import pytest
 
+import engram_client
 from engram_bus.errors import StorageFailed, StorageFull, StorageReadOnly, Unavailable
 from engram_bus.log.memory import MemoryLog
 from tests.damaged import DamagedLog
@@ -461,3 +463,49 @@ def _paged(http: httpx.Client, path: str, params: dict[str, Any], *, of: str = "
         if page is None:
             return found
         assert len(answer[of]) == params["limit"]
+
+
+# --- Every answer ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("GET", "/workunits/plan"), ("GET", "/nowhere"), ("PUT", "/workunit"), ("GET", "/status"), ("POST", "/workunit")],
+)
+def test_every_answer_says_how_durable_it_is_and_which_seq_it_reflects(
+    http: httpx.Client, method: str, path: str
+) -> None:
+    http.post("/workunit", json=UNIT)
+    response = http.request(method, path)
+    assert response.headers.get_list("engram-applied-seq") == ["1"]
+    assert response.headers.get_list("engram-durability") == ["memory"]
+
+
+@pytest.mark.parametrize("query", ["", "?atomic=true"])
+@pytest.mark.parametrize(("header", "value"), [("If-Match", '"99"'), ("If-None-Match", "*")])
+def test_a_batch_is_not_recorded_with_a_condition_it_does_not_check(
+    http: httpx.Client, query: str, header: str, value: str
+) -> None:
+    refused = http.post(f"/workunits{query}", json=[UNIT], headers={header: value})
+    assert (refused.status_code, refused.json()["field"]) == (400, header)
+    assert http.get("/workunits/plan").json()["work_units"] == []
+
+
+def test_a_handshake_that_is_refused_has_one_length(bus: LiveBus) -> None:
+    upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "8"}
+    refused = httpx.get(f"{bus.url}/stream", headers=upgrade)
+    assert len(refused.headers.get_list("content-length")) == 1
+    assert refused.headers.get_list("content-type") == ["application/problem+json"]
+    assert refused.json()["code"] == "INVALID_REQUEST"
+
+
+def test_a_stream_begins_in_one_place(http: httpx.Client) -> None:
+    refused = http.get("/stream-sse?context=plan&after=0&after=1")
+    assert (refused.status_code, refused.json()["field"]) == (400, "after")
+
+
+def test_the_client_reads_every_field_of_the_status(http: httpx.Client) -> None:
+    said = http.get("/status").json()
+    read = msgspec.to_builtins(msgspec.json.decode(http.get("/status").content, type=engram_client.Status))
+    assert read.keys() == said.keys()
+    assert read["disk"] == said["disk"] | {"free_bytes": None}

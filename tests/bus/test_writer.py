@@ -375,7 +375,7 @@ async def test_what_waits_behind_a_failed_commit_is_answered_too(desk: Desk) -> 
     desk.log.refuse_at = 1
     outcomes = await desk.ask(*[append() for _ in range(BATCH_UNITS_MAX + 5)])
     assert set(outcomes) == {FULL}
-    assert (desk.log.head, desk.writer.queue_units) == (0, 0)
+    assert (desk.log.head, desk.writer.queue_commands) == (0, 0)
 
 
 @pytest.mark.parametrize("refusal", [FULL, StorageReadOnly("read-only")])

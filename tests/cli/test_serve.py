@@ -63,7 +63,7 @@ def test_a_second_bus_on_the_same_directory_or_port_is_refused(served: BusProces
         ([], {"ENGRAM_PORT": "many"}, "port: Expected `int`, got `str`"),
         (["--log-level", "loud"], {}, "'loud' is not one of debug, info, warning, error"),
         (["--stall-seconds", "0"], {}, "stall_seconds 0.0 is not 1 to 3600"),
-        (["--log-size-gib", "0"], {}, "log_size_gib 0 is not 1 to 65536"),
+        (["--log-size-gib", "0"], {}, "log_size_gib 0 is not 1 to 16384"),
         (["--config", "missing.yaml"], {}, "missing.yaml cannot be read: [Errno 2]"),
         (["--data-dir", "/proc/engram"], {}, "/proc/engram"),
     ],

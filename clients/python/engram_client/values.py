@@ -195,7 +195,7 @@ class Disk(msgspec.Struct, frozen=True):
 
     log_bytes: int = 0
     index_bytes: int = 0
-    free_bytes: int = 0
+    free_bytes: int | None = None
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -212,7 +212,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     version: str = ""
     contexts: int = 0
     subscribers: int = 0
-    queue_units: int = 0
+    queue_commands: int = 0
     lag_units: int = 0
     disk: Disk = Disk()
 

@@ -90,7 +90,7 @@ async def _replay(url: str, recording: "Recording", player: "Player", progress: 
     from engram_bus.cli.replay.watcher import watching
     from engram_client import Client
 
-    async with Client(url, agent_id="engram-replay", max_retries=0) as bus:
+    async with Client(url, agent_id="engram-replay", max_retries=3) as bus:
         status = await bus.status()
     async with watching(url, after=status.cursor, prefix=f"{recording.run}/") as watcher:
         drawing = asyncio.create_task(_draw(player, len(recording.steps), progress and sys.stderr.isatty()))
