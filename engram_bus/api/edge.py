@@ -6,7 +6,6 @@ import socket
 from collections import deque
 from http import HTTPStatus
 from typing import Any, ClassVar, Literal, Protocol
-from urllib.parse import quote
 
 import httptools
 import msgspec
@@ -34,7 +33,6 @@ from engram_bus.subscribers.sockets import Listener
 SOCKET = "engram.socket"
 """The ASGI extension under which a scope holds its socket (`subscribers.sockets.Socket`)."""
 
-_ASCII = bytes(range(128)).decode()
 _OFFER = (b"upgrade", b"connection", b"http2-settings")
 """Headers that offer another protocol. (Who also said `Connection: close` closes by itself.)"""
 
@@ -199,9 +197,6 @@ class EdgeHttp(_Written, HttpToolsProtocol):
         self._begin("headers")
 
     def on_url(self, url: bytes) -> None:
-        if not url.isascii():
-            # As a person types it; RFC 3986 wants what browsers make of that.
-            url = quote(url, safe=_ASCII).encode()
         super().on_url(url)
         self._count(len(url), QUERY_BYTES_MAX, "the request target")
 

@@ -389,6 +389,27 @@ def test_head_is_get_without_the_body(bus: LiveBus) -> None:
         assert response.status_code == (404 if path == "/nowhere" else 200)
 
 
+OFFERS = {
+    "HTTP/2": ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAAP__"),
+    "TLS": ("Connection: upgrade", "Upgrade: TLS/1.3"),
+}
+
+
+@pytest.mark.parametrize("offer", OFFERS.values(), ids=OFFERS)
+def test_an_offer_to_speak_another_protocol_is_declined_and_nothing_else_is(
+    bus: LiveBus, offer: tuple[str, ...]
+) -> None:
+    """As curl --http2 and Java's client do with the first request of a connection."""
+    body = json.dumps(UNIT).encode()
+    with Wire(bus.address) as wire:
+        assert wire.send(request("POST", "/workunit", body, JSON, *offer)).answer().status == 201
+        assert wire.send(request("GET", "/healthz", b"", *offer) + request("GET", "/healthz")).answer().status == 200
+        assert wire.answer().status == 200
+        head, _, rest = request("POST", "/workunit", body, JSON, *offer).partition(b"\r\n\r\n")
+        wire.send(head + b"\r\n\r\n").send(rest[:5]).send(rest[5:])
+        assert wire.answer().status == 201
+
+
 # --- What is not HTTP ------------------------------------------------------------------------------------------------
 
 
@@ -398,6 +419,8 @@ def test_head_is_get_without_the_body(bus: LiveBus) -> None:
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(100),
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         b"hello\r\n\r\n",
+        b"CONNECT localhost:80 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET /\xc3\xbc HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"GET / HTTP/9.9\r\n\r\n",
         b"GET /\x00 HTTP/1.1\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: a\r\nBad Header: x\r\n\r\n",
