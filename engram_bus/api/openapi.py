@@ -48,6 +48,9 @@ _HEADERS: Final[dict[str, Schema]] = {
     "Allow": {"description": "The methods the path takes.", "schema": {"type": "string"}},
 }
 
+_EVERYWHERE: Final = ("Engram-Durability", "Engram-Applied-Seq")
+"""Of every answer that the bus gives; a connection that breaks HTTP or a bound of it is answered without."""
+
 _UNIT_EXAMPLE: Final = {"context_id": "plan", "agent_id": "ann", "payload": "The tests pass."}
 _EXAMPLES: Final[dict[tuple[str, str], Any]] = {
     ("append", "application/json"): _UNIT_EXAMPLE,
@@ -201,9 +204,7 @@ def _answer(out: Out) -> Schema:
     else:
         schema = {"type": "string"}
     answer: Schema = {"description": out.description, "content": {out.media_type: {"schema": schema}}}
-    if out.headers:
-        answer["headers"] = {name: _HEADERS[name] for name in out.headers}
-    return answer
+    return {**answer, "headers": _headers(*out.headers)}
 
 
 def _refusal(status: int, errors: Sequence[type[EngramError]]) -> Schema:
@@ -216,11 +217,12 @@ def _refusal(status: int, errors: Sequence[type[EngramError]]) -> Schema:
         "description": "; ".join(f"`{error.code}`: {error.title}" for error in errors),
         "content": {PROBLEM: {"schema": schema}},
     }
-    headers = {"Retry-After"} if any(_is_retryable(error) for error in errors) else set()
-    headers |= {"Allow"} if status == 405 else set()
-    if headers:
-        refusal["headers"] = {name: _HEADERS[name] for name in sorted(headers)}
-    return refusal
+    own = ("Retry-After",) if any(_is_retryable(error) for error in errors) else ("Allow",) if status == 405 else ()
+    return {**refusal, "headers": _headers(*own)}
+
+
+def _headers(*own: str) -> Schema:
+    return {name: _HEADERS[name] for name in (*_EVERYWHERE, *own)}
 
 
 def _is_retryable(error: type[EngramError]) -> bool:
@@ -232,7 +234,7 @@ def _either(answer: Schema, refusal: Schema) -> Schema:
     return {
         "description": f"{answer['description']} Or {refusal['description']}",
         "content": {**answer["content"], **refusal["content"]},
-        "headers": {**answer.get("headers", {}), **refusal.get("headers", {})},
+        "headers": {**answer["headers"], **refusal["headers"]},
     }
 
 

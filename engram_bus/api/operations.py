@@ -284,12 +284,11 @@ EVERYWHERE: Final[tuple[type[EngramError], ...]] = (
 )
 """What any request may be answered, whatever it asks for."""
 
-_READ_HEADERS = ("Engram-Applied-Seq",)
-_WRITE_ANSWER = ("Engram-Durability", "Engram-Applied-Seq", "Idempotency-Replayed")
-_UNIT = {200: Out("The unit.", (UnitOut,), headers=_READ_HEADERS)}
-_CONTEXT = {200: Out("The context as it stands.", (Context,), headers=(*_READ_HEADERS, "ETag"))}
-_CHANGED = {200: Out("The context as it stands now.", (Context,), headers=(*_WRITE_ANSWER, "ETag"))}
-_UNITS = {200: Out("A page of units.", (UnitList,), headers=_READ_HEADERS)}
+_REPLAYED = ("Idempotency-Replayed",)
+_UNIT = {200: Out("The unit.", (UnitOut,))}
+_CONTEXT = {200: Out("The context as it stands.", (Context,), headers=("ETag",))}
+_CHANGED = {200: Out("The context as it stands now.", (Context,), headers=("ETag", *_REPLAYED))}
+_UNITS = {200: Out("A page of units.", (UnitList,))}
 
 OPERATIONS: Final = (
     Operation(
@@ -299,7 +298,7 @@ OPERATIONS: Final = (
         summary="Record one work unit; the answer leaves when it is durable.",
         parameters=_WRITE_HEADERS,
         requests={JSON: UnitIn, MSGPACK: UnitPacked},
-        answers={201: Out("The unit as recorded.", (UnitOut,), headers=(*_WRITE_ANSWER, "ETag"))},
+        answers={201: Out("The unit as recorded.", (UnitOut,), headers=("ETag", *_REPLAYED))},
         errors=_WRITE,
     ),
     Operation(
@@ -314,8 +313,8 @@ OPERATIONS: Final = (
         ),
         requests={JSON: list[UnitIn], NDJSON: UnitIn},
         answers={
-            201: Out("All were recorded.", (BulkOut,), headers=_WRITE_ANSWER),
-            207: Out("Some were refused: each result says which and why.", (BulkOut,), headers=_WRITE_ANSWER),
+            201: Out("All were recorded.", (BulkOut,), headers=_REPLAYED),
+            207: Out("Some were refused: each result says which and why.", (BulkOut,), headers=_REPLAYED),
         },
         errors=_WRITE,
     ),
@@ -348,7 +347,7 @@ OPERATIONS: Final = (
             ),
             *MIN_SEQ,
         ),
-        answers={200: Out("Units reached, nearest first.", (RelatedList,), headers=_READ_HEADERS)},
+        answers={200: Out("Units reached, nearest first.", (RelatedList,))},
         errors=(UnitNotFound, *_READ),
         is_read=True,
     ),
@@ -404,7 +403,7 @@ OPERATIONS: Final = (
             _PAGE,
             *MIN_SEQ,
         ),
-        answers={200: Out("A page of contexts, or the one named.", (ContextList, Context), headers=_READ_HEADERS)},
+        answers={200: Out("A page of contexts, or the one named.", (ContextList, Context), headers=("ETag",))},
         errors=(ContextNotFound, *_READ),
         is_read=True,
     ),
