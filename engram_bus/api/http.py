@@ -516,7 +516,8 @@ class HttpApi:
         if self.bus.writer.is_closed:
             raise self.bus.writer.refusal or InternalError("the bus is closed")
         after = self.bus.seq_of_cursor(request.after)
-        await send({"type": "http.response.start", "status": 200, "headers": [*SSE_HEADERS, *self._reflected(), *shared]})
+        headers = [*SSE_HEADERS, *self._reflected(), *shared]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
         if call.scope["method"] != "HEAD":
             stream = Stream(self.bus, socket_of(call.scope), request, after)
             try:
