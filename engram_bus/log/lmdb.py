@@ -187,8 +187,8 @@ class LmdbLog:
         # Twice: the pages of the log and, later, those of the index.
         if free_bytes < reserve_bytes + 2 * batch_bytes:
             raise StorageFull(
-                f"{free_bytes} bytes are free on the disk of {self._path}; {reserve_bytes} are kept in reserve and this "
-                f"commit may take {2 * batch_bytes}",
+                f"{free_bytes} bytes are free on the disk of {self._path}; {reserve_bytes} are kept in reserve "
+                f"and this commit may take {2 * batch_bytes}",
                 limit=reserve_bytes,
                 free_bytes=free_bytes,
             )
