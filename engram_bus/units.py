@@ -3,7 +3,6 @@
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import lru_cache
-from typing import Any
 
 import msgspec
 
@@ -164,14 +163,6 @@ class Stamp(msgspec.Struct, frozen=True):
         value = (ms & 0xFFFF_FFFF_FFFF) << 80 | 0x7 << 76 | (us * 4096 // 1_000) << 64 | 0b10 << 62 | rand_b
         text = f"{value:032x}"
         return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
-
-
-class Health(msgspec.Struct, frozen=True):
-    """What `/readyz` says: whether appends are taken, and why not."""
-
-    ready: bool
-    reason: str | None = None
-    details: dict[str, Any] = {}
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -243,11 +243,7 @@ class HttpApi:
         if origin is None:
             return _NOT_SHARED
         self._origins.check_origin(origin.decode("latin-1"), host=host.decode("latin-1"))
-        return (
-            (b"access-control-allow-origin", origin),
-            (b"access-control-expose-headers", _EXPOSED),
-            (b"vary", b"origin"),
-        )
+        return ((b"access-control-allow-origin", origin), *_SHARED)
 
     def _match(self, scope: Scope, path: str) -> tuple[Operation, Handler, dict[str, str]]:
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
@@ -358,8 +354,6 @@ class HttpApi:
             if isinstance(one, EngramError):
                 raise one.at(index)
             appends.append(one)
-        if not appends:
-            raise InvalidRequest("the batch is empty: name at least one unit")
         answer = await self.bus.execute(AppendAtomic(appends=tuple(appends), idempotency_key=key))
         body = _results([Answer((entry,)) for entry in answer.entries], self.bus.head)
         return Reply(201, body, self._write_headers(answer, None))
