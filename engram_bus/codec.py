@@ -18,8 +18,9 @@ from engram_bus.units import (
     FORMAT_TEXT,
     Append,
     AppendAtomic,
-    Command,
     Draft,
+    Fence,
+    KeyedCommand,
     Relationship,
     RelationshipType,
     UnitType,
@@ -77,6 +78,7 @@ class UnitIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     id: str | None = None
     idempotency_key: str | None = None
     expected_version: int | None = None
+    fence: Fence | None = None
 
 
 class UnitPacked(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -95,6 +97,7 @@ class UnitPacked(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     id: str | None = None
     idempotency_key: str | None = None
     expected_version: int | None = None
+    fence: Fence | None = None
 
 
 class UnitOut(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -213,6 +216,7 @@ def append_from(unit: UnitIn | UnitPacked, *, agent_id: str | None = None) -> Ap
             id=unit.id,
         ),
         expected_version=unit.expected_version,
+        fence=unit.fence,
         idempotency_key=unit.idempotency_key,
     )
 
@@ -302,7 +306,7 @@ def _one_line(payload: bytes) -> bytes | None:
     return payload
 
 
-def command_digest(command: Command) -> bytes:
+def command_digest(command: KeyedCommand) -> bytes:
     """What tells a repeat of a command from another one under the same key, in any order of its maps; see `payloads`.
 
     It leaves the payloads out: it is kept for the life of the log, and no redacted payload must be guessable from it.
@@ -310,7 +314,7 @@ def command_digest(command: Command) -> bytes:
     return blake2b(_encode_canonical(_without_payloads(command)), digest_size=16).digest()
 
 
-def payloads(command: Command) -> Sequence[bytes]:
+def payloads(command: KeyedCommand) -> Sequence[bytes]:
     """The payloads that a command's first units carry: the other half of what tells a repeat."""
     match command:
         case Append():
@@ -321,7 +325,7 @@ def payloads(command: Command) -> Sequence[bytes]:
             return ()
 
 
-def _without_payloads(command: Command) -> Command:
+def _without_payloads(command: KeyedCommand) -> KeyedCommand:
     match command:
         case Append():
             draft = msgspec.structs.replace(command.draft, payload=b"")

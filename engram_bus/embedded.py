@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import math
+import os
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -9,9 +11,10 @@ from typing import Any, Self
 import msgspec
 
 from engram_bus import clock
-from engram_bus.bus.admission import admit, check_name
-from engram_bus.bus.writer import Answer, Done, Writer
+from engram_bus.bus.admission import admit, check_name, check_resource, check_token
+from engram_bus.bus.writer import Answer, Done, Ticket, Writer
 from engram_bus.codec import Entry, encode_json
+from engram_bus.decisions.locks import GRANTED, LockState, change_of
 from engram_bus.errors import (
     ContextNotFound,
     DataDirectoryError,
@@ -26,6 +29,8 @@ from engram_bus.errors import (
 from engram_bus.limits import (
     BULK_UNITS_MAX,
     HEARTBEAT_SECONDS,
+    LOCK_SESSION_GRACE_SECONDS,
+    LOCK_TTL_MS_DEFAULT,
     LOG_SIZE_BYTES_MAX,
     MIN_SEQ_TIMEOUT_MS_DEFAULT,
     MIN_SEQ_TIMEOUT_MS_MAX,
@@ -51,13 +56,21 @@ from engram_bus.units import (
     FORMAT_BYTES,
     FORMAT_JSON,
     FORMAT_TEXT,
+    LOCKS_CONTEXT,
+    AcquireLock,
     Append,
     AppendAtomic,
+    BreakLock,
     Command,
     Context,
     Draft,
+    Fence,
+    Lock,
+    LockMode,
+    RefreshLock,
     Relationship,
     RelationshipType,
+    ReleaseLock,
     UnitType,
     UpdateContext,
     WorkUnit,
@@ -83,6 +96,14 @@ class ContextPage(msgspec.Struct, frozen=True):
     """A part of the list of contexts, in byte order of their ids."""
 
     contexts: tuple[Context, ...]
+    next_page: str | None
+    applied_seq: int
+
+
+class LockPage(msgspec.Struct, frozen=True):
+    """A part of the list of locks: each resource with a lock on it, and where it goes on."""
+
+    locks: tuple[tuple[str, Lock], ...]
     next_page: str | None
     applied_seq: int
 
@@ -116,14 +137,20 @@ class Bus:
         directory: DataDirectory | None = None,
         heartbeat_seconds: float = HEARTBEAT_SECONDS,
         stall_seconds: float = SOCKET_STALL_SECONDS,
+        session_grace_seconds: float = LOCK_SESSION_GRACE_SECONDS,
     ) -> None:
         self.log = log
+        self._stopped = False
         self.started_at = ts_text(clock.wall_us())
         self.fanout = Fanout(log, heartbeat_seconds=heartbeat_seconds, stall_seconds=stall_seconds)
         self.writer = Writer(log, tell=self._tell)
         self._directory = directory
+        self._session_grace_seconds = session_grace_seconds
+        self._session_ends: dict[str, asyncio.TimerHandle] = {}
+        # No connection of before lives: who comes back in time keeps what was tied to it.
+        for session in self.writer.state.locks.sessions:
+            self.end_session(session)
         self._waiting: set[tuple[int, asyncio.Future[None]]] = set()
-        self._stopped = False
         self._next_pulse = asyncio.get_running_loop().call_later(_PULSE_SECONDS, self._pulse)
 
     @classmethod
@@ -178,6 +205,8 @@ class Bus:
             return
         self._stopped = True
         self._next_pulse.cancel()
+        for timer in self._session_ends.values():
+            timer.cancel()
         try:
             self.goaway(reason)
         finally:
@@ -213,9 +242,9 @@ class Bus:
 
     # --- Append ------------------------------------------------------------------------------------------------------
 
-    def submit(self, command: Command, done: Done) -> None:
+    def submit(self, command: Command, done: Done) -> Ticket:
         """Check a command and queue it; `done` is called once it is durable, or refused. Raises EngramError."""
-        self.writer.submit(command, admit(command), done)
+        return self.writer.submit(command, admit(command), done)
 
     async def execute(self, command: Command) -> Answer:
         """Check a command, queue it, wait for its answer. Raises EngramError."""
@@ -264,6 +293,7 @@ class Bus:
         id: str | None = None,
         idempotency_key: str | None = None,
         expected_version: int | None = None,
+        fence: Fence | None = None,
     ) -> WorkUnit:
         """Record one unit. A str payload is text, bytes are bytes, anything else is JSON. Raises EngramError."""
         content_type, raw = _payload(payload, content_type)
@@ -284,6 +314,7 @@ class Bus:
                 ),
                 idempotency_key=idempotency_key,
                 expected_version=expected_version,
+                fence=fence,
             )
         )
         return answer.entries[0].unit
@@ -402,7 +433,7 @@ class Bus:
     def context(self, context_id: str) -> Context:
         """A context as it stands. Raises ContextNotFound."""
         self._require_open()
-        context = self.writer.contexts.view(context_id)
+        context = self.writer.state.contexts.view(context_id)
         if context is None:
             raise ContextNotFound(f"no context {context_id[:256]!r}")
         return context
@@ -416,7 +447,7 @@ class Bus:
         if not 1 <= limit <= PAGE_UNITS_MAX:
             raise InvalidRequest(f"limit {limit} is not 1 to {PAGE_UNITS_MAX}", field="limit", limit=PAGE_UNITS_MAX)
         ids = self.log.context_ids(page or "", prefix=prefix, limit=limit + 1)
-        views = (self.writer.contexts.view(context_id) for context_id in ids[:limit])
+        views = (self.writer.state.contexts.view(context_id) for context_id in ids[:limit])
         return ContextPage(
             tuple(view for view in views if view is not None), ids[limit - 1] if len(ids) > limit else None, self.head
         )
@@ -464,6 +495,133 @@ class Bus:
             if len(unit_id) != 36 or self.log.seq_of_id(unit_id) is None:
                 raise UnitNotFound(f"no unit of id {unit_id[:64]!r} to pin", field=f"pin_units[{index}]")
         return await self.execute(command)
+
+    # --- Locks -------------------------------------------------------------------------------------------------------
+
+    async def acquire_lock(
+        self,
+        *resources: str,
+        agent_id: str,
+        ttl_seconds: float = LOCK_TTL_MS_DEFAULT / 1_000,
+        mode: LockMode | str = LockMode.EXCLUSIVE,
+        wait_seconds: float = 0,
+        reason: str = "",
+        context_id: str = LOCKS_CONTEXT,
+    ) -> Lock:
+        """Hold all of these resources or none, waiting in line up to `wait_seconds`; asking again extends the lease.
+
+        A lock covers what lies below its resources (`repo/src` covers `repo/src/a.py`). Who stops waiting (is
+        cancelled) leaves the line. Raises LockHeld, Deadlock, WaitEnded, InvalidRequest, TooLarge, ...
+        """
+        command = AcquireLock(
+            resources=resources,
+            agent_id=agent_id,
+            ttl_ms=milliseconds(ttl_seconds, "ttl_seconds"),
+            mode=lock_mode(mode),
+            wait_ms=milliseconds(wait_seconds, "wait_seconds"),
+            reason=reason,
+            context_id=context_id,
+        )
+        answer = await self.execute_lock(command)
+        assert answer.lock is not None, "an acquire answers with its lock"
+        return answer.lock
+
+    async def refresh_lock(self, lock_id: str, *, agent_id: str, ttl_seconds: float | None = None) -> Lock:
+        """Let the lease end `ttl_seconds` from now (None: as long as first asked for). Raises LockLost, NotHolder."""
+        ttl_ms = None if ttl_seconds is None else milliseconds(ttl_seconds, "ttl_seconds")
+        answer = await self.execute(RefreshLock(lock_id=lock_id, agent_id=agent_id, ttl_ms=ttl_ms))
+        assert answer.lock is not None, "a refresh answers with its lock"
+        return answer.lock
+
+    async def release_lock(self, lock_id: str, *, agent_id: str) -> bool:
+        """Give a lock back; False where it was not held any more. Raises NotHolder."""
+        return bool((await self.execute(ReleaseLock(lock_id=lock_id, agent_id=agent_id))).entries)
+
+    async def break_lock(
+        self, resource: str, *, agent_id: str, reason: str, lock_id: str | None = None
+    ) -> Sequence[str]:
+        """Take a resource from all who hold just it, or from one lock; gives the ids. Raises LockNotFound."""
+        answer = await self.execute(BreakLock(resource=resource, agent_id=agent_id, reason=reason, lock_id=lock_id))
+        return [change_of(entry.unit).lock_id or "" for entry in answer.entries]
+
+    async def execute_lock(self, command: AcquireLock) -> Answer:
+        """As `execute`; a caller that is cancelled leaves the line, and what it was granted meanwhile is released."""
+        answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        is_gone = False
+
+        def done(outcome: Answer | EngramError) -> None:
+            _resolve(answered)(outcome)
+            if is_gone and isinstance(outcome, Answer):
+                self._release_unwanted(command, outcome)
+
+        ticket = self.submit(command, done)
+        try:
+            return await answered
+        except asyncio.CancelledError:
+            is_gone = True
+            if answered.done() and not answered.cancelled() and answered.exception() is None:
+                self._release_unwanted(command, answered.result())
+            self.writer.cancel(ticket)
+            raise
+
+    def _release_unwanted(self, command: AcquireLock, answer: Answer) -> None:
+        """Nobody is there to use what was granted (an extended lock was there before, and stays)."""
+        if answer.lock is not None and answer.entries[0].unit.kind == GRANTED:
+            with contextlib.suppress(EngramError):  # It runs out by itself then.
+                self.submit(ReleaseLock(lock_id=answer.lock.lock_id, agent_id=command.agent_id), lambda outcome: None)
+
+    def lock(self, resource: str) -> LockState:
+        """Who holds a resource (or what lies above it), and who waits for it. Raises InvalidRequest, TooLarge."""
+        self._require_open()
+        check_resource(resource, "resource")
+        return self.writer.state.locks.state(resource, self.writer.now_us())
+
+    def is_fence_valid(self, resource: str, token: int) -> bool:
+        """Whether a fencing token is of a live lock that covers the resource: for what is written outside the bus."""
+        self._require_open()
+        check_resource(resource, "resource")
+        check_token(token, "token")
+        return self.writer.state.locks.is_valid(resource, token, self.writer.now_us())
+
+    def locks(
+        self, *, holder: str | None = None, prefix: str = "", limit: int = PAGE_UNITS_DEFAULT, page: str | None = None
+    ) -> LockPage:
+        """What is held, by one agent or all, in order of resources; a lock on several comes once for each.
+
+        Raises InvalidRequest, TooLarge.
+        """
+        self._require_open()
+        if holder is not None:
+            check_name(holder, "holder")
+        if prefix:
+            check_resource(prefix, "prefix")
+        if not 1 <= limit <= PAGE_UNITS_MAX:
+            raise InvalidRequest(f"limit {limit} is not 1 to {PAGE_UNITS_MAX}", field="limit", limit=PAGE_UNITS_MAX)
+        found = self.writer.state.locks.held(
+            after=("", 0) if page is None else _lock_place(page),
+            prefix=prefix,
+            holder=holder,
+            limit=limit + 1,
+            now_us=self.writer.now_us(),
+        )
+        shown = found[:limit]
+        next_page = f"{shown[-1][1].fencing_token}.{shown[-1][0]}" if len(found) > limit else None
+        return LockPage(tuple(shown), next_page, self.head)
+
+    def new_session(self) -> str:
+        """A name for a connection that locks can be tied to."""
+        return os.urandom(12).hex()
+
+    def end_session(self, session: str) -> None:
+        """The connection ended: its locks are released after a grace, in which the agent may ask for them again."""
+        if not self._stopped and self.writer.state.locks.has_session(session):
+            loop = asyncio.get_running_loop()
+            timer = loop.call_later(self._session_grace_seconds, self._release_session, session)
+            self._session_ends[session] = timer
+
+    def _release_session(self, session: str) -> None:
+        del self._session_ends[session]
+        self.writer.end_session(session)
 
     # --- Subscribe ---------------------------------------------------------------------------------------------------
 
@@ -667,6 +825,29 @@ def _payload(payload: Any, content_type: str | None) -> tuple[str, bytes]:
                 return content_type or FORMAT_JSON, encode_json(payload)
             except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as exc:
                 raise InvalidRequest(f"payload cannot be written as JSON: {exc}", field="payload") from exc
+
+
+def milliseconds(seconds: float, field: str) -> int:
+    """A time a client names. Raises InvalidRequest for what is no time at all; the bounds are checked at admission."""
+    if not math.isfinite(seconds):
+        raise InvalidRequest(f"{field} {seconds} is not a number of seconds", field=field)
+    return round(seconds * 1_000)
+
+
+def lock_mode(mode: LockMode | str) -> LockMode:
+    """A mode by its name. Raises InvalidRequest."""
+    try:
+        return LockMode(mode)
+    except ValueError as exc:
+        raise InvalidRequest(f"mode {str(mode)[:64]!r} is unknown; one of {', '.join(LockMode)}", field="mode") from exc
+
+
+def _lock_place(page: str) -> tuple[str, int]:
+    token, _, resource = page.partition(".")
+    if not (token.isascii() and token.isdigit() and len(token) <= 19 and resource):
+        raise InvalidRequest(f"page {page[:64]!r} is not one this list gave", field="page")
+    check_resource(resource, "page")
+    return resource, int(token)
 
 
 def _resolve(answered: asyncio.Future[Answer]) -> Done:

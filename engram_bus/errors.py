@@ -12,18 +12,26 @@ EngramError
 ├── NotFound
 │   ├── RouteNotFound
 │   ├── UnitNotFound
-│   └── ContextNotFound
+│   ├── ContextNotFound
+│   └── LockNotFound
 ├── Conflict                   the request is fine, the state says no
 │   ├── IdempotencyConflict    the key was used with another body
 │   ├── IdTaken                a unit of this id exists
 │   ├── VersionMoved           expected_version is not the context's version
 │   ├── ContextClosed
+│   ├── LockHeld               another agent holds what was asked for, or waited for it first
+│   ├── Deadlock               the wait would never end: its holders wait for the one who asks
+│   ├── LockLost               the lock is not held any more
+│   ├── NotHolder              the lock is another agent's
+│   ├── FenceStale             the lock whose token was shown is not held any more
+│   ├── FenceRequired          the context asks for a lock on what the unit touches
 │   ├── CursorAhead            the cursor lies after the head of the log
 │   └── EpochChanged           the cursor is of a history this log does not continue
 └── Unavailable                not the caller's fault; the same request may work later
     ├── TooSlow                the request did not come in time
     ├── Busy                   the writer's queue is full, or too many connections are open
     ├── MinSeqTimeout          min_seq was not reached in time
+    ├── WaitEnded              a wait for a lock ended without a grant, a refusal or its deadline
     ├── StorageFull            no room on the disk; appends go on by themselves once there is
     ├── StorageReadOnly        the disk refuses writes
     ├── StorageFailed          the disk failed; appends go on after a restart
@@ -141,6 +149,11 @@ class ContextNotFound(NotFound):
     title = "No such context"
 
 
+class LockNotFound(NotFound):
+    code = "LOCK_NOT_FOUND"
+    title = "No such lock is held"
+
+
 class Conflict(EngramError):
     status = 409
     close_code = 4509
@@ -165,6 +178,38 @@ class VersionMoved(Conflict):
 class ContextClosed(Conflict):
     code = "CONTEXT_CLOSED"
     title = "The context is closed"
+
+
+class LockHeld(Conflict):
+    code = "LOCK_HELD"
+    title = "The lock is held"
+
+
+class Deadlock(Conflict):
+    code = "DEADLOCK"
+    title = "The wait would never end"
+
+
+class LockLost(Conflict):
+    code = "LOCK_LOST"
+    title = "The lock is not held any more"
+
+
+class NotHolder(Conflict):
+    code = "NOT_HOLDER"
+    title = "The lock is another agent's"
+
+
+class FenceStale(Conflict):
+    code = "FENCE_STALE"
+    status = 412
+    title = "The lock behind this fence is not held any more"
+
+
+class FenceRequired(Conflict):
+    code = "FENCE_REQUIRED"
+    status = 412
+    title = "The context asks for a lock on what the unit touches"
 
 
 class CursorAhead(Conflict):
@@ -200,6 +245,11 @@ class Busy(Unavailable):
 class MinSeqTimeout(Unavailable):
     code = "MIN_SEQ_TIMEOUT"
     title = "min_seq was not reached in time"
+
+
+class WaitEnded(Unavailable):
+    code = "WAIT_ENDED"
+    title = "The wait for the lock ended"
 
 
 class StorageFull(Unavailable):

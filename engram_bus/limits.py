@@ -67,6 +67,33 @@ CONTEXT_CHANGES_MAX: Final = 1_000
 """Names in one list of one update (add_agents, pin_units, ...)."""
 DISPLAY_NAME_BYTES_MAX: Final = 1 * KIB
 
+# --- Locks -----------------------------------------------------------------------------------------------------------
+LOCK_TTL_MS_MIN: Final = 100
+"""Below, a lease would run out while its holder's refresh is under way."""
+LOCK_TTL_MS_MAX: Final = 86_400_000
+LOCK_TTL_MS_DEFAULT: Final = 30_000
+LOCK_WAIT_MS_MAX: Final = 3_600_000
+LOCK_RESOURCES_MAX: Final = 64
+"""Resources of one lock: as many as one unit can touch."""
+LOCK_DEPTH_MAX: Final = 64
+"""Segments of a locked resource: each is looked at in every decision."""
+LOCK_REASON_BYTES_MAX: Final = 1 * KIB
+LOCKS_PER_AGENT_MAX: Final = 10_000
+LOCKS_MAX: Final = 250_000
+"""All agents together, about 2 KB each in memory."""
+LOCK_WAITS_PER_AGENT_MAX: Final = 1_000
+LOCK_WAITS_MAX: Final = 20_000
+LOCK_QUEUE_SHOWN_MAX: Final = 100
+"""Waits named when one looks at a resource; their number is always told."""
+LOCK_TEND_UNITS_MAX: Final = 512
+"""Of one commit, for leases that ran out and waits that end: a mass of them does not hold up who appends."""
+LOCK_TIMER_SECONDS_MAX: Final = 1.0
+"""How long the writer sleeps at most while a lease or a wait may run out."""
+LOCK_BREAK_MAX: Final = 1_000
+"""Holders that one break takes a resource from; a further one takes the rest."""
+LOCK_SESSION_GRACE_SECONDS: Final = 5.0
+"""After a connection ended, how long its locks wait for the agent to come back and ask for them again."""
+
 # --- The writer ------------------------------------------------------------------------------------------------------
 BATCH_UNITS_MAX: Final = 2_048
 """Units of one commit: keeps a commit's stall of the loop in single milliseconds."""
@@ -132,3 +159,6 @@ assert CATCH_UP_BYTES <= FRAME_BYTES_MAX, "one page of catching up is one frame"
 assert LEAVE_SECONDS_MAX < DRAIN_SECONDS_MAX, "who is told to go is cut before the stop gives up waiting"
 assert 2 * SOCKET_STALL_SECONDS < PEER_SILENT_SECONDS
 assert PAGE_UNITS_MAX <= SCAN_UNITS_MAX
+assert LOCK_TEND_UNITS_MAX <= BATCH_UNITS_MAX - BULK_UNITS_MAX, "beside it, one bulk still fits a commit"
+assert LOCK_BREAK_MAX <= BULK_UNITS_MAX
+assert RESOURCES_MAX <= LOCK_RESOURCES_MAX, "one lock can cover what one unit touches"

@@ -16,6 +16,12 @@ OWN_KINDS = ("context.", "lock.", "mail.", "memory.", "agent.", "bus.")
 ANONYMOUS = "anonymous"
 """Who changed a context when nobody was named."""
 
+BUS_AGENT = "engram"
+"""Whose units they are that nobody asked for: a lease that ran out, a wait that ended."""
+
+LOCKS_CONTEXT = "locks"
+"""Where lock units stand unless the request names another context."""
+
 
 class UnitType(StrEnum):
     """What a unit is. Names on the wire; the numbers (their order here, from 0) are read as well."""
@@ -94,11 +100,19 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     id: str | None = None
 
 
+class Fence(msgspec.Struct, frozen=True):
+    """What a writer shows to prove that it still holds: the resource, and the fencing token of its lock."""
+
+    resource: str
+    token: int
+
+
 class Append(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Record this draft, if its context is at `expected_version` (when given)."""
+    """Record this draft, if its context is at `expected_version` and its lock is still held (when given)."""
 
     draft: Draft
     expected_version: int | None = None
+    fence: Fence | None = None
     idempotency_key: str | None = None
 
 
@@ -131,7 +145,103 @@ class UpdateContext(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     idempotency_key: str | None = None
 
 
-Command = Append | AppendAtomic | UpdateContext
+class LockMode(StrEnum):
+    """Exclusive: nobody else holds it, or anything above or below it. Shared: others may share."""
+
+    EXCLUSIVE = "exclusive"
+    SHARED = "shared"
+
+
+class AcquireLock(msgspec.Struct, frozen=True, kw_only=True):
+    """Hold all of these resources or none, at once or within `wait_ms`; who holds just these extends its lease.
+
+    It is idempotent by itself: a repeat gives the same lock.
+    """
+
+    resources: tuple[str, ...]
+    agent_id: str
+    ttl_ms: int
+    mode: LockMode = LockMode.EXCLUSIVE
+    wait_ms: int = 0
+    reason: str = ""
+    context_id: str = LOCKS_CONTEXT
+    session: str | None = None
+    """The connection it is tied to: it is released when that ends."""
+
+
+class RefreshLock(msgspec.Struct, frozen=True, kw_only=True):
+    """Let the lease of a lock that is still held end `ttl_ms` from now (None: as long as it was first asked for)."""
+
+    lock_id: str
+    agent_id: str
+    resource: str | None = None
+    ttl_ms: int | None = None
+
+
+class ReleaseLock(msgspec.Struct, frozen=True, kw_only=True):
+    """Give a lock back; of a lock that is not held any more, nothing is left to do."""
+
+    lock_id: str
+    agent_id: str
+    resource: str | None = None
+
+
+class BreakLock(msgspec.Struct, frozen=True, kw_only=True):
+    """Take a resource from all who hold it (or one lock of them), on the record."""
+
+    resource: str
+    agent_id: str
+    reason: str
+    lock_id: str | None = None
+
+
+class TendLocks(msgspec.Struct, frozen=True, kw_only=True):
+    """What comes to locks without anyone asking: leases and waits that ran out, waits nobody waits for, grants due.
+
+    The writer gives it to itself, before anything else of a commit and whenever it made a lock free.
+    """
+
+    units_max: int
+    ended_waits: dict[str, str] = {}
+    """Waits to end, and why."""
+    ended_sessions: tuple[str, ...] = ()
+
+
+KeyedCommand = Append | AppendAtomic | UpdateContext
+"""What may come with an idempotency key."""
+LockCommand = AcquireLock | RefreshLock | ReleaseLock | BreakLock
+Command = KeyedCommand | LockCommand
+
+
+class Lock(msgspec.Struct, frozen=True, kw_only=True):
+    """A lease on one or several resources, as of when it was read."""
+
+    lock_id: str
+    """The id of the unit that granted it."""
+    resources: tuple[str, ...]
+    holder_agent: str
+    mode: LockMode
+    fencing_token: int
+    """The seq of the unit that granted it: it grows with every grant, over all resources."""
+    granted_at: str
+    expires_at: str
+    remaining_ms: int
+    reason: str
+    context_id: str
+    session: str | None
+
+
+class LockWait(msgspec.Struct, frozen=True, kw_only=True):
+    """One who waits for a lock, as of when it was read."""
+
+    wait_id: str
+    """The id of the unit that queued it."""
+    resources: tuple[str, ...]
+    agent_id: str
+    mode: LockMode
+    queued_at: str
+    deadline: str
+    reason: str
 
 
 class Context(msgspec.Struct, frozen=True):

@@ -304,7 +304,7 @@ class HttpApi:
         if match is None:
             return None
         if match.strip() == b"*":
-            if self.bus.writer.contexts.version(context_id) == 0:
+            if self.bus.writer.state.contexts.version(context_id) == 0:
                 raise VersionMoved(f"context {context_id!r} does not exist", field="If-Match", current_version=0)
             return None
         digits = match.strip().strip(b'"')
@@ -476,7 +476,7 @@ class HttpApi:
             reason=None if refusal is None else refusal.code,
             started_at=bus.started_at,
             uptime_seconds=round(clock.monotonic_seconds() - self._started, 3),
-            contexts=len(bus.writer.contexts),
+            contexts=len(bus.writer.state.contexts),
             subscribers=len(bus.fanout),
             lag_units=bus.fanout.furthest_behind,
             queue_commands=bus.writer.queue_commands,

@@ -61,7 +61,7 @@ class _BusCollector(Collector):
         sizes = bus.log.sizes()
         gauges = {
             "engram_head_seq": ("The newest seq.", bus.head),
-            "engram_contexts": ("Contexts that exist.", len(bus.writer.contexts)),
+            "engram_contexts": ("Contexts that exist.", len(bus.writer.state.contexts)),
             "engram_subscribers": ("Subscriptions that are open.", len(bus.fanout)),
             "engram_subscription_lag_units": ("Units the furthest subscription is behind.", bus.fanout.furthest_behind),
             "engram_queue_commands": ("Commands that wait for their commit.", bus.writer.queue_commands),

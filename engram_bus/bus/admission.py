@@ -13,6 +13,12 @@ from engram_bus.limits import (
     CONTEXT_FENCES_MAX,
     DISPLAY_NAME_BYTES_MAX,
     IDEMPOTENCY_KEY_BYTES_MAX,
+    LOCK_DEPTH_MAX,
+    LOCK_REASON_BYTES_MAX,
+    LOCK_RESOURCES_MAX,
+    LOCK_TTL_MS_MAX,
+    LOCK_TTL_MS_MIN,
+    LOCK_WAIT_MS_MAX,
     META_BYTES_MAX,
     META_ENTRIES_MAX,
     META_KEY_BYTES_MAX,
@@ -24,7 +30,19 @@ from engram_bus.limits import (
     RESOURCES_MAX,
     TRACEPARENT_BYTES_MAX,
 )
-from engram_bus.units import FORMAT_TEXT, Append, AppendAtomic, Command, Draft, UpdateContext, is_own_kind
+from engram_bus.units import (
+    FORMAT_TEXT,
+    AcquireLock,
+    Append,
+    AppendAtomic,
+    BreakLock,
+    Command,
+    Draft,
+    RefreshLock,
+    ReleaseLock,
+    UpdateContext,
+    is_own_kind,
+)
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _KIND = re.compile(r"[a-z0-9_]+(?:-[a-z0-9_]+)*(?:\.[a-z0-9_]+(?:-[a-z0-9_]+)*)*\Z")
@@ -56,6 +74,14 @@ def admit(command: Command) -> int:
             return held_bytes
         case UpdateContext():
             return _update(command)
+        case AcquireLock():
+            return _acquire(command)
+        case RefreshLock():
+            return _claimed(command) + _ttl(command.ttl_ms)
+        case ReleaseLock():
+            return _claimed(command)
+        case BreakLock():
+            return _break(command)
 
 
 def bulk(appends: Sequence[Append]) -> int:
@@ -75,6 +101,14 @@ def bulk(appends: Sequence[Append]) -> int:
     return held_bytes
 
 
+def check_resource(resource: str, field: str) -> int:
+    """Check what is locked, or asked about; gives its bytes. Raises InvalidRequest, TooLarge."""
+    size_bytes = _text(resource, field, RESOURCE_BYTES_MAX, empty=False)
+    if (depth := resource.count("/") + 1) > LOCK_DEPTH_MAX:
+        raise TooLarge(f"{field} has {depth} segments, at most {LOCK_DEPTH_MAX}", field=field, limit=LOCK_DEPTH_MAX)
+    return size_bytes
+
+
 def check_name(value: str, field: str) -> None:
     """Check the name of a context or an agent, wherever it is asked for. Raises InvalidRequest, TooLarge."""
     _text(value, field, NAME_BYTES_MAX, empty=False)
@@ -83,7 +117,16 @@ def check_name(value: str, field: str) -> None:
 def _append(append: Append) -> int:
     _idempotency_key(append.idempotency_key)
     _version(append.expected_version)
+    if append.fence is not None:
+        check_resource(append.fence.resource, "fence.resource")
+        check_token(append.fence.token, "fence.token")
     return _draft(append.draft)
+
+
+def check_token(token: int, field: str) -> None:
+    """Check a fencing token: the seq of a grant. Raises InvalidRequest."""
+    if not 1 <= token <= _VERSION_MAX:
+        raise InvalidRequest(f"{field} {token} is not a fencing token", field=field)
 
 
 def _draft(draft: Draft) -> int:
@@ -130,6 +173,61 @@ def _update(command: UpdateContext) -> int:
     if command.fences is not None:
         held_bytes += _fences(command.fences)
     return held_bytes
+
+
+def _acquire(command: AcquireLock) -> int:
+    if not command.resources:
+        raise InvalidRequest("name a resource to lock", field="resource")
+    if (count := len(command.resources)) > LOCK_RESOURCES_MAX:
+        raise TooLarge(
+            f"{count} resources in one lock, at most {LOCK_RESOURCES_MAX}", field="resources", limit=LOCK_RESOURCES_MAX
+        )
+    check_name(command.agent_id, "agent_id")
+    check_name(command.context_id, "context_id")
+    fields = ("resource",) if count == 1 else tuple(f"resources[{index}]" for index in range(count))
+    held_bytes = sum(map(check_resource, command.resources, fields))
+    if not 0 <= command.wait_ms <= LOCK_WAIT_MS_MAX:
+        raise InvalidRequest(
+            f"wait_seconds {command.wait_ms / 1_000} is not 0 to {LOCK_WAIT_MS_MAX // 1_000}",
+            field="wait_seconds",
+            limit=LOCK_WAIT_MS_MAX // 1_000,
+        )
+    return held_bytes + _ttl(command.ttl_ms) + _reason(command.reason) + _NAMES_BYTES
+
+
+def _claimed(command: RefreshLock | ReleaseLock) -> int:
+    check_name(command.agent_id, "agent_id")
+    _lock_id(command.lock_id)
+    held_bytes = 0 if command.resource is None else check_resource(command.resource, "resource")
+    return held_bytes + _NAMES_BYTES
+
+
+def _break(command: BreakLock) -> int:
+    check_name(command.agent_id, "agent_id")
+    if command.lock_id is not None:
+        _lock_id(command.lock_id)
+    if not command.reason:
+        raise InvalidRequest("a lock is broken for a reason: name it", field="reason")
+    return check_resource(command.resource, "resource") + _reason(command.reason) + _NAMES_BYTES
+
+
+def _lock_id(lock_id: str) -> None:
+    if not _UUID.match(lock_id):
+        raise InvalidRequest(f"lock_id {lock_id[:64]!r} is not the id of a lock", field="lock_id")
+
+
+def _ttl(ttl_ms: int | None) -> int:
+    if ttl_ms is not None and not LOCK_TTL_MS_MIN <= ttl_ms <= LOCK_TTL_MS_MAX:
+        raise InvalidRequest(
+            f"ttl_seconds {ttl_ms / 1_000} is not {LOCK_TTL_MS_MIN / 1_000} to {LOCK_TTL_MS_MAX // 1_000}",
+            field="ttl_seconds",
+            limit=LOCK_TTL_MS_MAX // 1_000,
+        )
+    return 0
+
+
+def _reason(reason: str) -> int:
+    return _text(reason, "reason", LOCK_REASON_BYTES_MAX)
 
 
 def _exclusive(added: Collection[str], removed: Collection[str], field: str) -> None:

@@ -14,7 +14,18 @@ import msgspec
 
 from engram_bus.clock import Clock
 from engram_bus.codec import Entry, command_digest, payloads
-from engram_bus.decisions.contexts import Contexts
+from engram_bus.decisions.locks import (
+    CANCELLED,
+    GRANTED,
+    INTERRUPTED,
+    QUEUED,
+    REFRESHED,
+    RESTARTED,
+    WAIT_ENDED,
+    change_of,
+    refusal_of,
+)
+from engram_bus.decisions.state import State
 from engram_bus.errors import (
     Busy,
     EngramError,
@@ -24,12 +35,16 @@ from engram_bus.errors import (
     ShuttingDown,
     StorageFailed,
     Unavailable,
+    WaitEnded,
 )
 from engram_bus.limits import (
     BATCH_BYTES_MAX,
     BATCH_UNITS_MAX,
     CATCH_UP_BYTES,
     CATCH_UP_UNITS,
+    LOCK_BREAK_MAX,
+    LOCK_TEND_UNITS_MAX,
+    LOCK_TIMER_SECONDS_MAX,
     QUEUE_BYTES_MAX,
     QUEUE_UNITS_MAX,
     SNAPSHOT_UNITS,
@@ -39,12 +54,19 @@ from engram_bus.log.contract import Log, Snapshot
 from engram_bus.log.record import NOTHING_PRIVATE, SALT_BYTES, Private, Record, seal
 from engram_bus.units import (
     FORMAT_JSON,
+    AcquireLock,
     Append,
     AppendAtomic,
+    BreakLock,
     Command,
     Context,
     Draft,
+    KeyedCommand,
+    Lock,
+    RefreshLock,
+    ReleaseLock,
     Stamp,
+    TendLocks,
     UnitType,
     UpdateContext,
     WorkUnit,
@@ -58,10 +80,11 @@ NOOP = "bus.noop"
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What a command came to: its units, and for a context update the context."""
+    """What a command came to: its units, and for a context update the context, for an acquire or refresh the lock."""
 
     entries: tuple[Entry, ...]
     context: Context | None = None
+    lock: Lock | None = None
     replayed: bool = False
 
 
@@ -69,10 +92,14 @@ Done = Callable[[Answer | EngramError], None]
 """Called once for every command submitted, never before what it tells is durable."""
 
 
-class _Waiting(msgspec.Struct, frozen=True, gc=False):
+class Ticket(msgspec.Struct, gc=False, eq=False):
+    """A command on its way. `wait_id` is set while it waits for a lock."""
+
     command: Command
     held_bytes: int
     done: Done
+    wait_id: str | None = None
+    is_cancelled: bool = False
 
 
 class _Known(msgspec.Struct, frozen=True):
@@ -83,7 +110,7 @@ class _Known(msgspec.Struct, frozen=True):
     """Of its units; None in the place of one that was redacted and can no longer be compared."""
     answer: Answer
 
-    def is_of(self, command: Command, digest: bytes) -> bool:
+    def is_of(self, command: KeyedCommand, digest: bytes) -> bool:
         """Whether this was the same command. Its first units carry its payloads, in their order."""
         return digest == self.digest and all(
             known is None or known == payload for known, payload in zip(self.payloads, payloads(command), strict=False)
@@ -102,7 +129,12 @@ class _Batch:
         self.keys: dict[tuple[str, str], _Known] = {}
         self.outcomes: list[tuple[Done, Answer | EngramError]] = []
         self.raw_bytes = 0
+        self.tended_units = 0
         self.is_recording = False
+
+    @property
+    def room_for_tending(self) -> int:
+        return min(LOCK_TEND_UNITS_MAX - self.tended_units, BATCH_UNITS_MAX - len(self.records))
 
 
 class Writer:
@@ -119,20 +151,26 @@ class Writer:
         entropy: Callable[[int], bytes] = os.urandom,
         tell: Callable[[Sequence[Entry]], None],
     ) -> None:
-        self.contexts = Contexts()
+        self.state = State()
         self._log = log
         self._entropy = entropy
         self._tell = tell
-        self._queue: deque[_Waiting] = deque()
+        self._queue: deque[Ticket] = deque()
         self._queue_bytes = 0
         self._turn_due = False
         self._refusal: EngramError | None = None
         self._probe: asyncio.TimerHandle | None = None
         self._snapshot_seq = 0
         self._folded = False
+        self._waiters: dict[str, Ticket] = {}
+        self._ended_waits: dict[str, str] = {}
+        self._ended_sessions: set[str] = set()
+        self._timer: asyncio.TimerHandle | None = None
         self._fold()
         self._clock = clock(ts_us(log.record(log.head).unit.ts) if log.head else 0)
         self.commits = 0
+        # Nobody waits any more who waited before: their waits are ended on the record.
+        self._ended_waits = dict.fromkeys(self.state.locks.waits, RESTARTED)
         self.check()
 
     # --- Taking commands ---------------------------------------------------------------------------------------------
@@ -152,7 +190,11 @@ class Writer:
         """Commands that wait for their commit."""
         return len(self._queue)
 
-    def submit(self, command: Command, held_bytes: int, done: Done) -> None:
+    def now_us(self) -> int:
+        """The writer's time, by which leases run out."""
+        return self._clock.now_us()
+
+    def submit(self, command: Command, held_bytes: int, done: Done) -> Ticket:
         """Queue an admitted command. Raises Busy, StorageFull, ... at once rather than let it wait without bound."""
         if self._refusal is not None:
             # The one refusal is raised for every caller: it must not keep the frames of them all.
@@ -161,9 +203,24 @@ class Writer:
             raise Busy(f"{len(self._queue)} commands wait, at most {QUEUE_UNITS_MAX}", limit=QUEUE_UNITS_MAX)
         if self._queue_bytes + held_bytes > QUEUE_BYTES_MAX:
             raise Busy(f"{self._queue_bytes} bytes wait, at most {QUEUE_BYTES_MAX}", limit=QUEUE_BYTES_MAX)
-        self._queue.append(_Waiting(command, held_bytes, done))
+        ticket = Ticket(command, held_bytes, done)
+        self._queue.append(ticket)
         self._queue_bytes += held_bytes
         self._schedule()
+        return ticket
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Leave the queue for a lock, or never join it: `done` is then told WaitEnded. What was granted stays so."""
+        ticket.is_cancelled = True
+        if ticket.wait_id in self._waiters:
+            self._ended_waits[ticket.wait_id] = CANCELLED
+            self._tend_soon()
+
+    def end_session(self, session: str) -> None:
+        """Release what is tied to a connection that ended."""
+        if self.state.locks.has_session(session):
+            self._ended_sessions.add(session)
+            self._tend_soon()
 
     def _schedule(self) -> None:
         if not self._turn_due:
@@ -174,16 +231,21 @@ class Writer:
         """Commit what waits, keep a snapshot, and refuse from now on."""
         while self._queue:
             self._turn()
-        if self._probe is not None:
-            self._probe.cancel()
+        for timer in (self._probe, self._timer):
+            if timer is not None:
+                timer.cancel()
         if self._refusal is None and self._log.head > self._snapshot_seq:
             self._keep_snapshot()
         self._refusal = ShuttingDown("the bus is stopping")
+        for ticket in self._take_waiters():
+            _answer(ticket.done, self._refusal)
 
     # --- One commit --------------------------------------------------------------------------------------------------
 
     def _turn(self) -> None:
         self._turn_due = False
+        if self._refusal is not None:
+            return
         batch = _Batch(Stamp(self._clock.now_us(), int.from_bytes(self._entropy(8), "big") >> 2))
         try:
             self._build(batch)
@@ -199,6 +261,7 @@ class Writer:
             return
         if self._queue:
             self._schedule()
+        self._tend_later()
         for done, outcome in batch.outcomes:
             _answer(done, outcome)
         if batch.entries:
@@ -207,21 +270,42 @@ class Writer:
                 self._keep_snapshot()
 
     def _build(self, batch: _Batch) -> None:
+        self._tend(batch)
         while self._queue and self._has_room(batch, self._queue[0]):
-            waiting = self._queue.popleft()
-            self._queue_bytes -= waiting.held_bytes
-            batch.outcomes.append((waiting.done, InternalError("the command was not decided")))
-            batch.outcomes[-1] = (waiting.done, self._outcome(batch, waiting.command))
+            ticket = self._queue.popleft()
+            self._queue_bytes -= ticket.held_bytes
+            if ticket.is_cancelled:
+                batch.outcomes.append((ticket.done, WaitEnded("the request was cancelled", why=CANCELLED)))
+                continue
+            batch.outcomes.append((ticket.done, InternalError("the command was not decided")))
+            outcome = self._outcome(batch, ticket)
+            if outcome is None:
+                batch.outcomes.pop()  # It waits for a lock, and is answered when that wait ends.
+            else:
+                batch.outcomes[-1] = (ticket.done, outcome)
+            if not isinstance(ticket.command, Append):
+                self._tend(batch)  # So that who waits for what is free now hears of it with this commit.
 
-    def _has_room(self, batch: _Batch, waiting: _Waiting) -> bool:
-        units = len(waiting.command.appends) if isinstance(waiting.command, AppendAtomic) else 1
+    def _has_room(self, batch: _Batch, ticket: Ticket) -> bool:
         if not batch.records:
             return True
-        return len(batch.records) + units <= BATCH_UNITS_MAX and batch.raw_bytes + waiting.held_bytes <= BATCH_BYTES_MAX
+        match ticket.command:
+            case AppendAtomic(appends=appends):
+                units = len(appends)
+            case BreakLock():
+                units = LOCK_BREAK_MAX
+            case _:
+                units = 1
+        return len(batch.records) + units <= BATCH_UNITS_MAX and batch.raw_bytes + ticket.held_bytes <= BATCH_BYTES_MAX
 
-    def _outcome(self, batch: _Batch, command: Command) -> Answer | EngramError:
+    def _outcome(self, batch: _Batch, ticket: Ticket) -> Answer | EngramError | None:
+        """What it came to; None where it waits for a lock."""
         try:
-            return self._take(batch, command)
+            match ticket.command:
+                case Append() | AppendAtomic() | UpdateContext() as command:
+                    return self._take(batch, command)
+                case AcquireLock() | RefreshLock() | ReleaseLock() | BreakLock():
+                    return self._take_lock(batch, ticket)
         except EngramError as exc:
             return exc
         except Exception as exc:
@@ -232,14 +316,14 @@ class Writer:
                 raise failure from exc
             return failure
 
-    def _take(self, batch: _Batch, command: Command) -> Answer:
+    def _take(self, batch: _Batch, command: KeyedCommand) -> Answer:
         digest = b""
         if command.idempotency_key is not None:
             digest = command_digest(command)
             repeated = self._repeat(batch, command, command.idempotency_key, digest)
             if repeated is not None:
                 return repeated
-        drafts = self.contexts.decide(command, batch.stamp)
+        drafts = self.state.decide(command, batch.stamp)
         if not drafts and command.idempotency_key is not None:
             drafts = (_noop(command),)
         self._check_ids(batch, drafts)
@@ -255,17 +339,17 @@ class Writer:
                 raise taken.at(index) if len(drafts) > 1 else taken
             brought.add(draft.id)
 
-    def _record(self, batch: _Batch, command: Command, drafts: Sequence[Draft], digest: bytes) -> Answer:
+    def _record(self, batch: _Batch, command: KeyedCommand, drafts: Sequence[Draft], digest: bytes) -> Answer:
         units = self._place(batch, drafts)
         batch.is_recording = True
         for unit in units:
-            self.contexts.evolve(unit)
-        context = self.contexts.view(command.context_id) if isinstance(command, UpdateContext) else None
+            self.state.evolve(unit)
+        context = self.state.contexts.view(command.context_id) if isinstance(command, UpdateContext) else None
         private = NOTHING_PRIVATE
         if command.idempotency_key is not None:
             kept = b"" if context is None else msgspec.msgpack.encode(context)
             private = Private(command.idempotency_key, digest, kept)
-        entries = tuple(self._seal(batch, unit, private, len(units), index) for index, unit in enumerate(units))
+        entries = self._seal_all(batch, units, private)
         answer = Answer(entries, context)
         if command.idempotency_key is not None:
             batch.keys[_agent(command), command.idempotency_key] = _Known(
@@ -273,6 +357,117 @@ class Writer:
             )
         batch.is_recording = False
         return answer
+
+    # --- Locks -------------------------------------------------------------------------------------------------------
+
+    def _take_lock(self, batch: _Batch, ticket: Ticket) -> Answer | None:
+        """The answer to a lock command; None where it waits from now on."""
+        entries = self._record_locks(batch, self.state.decide(ticket.command, batch.stamp))
+        if not entries:
+            return Answer(())
+        unit = entries[0].unit
+        if unit.kind == QUEUED:
+            ticket.wait_id = unit.id
+            self._waiters[unit.id] = ticket
+            return None
+        return Answer(entries, lock=self._lock_of(unit, batch))
+
+    def _tend(self, batch: _Batch) -> None:
+        """Record what comes to locks without a command of anyone: what ran out, and who is granted what is free now."""
+        while (room := batch.room_for_tending) > 0 and self._is_due(batch.stamp.ts_us):
+            command = TendLocks(
+                units_max=room,
+                ended_waits=self._ended_waits,
+                ended_sessions=tuple(self._ended_sessions),
+            )
+            try:
+                drafts = self.state.decide(command, batch.stamp)
+            except Exception:
+                log.exception("locks could not be tended; what is appended goes on")
+                batch.tended_units = LOCK_TEND_UNITS_MAX
+                return
+            entries = self._record_locks(batch, drafts)
+            batch.tended_units += len(entries)
+            for entry in entries:
+                self._end_wait(batch, entry)
+            self._ended_waits = {
+                name: why for name, why in self._ended_waits.items() if self.state.locks.is_waiting(name)
+            }
+            self._ended_sessions = set(filter(self.state.locks.has_session, self._ended_sessions))
+
+    def _is_due(self, now_us: int) -> bool:
+        if self._ended_waits or self._ended_sessions:
+            return True
+        due_us = self.state.locks.next_due_us
+        return due_us is not None and due_us <= now_us
+
+    def _record_locks(self, batch: _Batch, drafts: Sequence[Draft]) -> tuple[Entry, ...]:
+        units = self._place(batch, drafts)
+        batch.is_recording = True
+        for unit in units:
+            self.state.evolve(unit)
+        entries = self._seal_all(batch, units, NOTHING_PRIVATE)
+        batch.is_recording = False
+        return entries
+
+    def _end_wait(self, batch: _Batch, entry: Entry) -> None:
+        """Whose wait ended with this unit is answered with the rest of the commit."""
+        unit = entry.unit
+        if unit.kind not in (GRANTED, REFRESHED, WAIT_ENDED):
+            return
+        change = change_of(unit)
+        ticket = self._waiters.pop(change.wait_id or "", None)
+        if ticket is None:
+            return
+        ticket.wait_id = None
+        if unit.kind == WAIT_ENDED:
+            batch.outcomes.append((ticket.done, refusal_of(change)))
+        else:
+            batch.outcomes.append((ticket.done, Answer((entry,), lock=self._lock_of(unit, batch))))
+
+    def _lock_of(self, unit: WorkUnit, batch: _Batch) -> Lock | None:
+        """The lock that a unit granted or extended."""
+        match unit.kind:
+            case "lock.granted":
+                return self.state.locks.lock(unit.id, batch.stamp.ts_us)
+            case "lock.refreshed":
+                return self.state.locks.lock(change_of(unit).lock_id or "", batch.stamp.ts_us)
+            case _:
+                return None
+
+    def _tend_soon(self) -> None:
+        if self._refusal is None:
+            self._schedule()
+
+    def _tend_later(self) -> None:
+        """Wake up when the next lease or wait runs out."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._refusal is not None:
+            return
+        due_us = 0 if self._ended_waits or self._ended_sessions else self.state.locks.next_due_us
+        if due_us is None:
+            return
+        seconds = (due_us - self.now_us()) / 1_000_000
+        if seconds <= 0:
+            self._schedule()
+        else:
+            # The loop's clock stands still while the machine sleeps; ours does not: look again now and then.
+            seconds = min(seconds, LOCK_TIMER_SECONDS_MAX)
+            self._timer = asyncio.get_running_loop().call_later(seconds, self._wake)
+
+    def _wake(self) -> None:
+        self._timer = None
+        self._tend_later()
+
+    def _take_waiters(self) -> list[Ticket]:
+        """All who wait for a lock, who are then answered otherwise."""
+        tickets = list(self._waiters.values())
+        self._waiters.clear()
+        return tickets
+
+    # --- Places and proofs -------------------------------------------------------------------------------------------
 
     def _place(self, batch: _Batch, drafts: Sequence[Draft]) -> list[WorkUnit]:
         """Give each draft its seq, version, id and time."""
@@ -282,7 +477,7 @@ class Writer:
         for ordinal, draft in enumerate(drafts, start=len(batch.records)):
             seq += 1
             context_id = draft.context_id
-            version = versions.get(context_id) or self.contexts.version(context_id)
+            version = versions.get(context_id) or self.state.contexts.version(context_id)
             versions[context_id] = version + 1
             units.append(
                 WorkUnit(
@@ -304,6 +499,9 @@ class Writer:
             )
         return units
 
+    def _seal_all(self, batch: _Batch, units: Sequence[WorkUnit], private: Private) -> tuple[Entry, ...]:
+        return tuple(self._seal(batch, unit, private, len(units), index) for index, unit in enumerate(units))
+
     def _seal(self, batch: _Batch, unit: WorkUnit, private: Private, group_units: int, group_index: int) -> Entry:
         record = seal(
             unit,
@@ -322,7 +520,7 @@ class Writer:
 
     # --- Repeats -----------------------------------------------------------------------------------------------------
 
-    def _repeat(self, batch: _Batch, command: Command, key: str, digest: bytes) -> Answer | None:
+    def _repeat(self, batch: _Batch, command: KeyedCommand, key: str, digest: bytes) -> Answer | None:
         """The first answer to this idempotency key, in this batch or ever. Raises IdempotencyConflict."""
         agent_id = _agent(command)
         known = batch.keys.get((agent_id, key)) or self._recorded(agent_id, key)
@@ -354,16 +552,19 @@ class Writer:
         """The state is ahead of the disk: fold it again, tell everyone who waits, and try again later."""
         log.error("a commit of %d units failed: %s", len(batch.records), exc)
         waiting = [done for done, _ in batch.outcomes]
+        waiting += [ticket.done for ticket in self._take_waiters()]
         unfolded = self._fold_again()
+        self._ended_waits = dict.fromkeys(self.state.locks.waits, INTERRUPTED)
         if isinstance(exc, InternalError) and unfolded is None:
             # Ours, not the disk's: what waits behind this batch may well succeed.
             for done in waiting:
                 _answer(done, exc)
             if self._queue:
                 self._schedule()
+            self._tend_later()
             return
         self._refusal = unfolded or exc
-        waiting += [waiting.done for waiting in self._queue]
+        waiting += [ticket.done for ticket in self._queue]
         self._queue.clear()
         self._queue_bytes = 0
         for done in waiting:
@@ -384,6 +585,7 @@ class Writer:
             if self._refusal is not None:
                 log.warning("appends go on")
             self._refusal = None
+            self._tend_later()
 
     def _probe_later(self) -> None:
         if self._probe is None and not isinstance(self._refusal, StorageFailed):
@@ -400,28 +602,33 @@ class Writer:
         return None
 
     def _fold(self) -> None:
-        """The decisions' state from the newest snapshot and the log after it."""
+        """The decisions' state, each from its newest snapshot and the log after it."""
         self._folded = False
-        snapshot = self._log.load_snapshot(self.contexts.name)
-        seq = 0 if snapshot is None else snapshot.seq
-        self.contexts.restore(None if snapshot is None else snapshot.state)
-        self._snapshot_seq = seq
+        seqs = []
+        for part in self.state.parts:
+            snapshot = self._log.load_snapshot(part.name)
+            part.restore(None if snapshot is None else snapshot.state)
+            seqs.append(0 if snapshot is None else snapshot.seq)
+        seq = self._snapshot_seq = min(seqs)
         while entries := self._log.read(seq, units_max=CATCH_UP_UNITS, bytes_max=CATCH_UP_BYTES):
             for entry in entries:
-                self.contexts.evolve(entry.unit)
+                for part, part_seq in zip(self.state.parts, seqs, strict=True):
+                    if entry.seq > part_seq:
+                        part.evolve(entry.unit)
             seq = entries[-1].seq
         self._folded = True
 
     def _keep_snapshot(self) -> None:
-        self._log.save_snapshot(self.contexts.name, Snapshot(self._log.head, self.contexts.snapshot()))
+        for part in self.state.parts:
+            self._log.save_snapshot(part.name, Snapshot(self._log.head, part.snapshot()))
         self._snapshot_seq = self._log.head
 
 
-def _agent(command: Command) -> str:
+def _agent(command: KeyedCommand) -> str:
     return command.draft.agent_id if isinstance(command, Append) else command.agent_id
 
 
-def _noop(command: Command) -> Draft:
+def _noop(command: KeyedCommand) -> Draft:
     """The record of a command that changed nothing but must answer the same again."""
     assert isinstance(command, UpdateContext), "appends always change something"
     return Draft(

@@ -17,9 +17,9 @@ from engram_bus.units import (
     FORMAT_JSON,
     Append,
     AppendAtomic,
-    Command,
     Context,
     Draft,
+    KeyedCommand,
     Stamp,
     UnitType,
     UpdateContext,
@@ -87,6 +87,11 @@ class Contexts:
         state = self._states.get(context_id)
         return 0 if state is None else state.version
 
+    def fences(self, context_id: str) -> Sequence[str]:
+        """The globs of the resources that may only be written about by who holds a lock on them."""
+        state = self._states.get(context_id)
+        return () if state is None or state.details is None else state.details.fences
+
     def view(self, context_id: str) -> Context | None:
         """The context as it stands."""
         state = self._states.get(context_id)
@@ -108,7 +113,7 @@ class Contexts:
 
     # --- decide ------------------------------------------------------------------------------------------------------
 
-    def decide(self, command: Command, stamp: Stamp) -> Sequence[Draft]:
+    def decide(self, command: KeyedCommand, stamp: Stamp) -> Sequence[Draft]:
         """Raises VersionMoved, ContextClosed, TooLarge."""
         match command:
             case Append():
@@ -133,7 +138,7 @@ class Contexts:
 
     def _check_append(self, append: Append, *, before: int) -> None:
         self._check_version(append.draft.context_id, append.expected_version, before=before)
-        self._check_open(append.draft.context_id)
+        self.check_open(append.draft.context_id)
 
     def _check_version(self, context_id: str, expected: int | None, *, before: int) -> None:
         """`before`: units of the same batch that come first."""
@@ -147,7 +152,8 @@ class Contexts:
                 current_version=current,
             )
 
-    def _check_open(self, context_id: str) -> None:
+    def check_open(self, context_id: str) -> None:
+        """Raises ContextClosed."""
         state = self._states.get(context_id)
         if state is not None and state.details is not None and state.details.closed:
             raise ContextClosed(f"context {context_id!r} is closed", field="context_id")

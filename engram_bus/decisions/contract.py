@@ -13,14 +13,11 @@ from engram_bus.units import Draft, Stamp, WorkUnit
 C = TypeVar("C", contravariant=True)
 
 
-class Decision(Protocol[C]):
-    """A pure state machine over the log. Holds its state; reads no clock, no disk, no randomness."""
+class Part(Protocol):
+    """State that is folded from the log. Reads no clock, no disk, no randomness."""
 
     name: str
     """Under which its snapshots are kept; the state's format version is part of it."""
-
-    def decide(self, command: C, stamp: Stamp) -> Sequence[Draft]:
-        """The units this command asks for, as of now. Raises an EngramError to refuse; changes nothing."""
 
     def evolve(self, unit: WorkUnit) -> None:
         """Take in one recorded unit."""
@@ -30,3 +27,10 @@ class Decision(Protocol[C]):
 
     def restore(self, state: bytes | None) -> None:
         """Start from a snapshot, or (None) from nothing."""
+
+
+class Decision(Part, Protocol[C]):
+    """A pure state machine over the log."""
+
+    def decide(self, command: C, stamp: Stamp) -> Sequence[Draft]:
+        """The units this command asks for, as of now. Raises an EngramError to refuse; changes nothing."""

@@ -1,14 +1,13 @@
 """What a subscription wants: a filter over units, as a value, and the predicate it compiles to."""
 
-import re
 from collections.abc import Callable, Sequence
-from fnmatch import translate
 from functools import reduce
 
 import msgspec
 
 from engram_bus.bus.admission import check_name
 from engram_bus.errors import InvalidRequest, TooLarge
+from engram_bus.globs import matcher
 from engram_bus.limits import FILTER_GLOB_BYTES_MAX, FILTER_VALUES_MAX, META_KEY_BYTES_MAX, META_VALUE_BYTES_MAX
 from engram_bus.units import UnitType, WorkUnit
 
@@ -140,10 +139,10 @@ def predicate(wanted: Filter) -> Predicate:
     if wanted.meta:
         tests.append(_meta(wanted.meta))
     if wanted.kinds:
-        kind = _globs(wanted.kinds)
+        kind = matcher(wanted.kinds)
         tests.append(lambda unit: kind(unit.kind or "") is not None)
     if wanted.resources:
-        resource = _globs(wanted.resources)
+        resource = matcher(wanted.resources)
         tests.append(lambda unit: any(resource(name) is not None for name in unit.resources))
     return reduce(_both, tests) if tests else _everything
 
@@ -160,8 +159,3 @@ def _meta(pairs: Sequence[tuple[str, str]]) -> Predicate:
     wanted = frozenset(pairs)
     keys = tuple({key for key, _ in pairs})
     return lambda unit: all((key, unit.meta.get(key)) in wanted for key in keys)
-
-
-def _globs(patterns: Sequence[str]) -> Callable[[str], re.Match[str] | None]:
-    """One expression that matches any of these globs, whole. `translate` makes each `*` possessive: no backtracking."""
-    return re.compile("|".join(translate(pattern) for pattern in patterns)).match

@@ -364,8 +364,8 @@ async def test_a_failed_commit_answers_everyone_and_the_state_is_the_disks(desk:
     desk.log.refuse_at = 2
     outcomes = await desk.ask(append(), update(add_agents=("bob",)), append("other", expected_version=9))
     assert outcomes == [FULL, FULL, FULL]
-    assert desk.writer.contexts.snapshot() == folded(desk.log)
-    assert desk.writer.contexts.version("plan") == 1
+    assert desk.writer.state.contexts.snapshot() == folded(desk.log)
+    assert desk.writer.state.contexts.version("plan") == 1
     assert len(desk.told) == 1
     with pytest.raises(StorageFull):
         desk.submit(append())
@@ -423,7 +423,7 @@ async def test_our_own_mistake_costs_one_commit(
         mistaken.setattr(writer_module, "seal", raise_mistake)
         outcomes = await desk.ask(append(), append())
     assert [type(outcome) for outcome in outcomes] == [InternalError] * 2
-    assert desk.writer.contexts.snapshot() == folded(desk.log)
+    assert desk.writer.state.contexts.snapshot() == folded(desk.log)
     assert seqs(await desk.ask_one(append())) == [2]
     assert "could not be decided" in caplog.text
 
@@ -463,7 +463,7 @@ async def test_a_log_that_cannot_be_folded_again_takes_no_more(desk: Desk, monke
         assert desk.writer.refusal is damaged
     desk.writer.check()
     assert seqs(await desk.ask_one(append())) == [2]
-    assert desk.writer.contexts.snapshot() == folded(desk.log)
+    assert desk.writer.state.contexts.snapshot() == folded(desk.log)
     desk.writer.close()
 
 
@@ -517,7 +517,7 @@ async def test_a_snapshot_and_the_rest_is_the_whole_fold(desk: Desk, monkeypatch
     assert kept is not None
     assert 0 < kept.seq < desk.log.head
     restarted = desk.restart()
-    assert restarted.writer.contexts.snapshot() == desk.writer.contexts.snapshot() == folded(desk.log)
+    assert restarted.writer.state.contexts.snapshot() == desk.writer.state.contexts.snapshot() == folded(desk.log)
     desk.writer.close()
     kept = desk.log.load_snapshot(Contexts.name)
     assert kept is not None
@@ -614,14 +614,14 @@ async def play(turns: list[tuple[list[Command], str]]) -> None:
                 assert (first == bodies, outcome.replayed) == (True, first is not bodies)
             elif outcome.entries:
                 assert outcome.entries[0].seq > head, "a command without a key is never a repeat"
-        assert desk.writer.contexts.snapshot() == folded(log)
+        assert desk.writer.state.contexts.snapshot() == folded(log)
         log.refusal = None
         desk.writer.check()
         if event == "restarts":
             told = desk.told
             desk = desk.restart()
             desk.told.extend(told)
-            assert desk.writer.contexts.snapshot() == folded(log)
+            assert desk.writer.state.contexts.snapshot() == folded(log)
     check_log(log, acknowledged, desk.told)
     desk.writer.close()
 

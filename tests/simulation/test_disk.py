@@ -87,7 +87,7 @@ def check(bus: Bus, units: list[WorkUnit]) -> None:
     folded = Contexts()
     for unit in units:
         folded.evolve(unit)
-    assert bus.writer.contexts.snapshot() == folded.snapshot()
+    assert bus.writer.state.contexts.snapshot() == folded.snapshot()
 
 
 def page(bus: Bus, after: int) -> list[log_lmdb.Entry]:

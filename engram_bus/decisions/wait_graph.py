@@ -1,0 +1,110 @@
+"""The graph of who waits for whom: it finds the cycle that one more wait would close."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from engram_bus.decisions.claims import LAST, Held, Waiting, Want, place
+from engram_bus.decisions.lock_table import LockTable
+from engram_bus.resources import lineage
+
+
+class Step(NamedTuple):
+    """One edge of the wait-for graph."""
+
+    agent_id: str
+    waits_for: str
+    resource: str
+
+
+def cycle(table: LockTable, want: Want) -> list[Step] | None:
+    """The cycle that this wait would close, from its agent back to it.
+
+    A wait ends after every lock and every earlier wait in its way; a lock is taken to be held until its agent's waits
+    have ended. For agents that wait for one lock at a time that is exact, and only a new wait brings new edges: who is
+    granted was in the way before.
+    """
+    if not table.knows(want.agent_id):
+        return None  # Nobody waits for one who neither holds nor waits.
+    return _Search(table, want.agent_id).run(want)
+
+
+class _Search:
+    """One walk through the wait-for graph. It looks at each claim once or twice, however many wait behind it."""
+
+    def __init__(self, table: LockTable, start: str) -> None:
+        self._table = table
+        self._start = start
+        self._came_from: dict[str, tuple[Want, str]] = {}
+        self._holders: set[str] = set()
+        self._waits_seen: dict[tuple[int, str], int] = {}
+        self._locks_seen: dict[tuple[int, str], str | None] = {}
+
+    def run(self, want: Want) -> list[Step] | None:
+        to_follow: list[tuple[Want, int]] = [(want, LAST)]
+        while to_follow:
+            waiting, before = to_follow.pop()
+            for lock, resource in self._locks_in_the_way(waiting):
+                if lock.agent_id == self._start:
+                    return self._path(waiting, resource)
+                if lock.agent_id not in self._holders:
+                    self._holders.add(lock.agent_id)
+                    to_follow += self._reached(self._table.waits_of(lock.agent_id), waiting, resource)
+            for wait, resource in self._waits_in_the_way(waiting, before):
+                to_follow += self._reached((wait,), waiting, resource)
+        return None
+
+    def _reached(self, waits: Sequence[Waiting], by: Want, resource: str) -> Iterator[tuple[Waiting, int]]:
+        for wait in waits:
+            if wait.id not in self._came_from:
+                self._came_from[wait.id] = by, resource
+                yield wait, wait.seq
+
+    def _path(self, last: Want, resource: str) -> list[Step]:
+        path = [Step(last.agent_id, self._start, resource)]
+        claim = last
+        while isinstance(claim, Waiting):
+            by, resource = self._came_from[claim.id]
+            if by.agent_id != claim.agent_id:
+                path.append(Step(by.agent_id, claim.agent_id, resource))
+            claim = by
+        return path[::-1]
+
+    def _locks_in_the_way(self, want: Want) -> Iterator[tuple[Held, str]]:
+        table = self._table
+        for resource in want.resources:
+            for places in (table.exclusive, table.shared) if want.exclusive else (table.exclusive,):
+                for name, at in places.on_line(lineage(resource)):
+                    if self._is_new_to(want.agent_id, (id(places), name)):
+                        yield from ((lock, resource) for lock in at if lock.agent_id != want.agent_id)
+                if self._is_new_to(want.agent_id, (id(places), f"{resource}/*")):
+                    for name, at in places.below(resource):
+                        if self._is_new_to(want.agent_id, (id(places), name)):
+                            yield from ((lock, resource) for lock in at if lock.agent_id != want.agent_id)
+
+    def _is_new_to(self, agent_id: str, key: tuple[int, str]) -> bool:
+        """Whether looking there may show something new. Who looks passes over its own locks, so a second agent may see
+        those of the first, and a third nothing more."""
+        seen_by = self._locks_seen.get(key, "")
+        if seen_by is None or seen_by == agent_id:
+            return False
+        self._locks_seen[key] = None if seen_by else agent_id
+        return True
+
+    def _waits_in_the_way(self, want: Want, before: int) -> Iterator[tuple[Waiting, str]]:
+        table = self._table
+        for resource in want.resources:
+            for places in (table.exclusive_waits, table.shared_waits) if want.exclusive else (table.exclusive_waits,):
+                for name, at in places.on_line(lineage(resource)):
+                    yield from ((wait, resource) for wait in self._unseen(at, (id(places), name), before))
+                key = (id(places), f"{resource}/*")
+                if self._waits_seen.get(key, 0) < before:
+                    self._waits_seen[key] = before
+                    for name, at in places.below(resource):
+                        yield from ((wait, resource) for wait in self._unseen(at, (id(places), name), before))
+
+    def _unseen(self, at: list[Waiting], key: tuple[int, str], before: int) -> Sequence[Waiting]:
+        seen_to = self._waits_seen.get(key, 0)
+        if seen_to >= before:
+            return ()
+        self._waits_seen[key] = before
+        return at[place(at, seen_to) : place(at, before)]
