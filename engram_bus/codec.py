@@ -5,22 +5,28 @@ from base64 import b64decode, b64encode
 from binascii import Error as Base64Error
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
+from math import isfinite
 from typing import Any, Final, TypeVar
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from engram_bus.errors import EngramError, InvalidRequest
-from engram_bus.limits import JSON_DEPTH_MAX
+from engram_bus.limits import JSON_DEPTH_MAX, LOCK_TTL_MS_DEFAULT
 from engram_bus.units import (
     FORMAT_BYTES,
     FORMAT_JSON,
     FORMAT_TEXT,
+    LOCKS_CONTEXT,
+    AcquireLock,
     Append,
     AppendAtomic,
     Draft,
     Fence,
     KeyedCommand,
+    Lock,
+    LockMode,
+    RefreshLock,
     Relationship,
     RelationshipType,
     UnitType,
@@ -194,9 +200,7 @@ def append_from_msgpack(body: bytes, *, agent_id: str | None = None) -> Append:
 
 def append_from(unit: UnitIn | UnitPacked, *, agent_id: str | None = None) -> Append:
     """The command a parsed body asks for; sizes are checked at admission. Raises InvalidRequest."""
-    agent_id = unit.agent_id if unit.agent_id is not None else agent_id
-    if agent_id is None:
-        raise InvalidRequest("agent_id is missing: name it in the body or in the X-Agent-ID header", field="agent_id")
+    agent_id = acting(unit.agent_id, agent_id)
     unit_type = _TYPES.get(unit.type)
     if unit_type is None:
         raise InvalidRequest(f"type {unit.type!r} is unknown; one of {', '.join(UnitType)}", field="type")
@@ -219,6 +223,133 @@ def append_from(unit: UnitIn | UnitPacked, *, agent_id: str | None = None) -> Ap
         fence=unit.fence,
         idempotency_key=unit.idempotency_key,
     )
+
+
+# --- Locks -----------------------------------------------------------------------------------------------------------
+
+
+class LockIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What one asks to hold: a resource, or several (all or none)."""
+
+    resource: str | None = None
+    resources: list[str] | None = None
+    agent_id: str | None = None
+    ttl_seconds: float = LOCK_TTL_MS_DEFAULT / 1_000
+    """How long the lease lasts unless it is refreshed."""
+    mode: str = LockMode.EXCLUSIVE
+    wait_seconds: float = 0
+    """How long to wait in line for it; 0: not at all."""
+    reason: str = ""
+    """Told to whom it is in the way of."""
+    context_id: str = LOCKS_CONTEXT
+    """Where its units stand."""
+
+
+class RefreshIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which lease to extend from now on; without `ttl_seconds`, for as long as it was first asked for."""
+
+    lock_id: str
+    agent_id: str | None = None
+    ttl_seconds: float | None = None
+
+
+class LockOut(msgspec.Struct, frozen=True, kw_only=True):
+    """A lock on one resource, as of when it was read. One on several resources is one of these for each."""
+
+    lock_id: str
+    resource: str
+    holder_agent: str
+    mode: LockMode
+    fencing_token: int
+    acquired_seq: int
+    """The seq of its grant: the fencing token, said once more as a place in the log."""
+    granted_at: str
+    expires_at: str
+    remaining_seconds: float
+    reason: str
+    context_id: str
+
+
+class LocksOut(msgspec.Struct, frozen=True, kw_only=True):
+    """A lock on several resources."""
+
+    lock_id: str
+    locks: list[LockOut]
+
+
+def acquire_from(lock: LockIn, *, agent_id: str | None = None, session: str | None = None) -> AcquireLock:
+    """The command a parsed body asks for; `agent_id` serves where it names none. Raises InvalidRequest."""
+    if (lock.resource is None) == (lock.resources is None):
+        raise InvalidRequest("name the resource, or several resources", field="resource")
+    return AcquireLock(
+        resources=(lock.resource,) if lock.resource is not None else tuple(lock.resources or ()),
+        agent_id=acting(lock.agent_id, agent_id),
+        ttl_ms=milliseconds(lock.ttl_seconds, "ttl_seconds"),
+        mode=lock_mode(lock.mode),
+        wait_ms=milliseconds(lock.wait_seconds, "wait_seconds"),
+        reason=lock.reason,
+        context_id=lock.context_id,
+        session=session,
+    )
+
+
+def refresh_from(refresh: RefreshIn, *, agent_id: str | None = None, resource: str | None = None) -> RefreshLock:
+    """The command a parsed body asks for; `resource` is one that the lock must be on. Raises InvalidRequest."""
+    return RefreshLock(
+        lock_id=refresh.lock_id,
+        agent_id=acting(refresh.agent_id, agent_id),
+        resource=resource,
+        ttl_ms=None if refresh.ttl_seconds is None else milliseconds(refresh.ttl_seconds, "ttl_seconds"),
+    )
+
+
+def lock_out(lock: Lock) -> LockOut | LocksOut:
+    """A lock as it is answered: on one resource as itself, on several with each of them."""
+    locks = [lock_on(lock, resource) for resource in lock.resources]
+    return locks[0] if len(locks) == 1 else LocksOut(lock_id=lock.lock_id, locks=locks)
+
+
+def lock_on(lock: Lock, resource: str) -> LockOut:
+    """A lock as one on one of its resources."""
+    return LockOut(
+        lock_id=lock.lock_id,
+        resource=resource,
+        holder_agent=lock.holder_agent,
+        mode=lock.mode,
+        fencing_token=lock.fencing_token,
+        acquired_seq=lock.fencing_token,
+        granted_at=lock.granted_at,
+        expires_at=lock.expires_at,
+        remaining_seconds=lock.remaining_ms / 1_000,
+        reason=lock.reason,
+        context_id=lock.context_id,
+    )
+
+
+def acting(named: str | None, otherwise: str | None) -> str:
+    """Who acts: whom the request names, else whom its transport does. Raises InvalidRequest."""
+    agent_id = named if named is not None else otherwise
+    if agent_id is None:
+        raise InvalidRequest("agent_id is missing: name it, or send the X-Agent-ID header", field="agent_id")
+    return agent_id
+
+
+def milliseconds(seconds: float, field: str) -> int:
+    """A time a client names. Raises InvalidRequest for what is no time at all; the bounds are checked at admission."""
+    if not isfinite(seconds):
+        raise InvalidRequest(f"{field} {seconds} is not a number of seconds", field=field)
+    return round(seconds * 1_000)
+
+
+def lock_mode(mode: str) -> LockMode:
+    """A mode by its name. Raises InvalidRequest."""
+    try:
+        return LockMode(mode)
+    except ValueError as exc:
+        raise InvalidRequest(f"mode {mode[:64]!r} is unknown; one of {', '.join(LockMode)}", field="mode") from exc
+
+
+# --- Inside ----------------------------------------------------------------------------------------------------------
 
 
 def _relationships(relationships: list[RelationshipIn]) -> list[Relationship]:

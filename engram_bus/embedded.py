@@ -2,9 +2,8 @@
 
 import asyncio
 import contextlib
-import math
 import os
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,7 +12,7 @@ import msgspec
 from engram_bus import clock
 from engram_bus.bus.admission import admit, check_name, check_resource, check_token
 from engram_bus.bus.writer import Answer, Done, Ticket, Writer
-from engram_bus.codec import Entry, encode_json
+from engram_bus.codec import Entry, encode_json, lock_mode, milliseconds
 from engram_bus.decisions.locks import GRANTED, LockState, change_of
 from engram_bus.errors import (
     ContextNotFound,
@@ -503,7 +502,7 @@ class Bus:
         *resources: str,
         agent_id: str,
         ttl_seconds: float = LOCK_TTL_MS_DEFAULT / 1_000,
-        mode: LockMode | str = LockMode.EXCLUSIVE,
+        mode: str = LockMode.EXCLUSIVE,
         wait_seconds: float = 0,
         reason: str = "",
         context_id: str = LOCKS_CONTEXT,
@@ -547,28 +546,42 @@ class Bus:
     async def execute_lock(self, command: AcquireLock) -> Answer:
         """As `execute`; a caller that is cancelled leaves the line, and what it was granted meanwhile is released."""
         answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        is_gone = False
-
-        def done(outcome: Answer | EngramError) -> None:
-            _resolve(answered)(outcome)
-            if is_gone and isinstance(outcome, Answer):
-                self._release_unwanted(command, outcome)
-
-        ticket = self.submit(command, done)
+        abandon = self.submit_lock(command, _resolve(answered))
         try:
             return await answered
         except asyncio.CancelledError:
-            is_gone = True
-            if answered.done() and not answered.cancelled() and answered.exception() is None:
-                self._release_unwanted(command, answered.result())
-            self.writer.cancel(ticket)
+            abandon()
             raise
 
-    def _release_unwanted(self, command: AcquireLock, answer: Answer) -> None:
-        """Nobody is there to use what was granted (an extended lock was there before, and stays)."""
-        if answer.lock is not None and answer.entries[0].unit.kind == GRANTED:
-            with contextlib.suppress(EngramError):  # It runs out by itself then.
-                self.submit(ReleaseLock(lock_id=answer.lock.lock_id, agent_id=command.agent_id), lambda outcome: None)
+    def submit_lock(self, command: AcquireLock, done: Done) -> Callable[[], None]:
+        """As `submit`. What it gives is to be called when nobody wants the lock any more: then the line is left (`done`
+        is told so), and what was granted meanwhile is released."""
+        outcome: EngramError | Answer | None = None
+        is_abandoned = False
+
+        def settle(settled: Answer | EngramError) -> None:
+            nonlocal outcome
+            outcome = settled
+            if is_abandoned:
+                give_back()
+            done(settled)
+
+        def give_back() -> None:
+            # (An extended lock was there before, and stays.)
+            if isinstance(outcome, Answer) and outcome.lock is not None and outcome.entries[0].unit.kind == GRANTED:
+                release = ReleaseLock(lock_id=outcome.lock.lock_id, agent_id=command.agent_id)
+                with contextlib.suppress(EngramError):  # It runs out by itself then.
+                    self.submit(release, lambda released: None)
+
+        def abandon() -> None:
+            nonlocal is_abandoned
+            if not is_abandoned:
+                is_abandoned = True
+                self.writer.cancel(ticket)
+                give_back()
+
+        ticket = self.submit(command, settle)
+        return abandon
 
     def lock(self, resource: str) -> LockState:
         """Who holds a resource (or what lies above it), and who waits for it. Raises InvalidRequest, TooLarge."""
@@ -825,21 +838,6 @@ def _payload(payload: Any, content_type: str | None) -> tuple[str, bytes]:
                 return content_type or FORMAT_JSON, encode_json(payload)
             except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as exc:
                 raise InvalidRequest(f"payload cannot be written as JSON: {exc}", field="payload") from exc
-
-
-def milliseconds(seconds: float, field: str) -> int:
-    """A time a client names. Raises InvalidRequest for what is no time at all; the bounds are checked at admission."""
-    if not math.isfinite(seconds):
-        raise InvalidRequest(f"{field} {seconds} is not a number of seconds", field=field)
-    return round(seconds * 1_000)
-
-
-def lock_mode(mode: LockMode | str) -> LockMode:
-    """A mode by its name. Raises InvalidRequest."""
-    try:
-        return LockMode(mode)
-    except ValueError as exc:
-        raise InvalidRequest(f"mode {str(mode)[:64]!r} is unknown; one of {', '.join(LockMode)}", field="mode") from exc
 
 
 def _lock_place(page: str) -> tuple[str, int]:
