@@ -33,6 +33,8 @@ BULK_BYTES_MAX: Final = 16 * MIB
 UNIT_REQUEST_BYTES_MAX: Final = 2 * MIB
 """One unit as JSON: its payload in base64 (4/3 of 1 MiB), its meta and its names."""
 CONTEXT_REQUEST_BYTES_MAX: Final = 2 * MIB
+LOCK_REQUEST_BYTES_MAX: Final = 256 * KIB
+"""The names of the resources of one lock, escaped, and its reason."""
 JSON_DEPTH_MAX: Final = 128
 """Nesting of an application/json payload: readers recurse, and the interpreter's own limit is 1,000."""
 PAGE_UNITS_DEFAULT: Final = 100

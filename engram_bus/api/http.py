@@ -2,9 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote
 
 import msgspec
@@ -20,8 +20,11 @@ from engram_bus.api.operations import (
     Alive,
     ContextIn,
     Disk,
+    LockList,
     Operation,
     Ready,
+    Released,
+    ResourceOut,
     Status,
 )
 from engram_bus.api.origins import LOOPBACK, Origins
@@ -31,11 +34,19 @@ from engram_bus.bus.writer import Answer
 from engram_bus.codec import (
     JSON,
     MSGPACK,
+    LockIn,
+    RefreshIn,
+    acquire_from,
+    acting,
     append_from_json,
     append_from_msgpack,
     encode_json,
+    lock_on,
+    lock_out,
     parse,
+    refresh_from,
 )
+from engram_bus.decisions.locks import GRANTED, change_of
 from engram_bus.embedded import Bus
 from engram_bus.errors import (
     EngramError,
@@ -51,15 +62,28 @@ from engram_bus.limits import (
     BULK_BYTES_MAX,
     BULK_UNITS_MAX,
     CONTEXT_REQUEST_BYTES_MAX,
+    LOCK_REQUEST_BYTES_MAX,
     UNIT_REQUEST_BYTES_MAX,
 )
 from engram_bus.log.contract import cursor_seq
+from engram_bus.resources import covers
 from engram_bus.router.filters import make_filter
 from engram_bus.subscribers.requests import from_query
 from engram_bus.subscribers.sse import HEADERS as SSE_HEADERS
 from engram_bus.subscribers.sse import Stream
 from engram_bus.subscribers.websocket import JSON_PROTOCOL, MSGPACK_PROTOCOL, Connection
-from engram_bus.units import ANONYMOUS, Append, AppendAtomic, RelationshipType, UpdateContext
+from engram_bus.units import (
+    ANONYMOUS,
+    Append,
+    AppendAtomic,
+    BreakLock,
+    Lock,
+    RelationshipType,
+    ReleaseLock,
+    UpdateContext,
+)
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +91,8 @@ PREFIX = "/api/v1"
 
 _JSON_TYPE = (b"content-type", b"application/json")
 _decode_context = msgspec.json.Decoder(ContextIn).decode
+_decode_lock = msgspec.json.Decoder(LockIn).decode
+_decode_refresh = msgspec.json.Decoder(RefreshIn).decode
 _decode_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
 Headers = Sequence[tuple[bytes, bytes]]
 # A page may talk to this bus and to nothing else, and may not be framed by another one.
@@ -88,7 +114,7 @@ _SENT = {
     parameter.name for operation in OPERATIONS for parameter in operation.parameters if parameter.where == "header"
 }
 _PREFLIGHT: Headers = (
-    (b"access-control-allow-methods", b"GET, HEAD, POST, PATCH"),
+    (b"access-control-allow-methods", b"GET, HEAD, POST, PATCH, DELETE"),
     (b"access-control-allow-headers", ", ".join(sorted({"Content-Type", *_SENT})).encode()),
     # Chrome asks before a page of a public address may reach a private one, such as loopback.
     (b"access-control-allow-private-network", b"true"),
@@ -134,6 +160,23 @@ class Call:
                 raise TooLarge(f"the body has more than {bytes_max} bytes", limit=bytes_max)
             if not message.get("more_body", False):
                 return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def while_there(self, answering: Coroutine[Any, Any, T]) -> T:
+        """The answer, as long as the client waits for it. Raises ClientLeft, and cancels what would answer."""
+
+        async def left() -> None:
+            while (await self._receive())["type"] != "http.disconnect":
+                pass
+
+        answer, leaving = asyncio.ensure_future(answering), asyncio.ensure_future(left())
+        try:
+            await asyncio.wait((answer, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if not answer.done():
+                raise ClientLeft
+            return answer.result()
+        finally:
+            leaving.cancel()
+            answer.cancel()
 
     def media_type(self) -> str:
         """The body's type; JSON where none is told. Raises UnsupportedMedia for one the operation does not list."""
@@ -462,6 +505,87 @@ class HttpApi:
         assert answer.context is not None, "an update answers with its context"
         return Reply(200, encode_json(answer.context), self._write_headers(answer, answer.context.version))
 
+    # --- Locks -------------------------------------------------------------------------------------------------------
+
+    async def _acquire_lock(self, call: Call) -> Reply:
+        call.media_type()
+        if b"idempotency-key" in call.headers:
+            raise InvalidRequest("asking again extends the same lock: no key is needed", field="Idempotency-Key")
+        asked = parse(_decode_lock, await call.body(LOCK_REQUEST_BYTES_MAX))
+        command = acquire_from(asked, agent_id=call.header(b"x-agent-id"))
+        if command.wait_ms > 0:
+            answer = await call.while_there(self.bus.execute_lock(command))
+        else:
+            answer = await self.bus.execute(command)
+        assert answer.lock is not None, "an acquire answers with its lock"
+        status = 201 if answer.entries[0].unit.kind == GRANTED else 200
+        return Reply(status, encode_json(lock_out(answer.lock)), [_JSON_TYPE])
+
+    async def _refresh_lock(self, call: Call) -> Reply:
+        return await self._refresh(call, call.path["resource"])
+
+    async def _refresh_lock_by_query(self, call: Call) -> Reply:
+        return await self._refresh(call, _required(call, "resource"))
+
+    async def _refresh(self, call: Call, resource: str) -> Reply:
+        call.media_type()
+        asked = parse(_decode_refresh, await call.body(LOCK_REQUEST_BYTES_MAX))
+        answer = await self.bus.execute(refresh_from(asked, agent_id=call.header(b"x-agent-id"), resource=resource))
+        assert answer.lock is not None, "a refresh answers with its lock"
+        return Reply(200, encode_json(lock_out(answer.lock)), [_JSON_TYPE])
+
+    async def _release_lock(self, call: Call) -> Reply:
+        return await self._release(call, call.path["resource"])
+
+    async def _release_lock_by_query(self, call: Call) -> Reply:
+        return await self._release(call, _required(call, "resource"))
+
+    async def _release(self, call: Call, resource: str) -> Reply:
+        values = call.values
+        agent_id, lock_id = acting(values["agent_id"], call.header(b"x-agent-id")), values["lock_id"]
+        command: BreakLock | ReleaseLock
+        if values["break"]:
+            command = BreakLock(resource=resource, agent_id=agent_id, reason=values["reason"], lock_id=lock_id)
+        else:
+            if values["reason"]:
+                raise InvalidRequest("reason is for a break: a release needs none", field="reason")
+            command = ReleaseLock(resource=resource, agent_id=agent_id, lock_id=_required(call, "lock_id"))
+        answer = await self.bus.execute(command)
+        lock_ids = [change_of(entry.unit).lock_id or "" for entry in answer.entries]
+        released = Released(resource=resource, released=bool(lock_ids), lock_ids=lock_ids, applied_seq=self.bus.head)
+        return Reply(200, encode_json(released), [_JSON_TYPE])
+
+    async def _lock(self, call: Call) -> Reply:
+        return self._lock_reply(call, call.path["resource"])
+
+    def _lock_reply(self, call: Call, resource: str) -> Reply:
+        state, token = self.bus.lock(resource), call.values["token"]
+        found = ResourceOut(
+            resource=state.resource,
+            holders=[lock_on(lock, _covering(lock, state.resource)) for lock in state.holders],
+            queue_length=state.queue_length,
+            queue=list(state.queue),
+            applied_seq=self.bus.head,
+            valid=msgspec.UNSET if token is None else self.bus.is_fence_valid(resource, token),
+        )
+        return self._read_reply(encode_json(found))
+
+    async def _locks(self, call: Call) -> Reply:
+        values = call.values
+        if values["resource"] is not None:
+            return self._lock_reply(call, values["resource"])
+        if values["token"] is not None:
+            raise InvalidRequest("token is checked for one resource: name it", field="resource")
+        page = self.bus.locks(
+            holder=values["holder"], prefix=values["prefix"], limit=values["limit"], page=values["page"]
+        )
+        found = LockList(
+            locks=[lock_on(lock, resource) for resource, lock in page.locks],
+            next_page=page.next_page,
+            applied_seq=page.applied_seq,
+        )
+        return self._read_reply(encode_json(found))
+
     # --- The bus itself ----------------------------------------------------------------------------------------------
 
     async def _status(self, call: Call) -> Reply:
@@ -477,6 +601,8 @@ class HttpApi:
             started_at=bus.started_at,
             uptime_seconds=round(clock.monotonic_seconds() - self._started, 3),
             contexts=len(bus.writer.state.contexts),
+            locks=bus.writer.state.locks.held_count,
+            lock_waits=bus.writer.state.locks.waiting_count,
             subscribers=len(bus.fanout),
             lag_units=bus.fanout.furthest_behind,
             queue_commands=bus.writer.queue_commands,
@@ -676,6 +802,11 @@ def _agreed(in_body: Any, in_header: Any, field: str) -> Any:
     if in_body is not None and in_body != in_header:
         raise InvalidRequest(f"{field} differs between the body and its header", field=field)
     return in_header
+
+
+def _covering(lock: Lock, resource: str) -> str:
+    """Which of its resources covers this one."""
+    return next(name for name in lock.resources if covers(name, resource))
 
 
 def _required(call: Call, name: str) -> str:

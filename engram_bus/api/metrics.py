@@ -62,6 +62,8 @@ class _BusCollector(Collector):
         gauges = {
             "engram_head_seq": ("The newest seq.", bus.head),
             "engram_contexts": ("Contexts that exist.", len(bus.writer.state.contexts)),
+            "engram_locks": ("Locks that are held.", bus.writer.state.locks.held_count),
+            "engram_lock_waits": ("Waits for locks.", bus.writer.state.locks.waiting_count),
             "engram_subscribers": ("Subscriptions that are open.", len(bus.fanout)),
             "engram_subscription_lag_units": ("Units the furthest subscription is behind.", bus.fanout.furthest_behind),
             "engram_queue_commands": ("Commands that wait for their commit.", bus.writer.queue_commands),

@@ -6,24 +6,31 @@ import msgspec
 
 from engram_bus.api.parameters import Parameter
 from engram_bus.api.schemas import UNIT_TYPE
-from engram_bus.codec import JSON, MSGPACK, UnitIn, UnitOut, UnitPacked
+from engram_bus.codec import JSON, MSGPACK, LockIn, LockOut, LocksOut, RefreshIn, UnitIn, UnitOut, UnitPacked
 from engram_bus.errors import (
     Busy,
     ContextClosed,
     ContextNotFound,
     CursorAhead,
     CursorInvalid,
+    Deadlock,
     EngramError,
     EpochChanged,
+    FenceRequired,
+    FenceStale,
     ForbiddenOrigin,
     HeadersTooLarge,
     IdempotencyConflict,
     IdTaken,
     InternalError,
     InvalidRequest,
+    LockHeld,
+    LockLost,
+    LockNotFound,
     LogDamaged,
     MethodNotAllowed,
     MinSeqTimeout,
+    NotHolder,
     RouteNotFound,
     ShuttingDown,
     StorageFailed,
@@ -34,6 +41,7 @@ from engram_bus.errors import (
     UnitNotFound,
     UnsupportedMedia,
     VersionMoved,
+    WaitEnded,
 )
 from engram_bus.limits import (
     CONTEXT_CHANGES_MAX,
@@ -43,7 +51,7 @@ from engram_bus.limits import (
     PAGE_UNITS_MAX,
     RELATED_DEPTH_MAX,
 )
-from engram_bus.units import Context, RelationshipType
+from engram_bus.units import Context, LockWait, RelationshipType
 
 SEQ_MAX: Final = 2**63 - 1
 NDJSON: Final = "application/x-ndjson"
@@ -128,6 +136,36 @@ class ContextList(msgspec.Struct, frozen=True):
     applied_seq: int
 
 
+class LockList(msgspec.Struct, frozen=True):
+    """A page of what is held, in order of resources and then of grants; `next_page` is null at the end."""
+
+    locks: list[LockOut]
+    next_page: str | None
+    applied_seq: int
+
+
+class ResourceOut(msgspec.Struct, frozen=True):
+    """One resource: the locks on it or above it, oldest first, and who waits for it, first come first."""
+
+    resource: str
+    holders: list[LockOut]
+    queue_length: int
+    queue: list[LockWait]
+    """The first hundred of them."""
+    applied_seq: int
+    valid: bool | msgspec.UnsetType = msgspec.UNSET
+    """With `token`: whether it is of a live lock that covers the resource."""
+
+
+class Released(msgspec.Struct, frozen=True):
+    """Whether the lock was still held; and with `break`, the locks that were broken."""
+
+    resource: str
+    released: bool
+    lock_ids: list[str]
+    applied_seq: int
+
+
 class Disk(msgspec.Struct, frozen=True):
     """Bytes taken and left; null where they cannot be known."""
 
@@ -149,6 +187,8 @@ class Status(msgspec.Struct, frozen=True):
     started_at: str
     uptime_seconds: float
     contexts: int
+    locks: int
+    lock_waits: int
     subscribers: int
     lag_units: int
     queue_commands: int
@@ -239,6 +279,15 @@ _CONTEXT_ID = Parameter(
     name="context_id", where="path", required=True, description="The context; slashes may stand as they are."
 )
 _CONTEXT_QUERY = Parameter(name="context_id", required=True, description="The context, where the path cannot hold it.")
+_RESOURCE = Parameter(
+    name="resource", where="path", required=True, description="What is locked; slashes may stand as they are."
+)
+_RESOURCE_QUERY = Parameter(
+    name="resource", required=True, description="What is locked, where the path cannot hold it."
+)
+_TOKEN = Parameter(
+    name="token", kind="integer", minimum=1, maximum=SEQ_MAX, description="A fencing token to be checked."
+)
 _FILTERS = (
     Parameter(name="type", many=True, schema=UNIT_TYPE, description="Only units of these types, by name or number."),
     Parameter(name="agent", many=True, description="Only units of these agents."),
@@ -271,6 +320,7 @@ _WRITE = (
     LogDamaged,
     *_STORAGE,
 )
+_APPEND = (*_WRITE, FenceStale, FenceRequired)
 _READ = (MinSeqTimeout, LogDamaged, ShuttingDown)
 EVERYWHERE: Final[tuple[type[EngramError], ...]] = (
     InvalidRequest,
@@ -299,7 +349,7 @@ OPERATIONS: Final = (
         parameters=_WRITE_HEADERS,
         requests={JSON: UnitIn, MSGPACK: UnitPacked},
         answers={201: Out("The unit as recorded.", (UnitOut,), headers=("ETag", *_REPLAYED))},
-        errors=_WRITE,
+        errors=_APPEND,
     ),
     Operation(
         name="append_bulk",
@@ -316,7 +366,7 @@ OPERATIONS: Final = (
             201: Out("All were recorded.", (BulkOut,), headers=_REPLAYED),
             207: Out("Some were refused: each result says which and why.", (BulkOut,), headers=_REPLAYED),
         },
-        errors=_WRITE,
+        errors=_APPEND,
     ),
     Operation(
         name="get",
@@ -416,6 +466,79 @@ OPERATIONS: Final = (
         requests={JSON: ContextIn},
         answers=_CHANGED,
         errors=(UnitNotFound, *_WRITE),
+    ),
+    Operation(
+        name="acquire_lock",
+        method="POST",
+        path="/locks",
+        summary="Hold resources, all or none: at once, or after waiting in line. Asking again extends the lease.",
+        parameters=(_AGENT_HEADER,),
+        requests={JSON: LockIn},
+        answers={
+            201: Out("Granted.", (LockOut, LocksOut)),
+            200: Out("Held already: the lease is extended, lock_id and fencing token stay.", (LockOut, LocksOut)),
+        },
+        errors=(TooLarge, UnsupportedMedia, LockHeld, Deadlock, ContextClosed, WaitEnded, *_STORAGE),
+    ),
+    *(
+        operation
+        for by_query in (False, True)
+        for operation in (
+            Operation(
+                name="refresh_lock_by_query" if by_query else "refresh_lock",
+                method="PATCH",
+                path="/locks" if by_query else "/locks/{resource:path}",
+                summary="Extend a lease that has not run out.",
+                parameters=(_RESOURCE_QUERY if by_query else _RESOURCE, _AGENT_HEADER),
+                requests={JSON: RefreshIn},
+                answers={200: Out("The lock with the time that remains.", (LockOut, LocksOut))},
+                errors=(TooLarge, UnsupportedMedia, LockLost, NotHolder, *_STORAGE),
+            ),
+            Operation(
+                name="release_lock_by_query" if by_query else "release_lock",
+                method="DELETE",
+                path="/locks" if by_query else "/locks/{resource:path}",
+                summary="Give a lock back (again and again, if need be), or break those of others, on the record.",
+                parameters=(
+                    _RESOURCE_QUERY if by_query else _RESOURCE,
+                    Parameter(name="agent_id", description="Whose lock it is, or who breaks it; else X-Agent-ID."),
+                    Parameter(name="lock_id", description="Which lock. A break without it takes all on the resource."),
+                    Parameter(name="break", kind="boolean", default=False, description="Take it from its holders."),
+                    Parameter(name="reason", default="", description="Why it is broken."),
+                    _AGENT_HEADER,
+                ),
+                answers={200: Out("What was released.", (Released,))},
+                errors=(TooLarge, NotHolder, LockNotFound, *_STORAGE),
+            ),
+        )
+    ),
+    Operation(
+        name="lock",
+        method="GET",
+        path="/locks/{resource:path}",
+        summary="Who holds a resource and who waits for it; with token, whether that fencing token is still valid.",
+        parameters=(_RESOURCE, _TOKEN, *MIN_SEQ),
+        answers={200: Out("The resource; without holders, it is free.", (ResourceOut,))},
+        errors=(TooLarge, *_READ),
+        is_read=True,
+    ),
+    Operation(
+        name="locks",
+        method="GET",
+        path="/locks",
+        summary="Everything that is held, in order of resources; with resource, that one as under its path.",
+        parameters=(
+            Parameter(name="resource", description="This resource alone, where the path cannot hold it."),
+            _TOKEN,
+            Parameter(name="holder", description="Only locks of this agent."),
+            Parameter(name="prefix", default="", description="Only resources that begin with this."),
+            _LIMIT,
+            _PAGE,
+            *MIN_SEQ,
+        ),
+        answers={200: Out("A page of locks, or the resource named.", (LockList, ResourceOut))},
+        errors=(TooLarge, *_READ),
+        is_read=True,
     ),
     Operation(
         name="stream_sse",

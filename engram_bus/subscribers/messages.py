@@ -1,6 +1,7 @@
-"""Every message on a WebSocket as a value: what asyncapi.json says, and what the suites hold each frame to.
+"""Every message on a WebSocket as a value: what asyncapi.json says, what is read, and what each frame is held to.
 
-The router writes frames by hand (one serves many subscribers), so these are their description, not their source.
+Operations are read as these values. The router writes frames by hand (one serves many subscribers), so the events are
+their description, not their source.
 """
 
 from typing import Any, get_args
@@ -8,7 +9,7 @@ from typing import Any, get_args
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from engram_bus.codec import UnitIn, UnitOut
+from engram_bus.codec import LockIn, LockOut, RefreshIn, UnitIn, UnitOut, UnitPacked
 
 Id = str | int
 Names = str | list[str]
@@ -112,7 +113,47 @@ class Pong(_Answer, frozen=True, kw_only=True, tag="pong", forbid_unknown_fields
     head: int
 
 
-Event = Subscribed | Units | Heartbeat | Gap | Goaway | Unsubscribed | Appended | Refused | Pong
+class Locked(_Answer, frozen=True, kw_only=True, tag="locked", forbid_unknown_fields=True):
+    """The lock is held: granted now, or (`extended`) held before, with the same lock_id and fencing token."""
+
+    lock_id: str
+    fencing_token: int
+    expires_at: str
+    remaining_seconds: float
+    extended: bool
+    locks: list[LockOut]
+    """One for each resource."""
+
+
+class Released(_Answer, frozen=True, kw_only=True, tag="released", forbid_unknown_fields=True):
+    """The lock is not held any more; `released` says whether it still was."""
+
+    lock_id: str
+    released: bool
+
+
+class Cancelled(_Answer, frozen=True, kw_only=True, tag="cancelled", forbid_unknown_fields=True):
+    """Nobody waits under this `acquire` any more; `cancelled` says whether anyone still did: that one was refused with
+    WAIT_ENDED."""
+
+    acquire: Id
+    cancelled: bool
+
+
+Event = (
+    Subscribed
+    | Units
+    | Heartbeat
+    | Gap
+    | Goaway
+    | Unsubscribed
+    | Appended
+    | Refused
+    | Locked
+    | Released
+    | Cancelled
+    | Pong
+)
 
 
 class _Operation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="op"):
@@ -126,6 +167,12 @@ class AppendUnit(_Operation, frozen=True, kw_only=True, tag="append", forbid_unk
     """Record a unit. Send the next without waiting: answers come in the order of their commits."""
 
     unit: UnitIn
+
+
+class AppendPacked(_Operation, frozen=True, kw_only=True, tag="append", forbid_unknown_fields=True):
+    """Record a unit, with its payload as bin."""
+
+    unit: UnitPacked
 
 
 class Subscribe(_Operation, frozen=True, kw_only=True, tag="subscribe", forbid_unknown_fields=True):
@@ -152,7 +199,35 @@ class Ping(_Operation, frozen=True, kw_only=True, tag="ping", forbid_unknown_fie
     """Ask for the head; answered in turn."""
 
 
-Operation = AppendUnit | Subscribe | Unsubscribe | Ping
+class AcquireLock(LockIn, frozen=True, kw_only=True, tag_field="op", tag="lock.acquire", forbid_unknown_fields=True):
+    """Hold resources, all or none. Answered when they are held, or not to be had; other operations go on meanwhile."""
+
+    id: Id | UnsetType = UNSET
+    session: bool = False
+    """Release it when this connection ends, after a grace in which the agent may come back and ask for it again."""
+
+
+class RefreshLock(RefreshIn, frozen=True, kw_only=True, tag_field="op", tag="lock.refresh", forbid_unknown_fields=True):
+    """Extend a lease that has not run out."""
+
+    id: Id | UnsetType = UNSET
+
+
+class ReleaseLock(_Operation, frozen=True, kw_only=True, tag="lock.release", forbid_unknown_fields=True):
+    """Give a lock back; again and again, if need be."""
+
+    lock_id: str
+    agent_id: str | None = None
+
+
+class CancelLock(_Operation, frozen=True, kw_only=True, tag="lock.cancel", forbid_unknown_fields=True):
+    """Wait no longer for a lock: `acquire` is the `id` of the lock.acquire."""
+
+    acquire: Id
+
+
+Operation = AppendUnit | Subscribe | Unsubscribe | AcquireLock | RefreshLock | ReleaseLock | CancelLock | Ping
+PackedOperation = AppendPacked | Subscribe | Unsubscribe | AcquireLock | RefreshLock | ReleaseLock | CancelLock | Ping
 
 EVENTS: tuple[type[Any], ...] = get_args(Event)
 OPERATIONS: tuple[type[Any], ...] = get_args(Operation)

@@ -2,18 +2,23 @@
 
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import msgspec
+from msgspec import UNSET
 
+from engram_bus import units
 from engram_bus.bus.writer import Answer
-from engram_bus.codec import UnitIn, UnitPacked, append_from, parse
+from engram_bus.codec import acquire_from, acting, append_from, lock_on, parse, refresh_from
+from engram_bus.decisions.locks import GRANTED
 from engram_bus.embedded import Bus
 from engram_bus.errors import EngramError, InvalidRequest, ShuttingDown, SlowConsumer, TooLarge
 from engram_bus.limits import (
     CORRELATION_BYTES_MAX,
     GOAWAY_RETRY_MS_MAX,
     GOAWAY_RETRY_MS_MIN,
+    LOCK_WAITS_PER_AGENT_MAX,
     SOCKET_STALL_SECONDS,
     WEBSOCKET_PENDING_BYTES_MAX,
     WEBSOCKET_PENDING_MAX,
@@ -21,37 +26,26 @@ from engram_bus.limits import (
 )
 from engram_bus.router.fanout import Feed
 from engram_bus.subscribers.frames import JsonFraming, MsgpackFraming, error_fields
-from engram_bus.subscribers.requests import Names, SubscribeRequest, from_operation
+from engram_bus.subscribers.messages import (
+    AcquireLock,
+    AppendPacked,
+    AppendUnit,
+    CancelLock,
+    Operation,
+    PackedOperation,
+    Ping,
+    RefreshLock,
+    ReleaseLock,
+    Subscribe,
+    Unsubscribe,
+)
+from engram_bus.subscribers.requests import SubscribeRequest, from_operation
 from engram_bus.subscribers.sockets import WebSocket
 
 JSON_PROTOCOL = "engram.v1.json"
 MSGPACK_PROTOCOL = "engram.v1.msgpack"
 
 Id = str | int
-
-
-class _Operation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Every field any operation has; which of them it needs is checked by the operation."""
-
-    op: str
-    id: Id | None = None
-    subscription: Id | None = None
-    context: Names = None
-    after: str | int | None = None
-    type: str | int | list[str | int] | None = None
-    kind: Names = None
-    agent: Names = None
-    exclude_agent: Names = None
-    resource: Names = None
-    meta: dict[str, str] | None = None
-
-
-class _JsonOperation(_Operation, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    unit: UnitIn | None = None
-
-
-class _MsgpackOperation(_Operation, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    unit: UnitPacked | None = None
 
 
 class _OnlyId(msgspec.Struct):
@@ -61,17 +55,15 @@ class _OnlyId(msgspec.Struct):
 class _Encoding(NamedTuple):
     """How one subprotocol reads operations and frames events."""
 
-    decode: Callable[[bytes], _JsonOperation | _MsgpackOperation]
+    decode: Callable[[bytes], Operation | PackedOperation]
     decode_id: Callable[[bytes], _OnlyId]
     framing: type[JsonFraming] | type[MsgpackFraming]
 
 
 _ENCODINGS: dict[str, _Encoding] = {
-    JSON_PROTOCOL: _Encoding(
-        msgspec.json.Decoder(_JsonOperation).decode, msgspec.json.Decoder(_OnlyId).decode, JsonFraming
-    ),
+    JSON_PROTOCOL: _Encoding(msgspec.json.Decoder(Operation).decode, msgspec.json.Decoder(_OnlyId).decode, JsonFraming),
     MSGPACK_PROTOCOL: _Encoding(
-        msgspec.msgpack.Decoder(_MsgpackOperation).decode, msgspec.msgpack.Decoder(_OnlyId).decode, MsgpackFraming
+        msgspec.msgpack.Decoder(PackedOperation).decode, msgspec.msgpack.Decoder(_OnlyId).decode, MsgpackFraming
     ),
 }
 
@@ -88,6 +80,8 @@ class Connection:
         self._feeds: dict[Id | None, Feed] = {}
         self._pending = 0
         self._pending_bytes = 0
+        self._waits: dict[object, Callable[[], None]] = {}
+        self._session: str | None = None
         self._paused = False
         self._is_over = False
         socket.listen(self)
@@ -123,7 +117,7 @@ class Connection:
         try:
             self._operate(operation, len(message))
         except EngramError as exc:
-            self._say_error(operation.id, exc)
+            self._say_error(_id(operation), exc)
 
     def drained(self) -> None:
         for feed in list(self._feeds.values()):
@@ -136,33 +130,53 @@ class Connection:
 
     def lost(self) -> None:
         self._is_over = True
+        for abandon in list(self._waits.values()):
+            abandon()
+        self._waits.clear()
+        if self._session is not None:
+            self._bus.end_session(self._session)
         for feed in list(self._feeds.values()):
             feed.close()
         self._feeds.clear()
 
     # --- Operations --------------------------------------------------------------------------------------------------
 
-    def _operate(self, operation: _JsonOperation | _MsgpackOperation, message_bytes: int) -> None:
-        if isinstance(operation.id, str) and len(operation.id.encode()) > CORRELATION_BYTES_MAX:
+    def _operate(self, operation: Operation | PackedOperation, message_bytes: int) -> None:
+        correlation = _id(operation)
+        if isinstance(correlation, str) and len(correlation.encode()) > CORRELATION_BYTES_MAX:
             raise TooLarge(f"id is longer than {CORRELATION_BYTES_MAX} bytes", field="id", limit=CORRELATION_BYTES_MAX)
-        match operation.op:
-            case "append":
-                self._append(operation.id, operation.unit, message_bytes)
-            case "subscribe":
+        match operation:
+            case AppendUnit() | AppendPacked():
+                command = append_from(operation.unit, agent_id=self._agent_id)
+                self._submit(command, correlation, message_bytes, self._say_appended)
+            case Subscribe():
                 self._operate_subscribe(operation)
-            case "unsubscribe":
+            case Unsubscribe():
                 self._unsubscribe(operation)
-            case "ping":
-                self._say("pong", operation.id, head=self._bus.head)
-            case other:
-                raise InvalidRequest(
-                    f"op {other[:64]!r} is unknown; one of append, subscribe, unsubscribe, ping", field="op"
+            case AcquireLock():
+                self._acquire(operation, message_bytes)
+            case RefreshLock():
+                self._submit(
+                    refresh_from(operation, agent_id=self._agent_id), correlation, message_bytes, self._say_locked
                 )
+            case ReleaseLock():
+                release = units.ReleaseLock(
+                    lock_id=operation.lock_id, agent_id=acting(operation.agent_id, self._agent_id)
+                )
+                self._submit(release, correlation, message_bytes, partial(self._say_released, operation.lock_id))
+            case CancelLock():
+                self._cancel(operation)
+            case Ping():
+                self._say("pong", correlation, head=self._bus.head)
 
-    def _append(self, correlation: Id | None, unit: UnitIn | UnitPacked | None, message_bytes: int) -> None:
-        if unit is None:
-            raise InvalidRequest("append needs a unit", field="unit")
-        command = append_from(unit, agent_id=self._agent_id)
+    def _submit(
+        self,
+        command: units.Command,
+        correlation: Id | None,
+        message_bytes: int,
+        say: Callable[[Id | None, Answer], None],
+    ) -> None:
+        """Queue a command; `say` tells its answer. Who has too many under way is not read until some are answered."""
 
         def done(outcome: Answer | EngramError) -> None:
             self._pending -= 1
@@ -170,7 +184,7 @@ class Connection:
             if isinstance(outcome, EngramError):
                 self._say_error(correlation, outcome)
             else:
-                self._say_appended(correlation, outcome)
+                say(correlation, outcome)
             self._resume_reading()
 
         self._bus.submit(command, done)
@@ -193,9 +207,65 @@ class Connection:
             **more,
         )
 
-    def _operate_subscribe(self, operation: _Operation) -> None:
-        if operation.id is None:
-            raise InvalidRequest("subscribe needs an id, which names the subscription", field="id")
+    # --- Locks -------------------------------------------------------------------------------------------------------
+
+    def _acquire(self, operation: AcquireLock, message_bytes: int) -> None:
+        correlation = _id(operation)
+        session = self._own_session() if operation.session else None
+        command = acquire_from(operation, agent_id=self._agent_id, session=session)
+        if command.wait_ms == 0:
+            self._submit(command, correlation, message_bytes, self._say_locked)
+            return
+        # One who waits holds up nobody: it does not count as pending, and has a bound of its own.
+        if len(self._waits) >= LOCK_WAITS_PER_AGENT_MAX:
+            raise TooLarge(
+                f"{len(self._waits)} waits on this socket, at most {LOCK_WAITS_PER_AGENT_MAX}",
+                limit=LOCK_WAITS_PER_AGENT_MAX,
+            )
+        name = object() if correlation is None else correlation
+        if name in self._waits:
+            raise InvalidRequest(f"an acquire of id {correlation!r} waits on this socket", field="id")
+
+        def done(outcome: Answer | EngramError) -> None:
+            self._waits.pop(name, None)
+            if isinstance(outcome, EngramError):
+                self._say_error(correlation, outcome)
+            else:
+                self._say_locked(correlation, outcome)
+
+        self._waits[name] = self._bus.submit_lock(command, done)
+
+    def _own_session(self) -> str:
+        if self._session is None:
+            self._session = self._bus.new_session()
+        return self._session
+
+    def _cancel(self, operation: CancelLock) -> None:
+        abandon = self._waits.pop(operation.acquire, None)
+        if abandon is not None:
+            abandon()
+        self._say("cancelled", _id(operation), acquire=operation.acquire, cancelled=abandon is not None)
+
+    def _say_locked(self, correlation: Id | None, answer: Answer) -> None:
+        lock = answer.lock
+        assert lock is not None, "an acquire and a refresh answer with their lock"
+        self._say(
+            "locked",
+            correlation,
+            lock_id=lock.lock_id,
+            fencing_token=lock.fencing_token,
+            expires_at=lock.expires_at,
+            remaining_seconds=lock.remaining_ms / 1_000,
+            extended=answer.entries[0].unit.kind != GRANTED,
+            locks=[lock_on(lock, resource) for resource in lock.resources],
+        )
+
+    def _say_released(self, lock_id: str, correlation: Id | None, answer: Answer) -> None:
+        self._say("released", correlation, lock_id=lock_id, released=bool(answer.entries))
+
+    # --- Subscriptions -----------------------------------------------------------------------------------------------
+
+    def _operate_subscribe(self, operation: Subscribe) -> None:
         if operation.id in self._feeds:
             raise InvalidRequest(f"subscription {operation.id!r} exists on this socket", field="id")
         if len(self._feeds) >= WEBSOCKET_SUBSCRIPTIONS_MAX:
@@ -218,13 +288,13 @@ class Connection:
     def _subscribe(self, name: Id | None, request: SubscribeRequest, after: int) -> None:
         self._feeds[name] = self._bus.feed(request.wanted, self._framing(name), self, after)
 
-    def _unsubscribe(self, operation: _Operation) -> None:
+    def _unsubscribe(self, operation: Unsubscribe) -> None:
         feed = self._feeds.pop(operation.subscription, None)
         if feed is None:
             raise InvalidRequest(f"no subscription {operation.subscription!r} on this socket", field="subscription")
         cursor = feed.cursor_text
         feed.close()
-        self._say("unsubscribed", operation.id, subscription=operation.subscription, cursor=cursor)
+        self._say("unsubscribed", _id(operation), subscription=operation.subscription, cursor=cursor)
 
     # --- As a feed's sink --------------------------------------------------------------------------------------------
 
@@ -287,3 +357,7 @@ class Connection:
         ):
             self._paused = False
             self._socket.resume_reading()
+
+
+def _id(operation: Operation | PackedOperation) -> Id | None:
+    return None if operation.id is UNSET else operation.id

@@ -76,8 +76,8 @@ def test_the_bounds_of_a_unit_stand_in_its_schema() -> None:
 
 
 def test_every_event_and_every_operation_of_a_socket_is_documented() -> None:
-    events = "subscribed units heartbeat gap goaway unsubscribed appended error pong".split()
-    operations = "append subscribe unsubscribe ping".split()
+    events = "subscribed units heartbeat gap goaway unsubscribed appended error locked released cancelled pong".split()
+    operations = "append subscribe unsubscribe lock.acquire lock.refresh lock.release lock.cancel ping".split()
     assert set(ASYNCAPI["channels"]["stream"]["messages"]) == {*events, *operations}
     assert {name for name in ASYNCAPI["operations"] if name.startswith("receive-")} == {
         f"receive-{operation}" for operation in operations
