@@ -1,30 +1,43 @@
 """How resources are named: one canonical form, and the order of trees, in which a resource covers what is below it."""
 
+from functools import lru_cache
+
 
 def canonical(resource: str) -> str:
-    """The one name of a resource: no `.` segment, no `..` that can be resolved, no slash at the end.
+    """The one name of a resource: no `.`, no `..` that can be resolved (above the root there is nothing), no slash at
+    the end, none doubled but after a scheme.
 
-    >>> canonical("repo/./src/../src/"), canonical("/"), canonical("https://example.org/x")
+    >>> canonical("repo/./src//../src/"), canonical("/../"), canonical("https://example.org/x")
     ('repo/src', '/', 'https://example.org/x')
     """
-    if "/." not in resource and not resource.startswith(".") and not resource.endswith("/"):
+    if not (resource.startswith(".") or resource.endswith("/") or "/." in resource or "//" in resource):
         return resource
     kept: list[str] = []
     for segment in resource.split("/"):
-        if segment == ".." and kept and kept[-1] not in ("", ".."):
-            kept.pop()
-        elif segment != ".":
-            kept.append(segment)
-    while len(kept) > 1 and kept[-1] == "":
+        match segment:
+            case "..":
+                if not kept or kept[-1] == "..":
+                    kept.append(segment)
+                elif kept[-1] != "":
+                    kept.pop()
+            case "":
+                if not kept or (len(kept) == 1 and kept[0].endswith(":")):
+                    kept.append(segment)
+            case ".":
+                pass
+            case _:
+                kept.append(segment)
+    if len(kept) > 1 and kept[-1] == "":
         kept.pop()
-    return "/".join(kept) or ("/" if resource.startswith("/") else ".")
+    return "/".join(kept) or ("/" if kept else ".")
 
 
-def lineage(resource: str) -> list[str]:
-    """A canonical resource and everything above it, from the top.
+@lru_cache(maxsize=65_536)
+def lineage(resource: str) -> tuple[str, ...]:
+    """A canonical resource and everything above it, from the top. Asked several times in each decision about it.
 
     >>> lineage("/repo/src"), lineage("plan.md")
-    (['/', '/repo', '/repo/src'], ['plan.md'])
+    (('/', '/repo', '/repo/src'), ('plan.md',))
     """
     above = []
     end = resource.find("/")
@@ -33,7 +46,7 @@ def lineage(resource: str) -> list[str]:
         end = resource.find("/", end + 1)
     if above != [resource]:
         above.append(resource)
-    return above
+    return tuple(above)
 
 
 def below(resource: str) -> tuple[str, str]:

@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 import msgspec
 from sortedcontainers import SortedDict, SortedList
 
-from engram_bus.resources import below
+from engram_bus.resources import below, lineage
 
 LAST = 2**63
 """After every seq."""
@@ -53,12 +53,16 @@ class Places(Generic[T]):
 
     def __init__(self) -> None:
         self._claims: SortedDict[str, list[T]] = SortedDict()
+        self._inner: dict[str, int] = {}
+        """How many claimed resources lie below a name: mostly none, which is then known without a search."""
 
     def add(self, claim: T) -> None:
         for resource in claim.resources:
             at = self._claims.get(resource)
             if at is None:
                 self._claims[resource] = [claim]
+                for name in lineage(resource)[:-1]:
+                    self._inner[name] = self._inner.get(name, 0) + 1
             else:
                 at.append(claim)
 
@@ -67,6 +71,11 @@ class Places(Generic[T]):
             at = self._claims[resource]
             if len(at) == 1:
                 del self._claims[resource]
+                for name in lineage(resource)[:-1]:
+                    if (count := self._inner[name] - 1) > 0:
+                        self._inner[name] = count
+                    else:
+                        del self._inner[name]
             else:
                 del at[place(at, claim.seq)]
 
@@ -82,7 +91,7 @@ class Places(Generic[T]):
 
     def below(self, resource: str) -> Iterator[tuple[str, list[T]]]:
         """The claims at each resource below this one."""
-        if self._claims:
+        if resource in self._inner:
             first, last = below(resource)
             for name in self._claims.irange(first, last, inclusive=(False, False)):
                 yield name, self._claims[name]
