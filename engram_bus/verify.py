@@ -16,7 +16,7 @@ from typing import IO
 
 import msgspec
 
-from engram_bus.decisions.contexts import Contexts
+from engram_bus.decisions.state import State
 from engram_bus.errors import DataDirectoryError
 from engram_bus.log.contract import cursor_text
 from engram_bus.log.directory import read_identity
@@ -120,7 +120,7 @@ def _walk_all(path: Path, say: Callable[[Reading | VerifyReport], None]) -> Veri
     except DataDirectoryError as exc:
         return VerifyReport(str(path), (), (Damage("identity", str(exc)),))
     logs = tuple(
-        walk(tenant, tenant.name, (Contexts(),), lambda file, seq: say(Reading(file, seq)))
+        walk(tenant, tenant.name, State().parts, lambda file, seq: say(Reading(file, seq)))
         for tenant in sorted(path.glob("tenants/*"))
     )
     return VerifyReport(str(path), logs, tuple(damage for log in logs for damage in log.damage))

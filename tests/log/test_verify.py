@@ -14,7 +14,9 @@ import msgspec
 import pytest
 
 from engram_bus.decisions.contexts import Contexts
+from engram_bus.decisions.locks import Locks
 from engram_bus.embedded import Bus
+from engram_bus.errors import LockHeld
 from engram_bus.log import directory
 from engram_bus.log.contract import Snapshot
 from engram_bus.log.index import Table, context_key, seq_key, target_prefix
@@ -405,3 +407,17 @@ def test_a_child_goes_with_who_asked(path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         verify(path, tell=stop)
+
+
+async def test_what_locks_left_is_folded_and_compared(tmp_path: Path) -> None:
+    """A lock that is held, one that is waited for and one that is gone, in the log and in a snapshot of them."""
+    async with Bus.open(tmp_path) as bus:
+        await bus.acquire_lock("a", agent_id="ann")
+        gone = await bus.acquire_lock("b", agent_id="bob")
+        await bus.release_lock(gone.lock_id, agent_id="bob")
+        with pytest.raises(LockHeld):
+            await bus.acquire_lock("a", agent_id="bob", wait_seconds=0.01)
+        head = bus.head
+    report = await anyio.to_thread.run_sync(verify, tmp_path)
+    assert report.damage == ()
+    assert report.logs[0].snapshots == {Contexts.name: head, Locks.name: head}
