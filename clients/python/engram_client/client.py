@@ -2,13 +2,14 @@
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Literal, Self, assert_never
+from typing import Any, Literal, Self, Unpack, assert_never
 from urllib.parse import quote, urlsplit
 from uuid import uuid4
 
 from engram_client import codec
 from engram_client.http import Http, Query
 from engram_client.limits import (
+    LEASE_SECONDS,
     PING_SECONDS,
     PIPELINE_RETRIES,
     REQUEST_RETRIES,
@@ -18,23 +19,28 @@ from engram_client.limits import (
     WINDOW_UNITS,
 )
 from engram_client.pipeline import Pipeline
+from engram_client.retry import waiting
 from engram_client.streams import OpenStream, over_sse, over_websocket, websocket_url
 from engram_client.subscription import Subscription
 from engram_client.values import (
+    LOCKS_CONTEXT,
     Context,
     ContextPage,
     Draft,
+    DraftFields,
+    Lock,
+    LockMode,
+    LockState,
     Outcome,
     Page,
     Related,
-    Relationship,
     Status,
-    UnitType,
     WorkUnit,
 )
 from engram_client.websocket import Encoding, Socket, open_socket
 
 Outcomes = list[Outcome]
+Names = list[str]
 Named = str | Sequence[str] | None
 """One name, several, or all."""
 Direction = Literal["out", "in", "both"]
@@ -63,6 +69,7 @@ class Client:
         self.url = url.rstrip("/")
         self.agent_id = agent_id
         self._timeout_seconds = timeout_seconds
+        self._max_retries = max_retries
         self._http = Http(self.url, agent_id=agent_id, timeout_seconds=timeout_seconds, max_retries=max_retries)
         self._running: set[Subscription | Pipeline] = set()
 
@@ -80,39 +87,9 @@ class Client:
 
     # --- Append ------------------------------------------------------------------------------------------------------
 
-    async def append(
-        self,
-        context_id: str,
-        payload: Any = b"",
-        *,
-        type: str = UnitType.MESSAGE,
-        kind: str | None = None,
-        content_type: str | None = None,
-        meta: dict[str, str] | None = None,
-        resources: list[str] | None = None,
-        relationships: list[Relationship] | None = None,
-        traceparent: str | None = None,
-        id: str | None = None,
-        idempotency_key: str | None = None,
-        expected_version: int | None = None,
-        agent_id: str | None = None,
-    ) -> WorkUnit:
+    async def append(self, context_id: str, payload: Any = b"", **fields: Unpack[DraftFields]) -> WorkUnit:
         """Append one unit: it is in the log, durably, when this returns. The fields are those of `Draft`."""
-        draft = Draft(
-            context_id=context_id,
-            payload=payload,
-            type=type,
-            kind=kind,
-            content_type=content_type,
-            meta=meta,
-            resources=resources,
-            relationships=relationships,
-            traceparent=traceparent,
-            id=id,
-            idempotency_key=idempotency_key,
-            expected_version=expected_version,
-            agent_id=agent_id,
-        )
+        draft = Draft(context_id, payload, **fields)
         body = codec.append_body(draft, agent_id=self.agent_id, idempotency_key=uuid4().hex)
         return codec.unit(await self._http.request("POST", "/workunit", body=body, content_type=codec.MSGPACK))
 
@@ -301,6 +278,105 @@ class Client:
         """One page of the contexts, ordered by id."""
         query = {"prefix": prefix, "limit": limit, "page": page}
         return codec.contexts(await self._read("/contexts", query, min_seq, timeout_ms))
+
+    # --- Locks -------------------------------------------------------------------------------------------------------
+
+    async def acquire_lock(
+        self,
+        *resources: str,
+        ttl_seconds: float = LEASE_SECONDS,
+        mode: str = LockMode.EXCLUSIVE,
+        wait_seconds: float = 0,
+        reason: str = "",
+        context_id: str = LOCKS_CONTEXT,
+        agent_id: str | None = None,
+    ) -> Lock:
+        """Hold all of these resources or none, waiting in line up to `wait_seconds`. Raises LockHeld, Deadlock.
+
+        A lock covers what lies below its resources (`repo/src` covers `repo/src/a.py`), and ends by itself after
+        `ttl_seconds` unless it is refreshed; `lock` does that for you. It is the agent's: asking again, wherever,
+        extends the same lock. Failures that may pass are met by asking again, at least until the wait is over; who
+        stops waiting (is cancelled) leaves the line.
+        """
+
+        async def ask(seconds_left: float) -> Lock:
+            body = codec.acquire_body(
+                resources,
+                agent_id=agent_id or self.agent_id,
+                ttl_seconds=ttl_seconds,
+                mode=mode,
+                wait_seconds=seconds_left,
+                reason=reason,
+                context_id=context_id,
+            )
+            answer = await self._http.once(
+                "POST",
+                "/locks",
+                body=body,
+                timeout_seconds=self._timeout_seconds + seconds_left,
+                takes_turn=seconds_left == 0,
+            )
+            return codec.lock(answer.body, extended=answer.status == 200)
+
+        return await waiting(ask, wait_seconds=wait_seconds, max_retries=self._max_retries, what=f"lock {resources}")
+
+    async def refresh_lock(self, lock: Lock, ttl_seconds: float | None = None) -> Lock:
+        """Let the lease end `ttl_seconds` from now (None: as long as first asked for). Raises LockLost, NotHolder."""
+        body = codec.refresh_body(lock, ttl_seconds)
+        query = {"resource": lock.resources[0]}
+        return codec.lock(await self._http.request("PATCH", "/locks", query, body=body), extended=True)
+
+    async def release_lock(self, lock: Lock) -> bool:
+        """Give it back; False where it was not held any more. Raises NotHolder."""
+        query = {"resource": lock.resources[0], "lock_id": lock.lock_id, "agent_id": lock.holder_agent}
+        return bool(codec.released(await self._http.request("DELETE", "/locks", query)))
+
+    async def break_lock(
+        self, resource: str, *, reason: str, lock_id: str | None = None, agent_id: str | None = None
+    ) -> Names:
+        """Take a resource from all who hold just it, or from one lock, on the record; gives the ids of their locks.
+
+        Not tried again after a lost connection: the next holder may have it by then. Raises LockNotFound.
+        """
+        query = {
+            "resource": resource,
+            "break": True,
+            "reason": reason,
+            "lock_id": lock_id,
+            "agent_id": agent_id or self.agent_id,
+        }
+        return codec.released(await self._http.request("DELETE", "/locks", query, is_repeatable=False))
+
+    async def get_lock(
+        self,
+        resource: str,
+        token: int | None = None,
+        *,
+        min_seq: int | None = None,
+        timeout_ms: int | None = None,
+    ) -> LockState:
+        """Who holds a resource (or what lies above it) and who waits for it; with `token`, whether that is `valid`."""
+        return codec.lock_state(await self._read("/locks", {"resource": resource, "token": token}, min_seq, timeout_ms))
+
+    async def locks(
+        self,
+        holder: str | None = None,
+        prefix: str = "",
+        *,
+        limit: int | None = None,
+        min_seq: int | None = None,
+        timeout_ms: int | None = None,
+    ) -> AsyncIterator[Lock]:
+        """Everything that is held, in order of resources, page by page; a lock on several comes once for each."""
+        query = {"holder": holder, "prefix": prefix or None, "limit": limit}
+        page: str | None = None
+        while True:
+            body = await self._read("/locks", {**query, "page": page}, min_seq, timeout_ms)
+            found, page = codec.lock_page(body)
+            for lock in found:
+                yield lock
+            if page is None:
+                return
 
     # --- Subscribe ---------------------------------------------------------------------------------------------------
 

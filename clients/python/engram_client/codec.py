@@ -2,18 +2,35 @@
 
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from engram_client.errors import EngramConnectionError, EngramError, InvalidRequest, error_from
-from engram_client.frames import Appended, Frame, Goaway, Heartbeat, Missing, Other, Refused, Subscribed, Units
+from engram_client.frames import (
+    Appended,
+    Frame,
+    Goaway,
+    Heartbeat,
+    Locked,
+    Missing,
+    Other,
+    Refused,
+    Released,
+    Subscribed,
+    Units,
+)
 from engram_client.values import (
     Context,
     ContextPage,
     Cursor,
     Draft,
+    Fence,
+    Lock,
+    LockMode,
+    LockState,
+    LockWait,
     Outcome,
     Page,
     Receipt,
@@ -55,6 +72,7 @@ class _Body(msgspec.Struct, omit_defaults=True, kw_only=True):
     id: str | None = None
     idempotency_key: str | None = None
     expected_version: int | None = None
+    fence: Fence | None = None
 
 
 def append_body(draft: Draft, *, agent_id: str, idempotency_key: str | None) -> bytes:
@@ -90,6 +108,7 @@ def _packed(draft: Draft, agent_id: str, idempotency_key: str | None) -> _Body:
         id=draft.id,
         idempotency_key=draft.idempotency_key or idempotency_key,
         expected_version=draft.expected_version,
+        fence=draft.fence,
     )
 
 
@@ -118,6 +137,37 @@ def _encode(encode: Callable[[Any], bytes], value: Any, *, field: str | None = N
         return encode(value)
     except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as exc:
         raise InvalidRequest(f"cannot be written: {exc}", field=field) from exc
+
+
+def acquire_body(
+    resources: Sequence[str],
+    *,
+    agent_id: str,
+    ttl_seconds: float,
+    mode: str,
+    wait_seconds: float,
+    reason: str,
+    context_id: str,
+) -> bytes:
+    """The JSON body that asks for a lock."""
+    return _encode(
+        encode_json,
+        {
+            "resources": resources,
+            "agent_id": agent_id,
+            "ttl_seconds": ttl_seconds,
+            "mode": mode,
+            "wait_seconds": wait_seconds,
+            "reason": reason,
+            "context_id": context_id,
+        },
+    )
+
+
+def refresh_body(lock: Lock, ttl_seconds: float | None) -> bytes:
+    """The JSON body that extends a lock."""
+    asked = {"lock_id": lock.lock_id, "agent_id": lock.holder_agent, "ttl_seconds": ttl_seconds}
+    return _encode(encode_json, asked)
 
 
 # --- Receiving -------------------------------------------------------------------------------------------------------
@@ -195,6 +245,65 @@ class _Related(msgspec.Struct):
     applied_seq: int
 
 
+class _Lock(msgspec.Struct, kw_only=True):
+    """A lock on one resource."""
+
+    lock_id: str
+    resource: str
+    holder_agent: str
+    mode: LockMode
+    fencing_token: int
+    granted_at: str
+    expires_at: str
+    remaining_seconds: float
+    reason: str = ""
+    context_id: str = ""
+
+    def lock(self, *, resources: list[str] | None = None, extended: bool = False) -> Lock:
+        return Lock(
+            lock_id=self.lock_id,
+            resources=[self.resource] if resources is None else resources,
+            holder_agent=self.holder_agent,
+            mode=self.mode,
+            fencing_token=self.fencing_token,
+            granted_at=self.granted_at,
+            expires_at=self.expires_at,
+            remaining_seconds=self.remaining_seconds,
+            reason=self.reason,
+            context_id=self.context_id,
+            extended=extended,
+        )
+
+
+class _Locks(msgspec.Struct):
+    """A lock on several resources: one of these for each."""
+
+    locks: Annotated[list[_Lock], msgspec.Meta(min_length=1)]
+
+    def lock(self, *, extended: bool) -> Lock:
+        return self.locks[0].lock(resources=[one.resource for one in self.locks], extended=extended)
+
+
+class _LockState(msgspec.Struct):
+    resource: str
+    holders: list[_Lock]
+    queue_length: int
+    queue: list[LockWait]
+    applied_seq: int
+    valid: bool | None = None
+
+
+class _LockPage(msgspec.Struct):
+    locks: list[_Lock]
+    next_page: str | None
+    applied_seq: int
+
+
+class _Released(msgspec.Struct):
+    released: bool
+    lock_ids: list[str] = []
+
+
 class _Result(msgspec.Struct):
     work_unit: _Unit | None = None
     error: dict[str, Any] | None = None
@@ -213,6 +322,11 @@ _decode_results: Final = msgspec.json.Decoder(_Results).decode
 _decode_context: Final = msgspec.json.Decoder(Context).decode
 _decode_contexts: Final = msgspec.json.Decoder(ContextPage).decode
 _decode_status: Final = msgspec.json.Decoder(Status).decode
+_decode_lock: Final = msgspec.json.Decoder(_Lock).decode
+_decode_locks: Final = msgspec.json.Decoder(_Locks).decode
+_decode_lock_state: Final = msgspec.json.Decoder(_LockState).decode
+_decode_lock_page: Final = msgspec.json.Decoder(_LockPage).decode
+_decode_released: Final = msgspec.json.Decoder(_Released).decode
 
 
 def unit(body: bytes) -> WorkUnit:
@@ -251,6 +365,41 @@ def contexts(body: bytes) -> ContextPage:
 
 def status(body: bytes) -> Status:
     return _read(_decode_status, body)
+
+
+def lock(body: bytes, *, extended: bool) -> Lock:
+    """Of one resource, or of several: the two have a shape each."""
+    return _read(lambda raw: _either_lock(raw).lock(extended=extended), body)
+
+
+def _either_lock(raw: bytes) -> _Lock | _Locks:
+    try:
+        return _decode_locks(raw)
+    except msgspec.ValidationError:
+        return _decode_lock(raw)
+
+
+def lock_state(body: bytes) -> LockState:
+    found = _read(_decode_lock_state, body)
+    return LockState(
+        resource=found.resource,
+        holders=[holder.lock() for holder in found.holders],
+        queue_length=found.queue_length,
+        queue=found.queue,
+        applied_seq=found.applied_seq,
+        valid=found.valid,
+    )
+
+
+def lock_page(body: bytes) -> tuple[list[Lock], str | None]:
+    """The locks of a page, and where the next one is."""
+    found = _read(_decode_lock_page, body)
+    return [one.lock() for one in found.locks], found.next_page
+
+
+def released(body: bytes) -> list[str]:
+    """The ids of the locks that were released, or broken."""
+    return _read(_decode_released, body).lock_ids
 
 
 def problem(status_code: int, body: bytes, retry_after: str | None) -> EngramError:
@@ -351,6 +500,23 @@ class _AppendedEvent(_Event, tag="appended"):
         return Appended(self.id, receipt)
 
 
+class _LockedEvent(_Event, tag="locked"):
+    id: int
+    locks: Annotated[list[_Lock], msgspec.Meta(min_length=1)]
+    extended: bool = False
+
+    def frame(self) -> Frame:
+        return Locked(self.id, _Locks(self.locks).lock(extended=self.extended))
+
+
+class _ReleasedEvent(_Event, tag="released"):
+    id: int
+    released: bool
+
+    def frame(self) -> Frame:
+        return Released(self.id, self.released)
+
+
 class _UnitsPacked(_Event, tag="units"):
     units: list[WorkUnit]
     cursor: str
@@ -367,13 +533,15 @@ class _UnitsText(_Event, tag="units"):
         return Units([item.unit() for item in self.units], Cursor.parse(self.cursor))
 
 
-_Control = _SubscribedEvent | _HeartbeatEvent | _GapEvent | _GoawayEvent | _AppendedEvent
+_Control = (
+    _SubscribedEvent | _HeartbeatEvent | _GapEvent | _GoawayEvent | _AppendedEvent | _LockedEvent | _ReleasedEvent
+)
 _decode_packed: Final = msgspec.msgpack.Decoder(_UnitsPacked | _Control).decode
 _decode_text: Final = msgspec.json.Decoder(_UnitsText | _Control).decode
 _decode_packed_any: Final = msgspec.msgpack.Decoder(dict[str, Any]).decode
 _decode_text_any: Final = msgspec.json.Decoder(dict[str, Any]).decode
 
-_EVENTS: Final = frozenset(("subscribed", "heartbeat", "gap", "goaway", "appended", "units"))
+_EVENTS: Final = frozenset(("subscribed", "heartbeat", "gap", "goaway", "appended", "locked", "released", "units"))
 
 
 def frame(message: bytes | str, *, subscription: int | None = None) -> Frame:
@@ -394,7 +562,7 @@ def _frame(
         found = event.frame()
     except (ValueError, msgspec.MsgspecError) as exc:
         return _other_frame(_read(decode_any, body), exc)
-    ours = event.subscription == subscription or isinstance(found, Appended | Goaway)
+    ours = event.subscription == subscription or isinstance(found, Appended | Locked | Released | Goaway)
     return found if ours else Other("of another subscription")
 
 

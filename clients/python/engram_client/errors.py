@@ -12,18 +12,26 @@ EngramError
 ├── NotFound
 │   ├── RouteNotFound
 │   ├── UnitNotFound
-│   └── ContextNotFound
+│   ├── ContextNotFound
+│   └── LockNotFound
 ├── Conflict                   the request is fine, the state says no
 │   ├── IdempotencyConflict    the key was used with another body
 │   ├── IdTaken                a unit of this id exists
 │   ├── VersionMoved           expected_version is not the context's version; `details["current_version"]` is
 │   ├── ContextClosed
+│   ├── LockHeld               another agent holds what was asked for, or waited for it first
+│   ├── Deadlock               the wait would never end: `cycle` says who waits for whom
+│   ├── LockLost               the lock is not held any more
+│   ├── NotHolder              the lock is another agent's
+│   ├── FenceStale             the lock whose token was shown is not held any more
+│   ├── FenceRequired          the context asks for a lock on what the unit touches
 │   ├── CursorAhead            the cursor lies after the head of the log
 │   └── EpochChanged           the cursor is of a history this log does not continue
 ├── Unavailable                not the caller's fault; the same request may work later
 │   ├── TooSlow                the request did not come in time
 │   ├── Busy
 │   ├── MinSeqTimeout          min_seq was not reached in time
+│   ├── WaitEnded              a wait for a lock ended without a grant, a refusal or its deadline
 │   ├── StorageFull
 │   ├── StorageReadOnly
 │   ├── StorageFailed
@@ -36,7 +44,7 @@ EngramError
 """
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
@@ -135,6 +143,10 @@ class ContextNotFound(NotFound):
     code = "CONTEXT_NOT_FOUND"
 
 
+class LockNotFound(NotFound):
+    code = "LOCK_NOT_FOUND"
+
+
 class Conflict(EngramError):
     status = 409
 
@@ -154,6 +166,96 @@ class VersionMoved(Conflict):
 
 class ContextClosed(Conflict):
     code = "CONTEXT_CLOSED"
+
+
+class LockHeld(Conflict):
+    code = "LOCK_HELD"
+
+    @property
+    def holder_agent(self) -> str:
+        """Who is in the way: the holder, or (`waits`) one who came first."""
+        return str(self.details.get("holder_agent", ""))
+
+    @property
+    def waits(self) -> bool:
+        """Whether the one in the way waits as well."""
+        return self.details.get("waits") is True
+
+    @property
+    def resource(self) -> str:
+        """What of theirs is in the way."""
+        return str(self.details.get("resource", ""))
+
+    @property
+    def since(self) -> str:
+        """When it was granted (or the wait began)."""
+        return str(self.details.get("since", ""))
+
+    @property
+    def until(self) -> str:
+        """When the lease (or the wait) runs out, unless it is refreshed."""
+        return str(self.details.get("until", ""))
+
+    @property
+    def reason(self) -> str:
+        """What its holder wants it for."""
+        return str(self.details.get("reason", ""))
+
+    @property
+    def queue_length(self) -> int:
+        """How many wait for it."""
+        return int(self.details.get("queue_length", 0))
+
+
+class WaitsFor(NamedTuple):
+    """One step of a circle of waits."""
+
+    agent_id: str
+    waits_for: str
+    resource: str
+
+
+class Deadlock(Conflict):
+    code = "DEADLOCK"
+
+    @property
+    def cycle(self) -> list[WaitsFor]:
+        """Who waits for whom, and for what; the last one waits for the first."""
+        return [
+            WaitsFor(str(step["agent_id"]), str(step["waits_for"]), str(step["resource"]))
+            for step in self.details.get("cycle", ())
+        ]
+
+
+class LockLost(Conflict):
+    code = "LOCK_LOST"
+
+    @property
+    def lock_id(self) -> str:
+        return str(self.details.get("lock_id", ""))
+
+
+class NotHolder(Conflict):
+    code = "NOT_HOLDER"
+
+    @property
+    def holder_agent(self) -> str:
+        return str(self.details.get("holder_agent", ""))
+
+
+class FenceStale(Conflict):
+    code = "FENCE_STALE"
+    status = 412
+
+
+class FenceRequired(Conflict):
+    code = "FENCE_REQUIRED"
+    status = 412
+
+    @property
+    def resource(self) -> str:
+        """What of the unit's resources is to be locked first."""
+        return str(self.details.get("resource", ""))
 
 
 class CursorAhead(Conflict):
@@ -181,6 +283,10 @@ class Busy(Unavailable):
 
 class MinSeqTimeout(Unavailable):
     code = "MIN_SEQ_TIMEOUT"
+
+
+class WaitEnded(Unavailable):
+    code = "WAIT_ENDED"
 
 
 class StorageFull(Unavailable):

@@ -3,7 +3,7 @@
 import msgspec
 
 from engram_client.errors import BY_CODE, EngramError, ShuttingDown
-from engram_client.values import Cursor, Receipt, WorkUnit
+from engram_client.values import Cursor, Lock, Receipt, WorkUnit
 
 
 class Subscribed(msgspec.Struct, frozen=True):
@@ -42,6 +42,20 @@ class Appended(msgspec.Struct, frozen=True):
     receipt: Receipt
 
 
+class Locked(msgspec.Struct, frozen=True):
+    """The lock that the operation of this id asked for (or refreshed) is held."""
+
+    id: int
+    lock: Lock
+
+
+class Released(msgspec.Struct, frozen=True):
+    """The lock is not held any more; `released` says whether it still was."""
+
+    id: int
+    released: bool
+
+
 class Refused(msgspec.Struct, frozen=True):
     """An `error`: about the operation of this id, or the whole connection."""
 
@@ -71,4 +85,4 @@ class Other(msgspec.Struct, frozen=True):
 StreamFrame = Subscribed | Units | Heartbeat | Missing
 """What moves a subscription on."""
 
-Frame = StreamFrame | Appended | Refused | Goaway | Other
+Frame = StreamFrame | Appended | Locked | Released | Refused | Goaway | Other

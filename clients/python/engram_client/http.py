@@ -2,7 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
+from typing import NamedTuple
 from urllib.parse import quote, urlencode, urlsplit
 
 import httpx
@@ -14,6 +15,13 @@ from engram_client.limits import CONNECTIONS_MAX
 from engram_client.retry import pause
 
 Query = Mapping[str, object]
+
+
+class Answer(NamedTuple):
+    """What the bus says to one request that it did not refuse."""
+
+    status: int
+    body: bytes
 
 
 def query_string(query: Query) -> str:
@@ -59,8 +67,44 @@ class Http:
         content_type: str = codec.JSON,
         headers: Mapping[str, str] | None = None,
         wait_ms: int = 0,
+        is_repeatable: bool = True,
     ) -> bytes:
-        """The body of the answer. Sent again after a failure that may pass: every request here can be repeated."""
+        """The body of the answer. Sent again after a failure that may pass; what is not repeatable, not where it may
+        have been carried out already."""
+        backoff = Backoff(self._max_retries)
+        while True:
+            try:
+                answer = await self.once(
+                    method,
+                    path,
+                    query,
+                    body=body,
+                    content_type=content_type,
+                    headers=headers,
+                    timeout_seconds=self._timeout_seconds + wait_ms / 1_000,
+                )
+            except MinSeqTimeout:  # it has waited as long as it was asked to
+                raise
+            except EngramError as error:
+                if isinstance(error, EngramConnectionError) and not is_repeatable:
+                    raise
+                await pause(backoff, error, f"{method} {path}")
+            else:
+                return answer.body
+
+    async def once(
+        self,
+        method: str,
+        path: str,
+        query: Query | None = None,
+        *,
+        body: bytes | None = None,
+        content_type: str = codec.JSON,
+        headers: Mapping[str, str] | None = None,
+        timeout_seconds: float | None = None,
+        takes_turn: bool = True,
+    ) -> Answer:
+        """The answer to one try. One that may wait for long takes no turn, so that it holds up nobody."""
         said = dict(headers or {})
         if body is not None:
             said["Content-Type"] = content_type
@@ -69,16 +113,16 @@ class Http:
             f"{self._url}{path}{query_string(query or {})}",
             content=body,
             headers=said,
-            timeout=httpx.Timeout(self._timeout_seconds + wait_ms / 1_000, pool=None),
+            timeout=httpx.Timeout(self._timeout_seconds if timeout_seconds is None else timeout_seconds, pool=None),
         )
-        backoff = Backoff(self._max_retries)
-        while True:
-            try:
-                return await self._once(request)
-            except MinSeqTimeout:  # it has waited as long as it was asked to
-                raise
-            except EngramError as error:
-                await pause(backoff, error, f"{method} {path}")
+        try:
+            async with self._turn if takes_turn else nullcontext():
+                answer = await self._client.send(request)
+        except httpx.HTTPError as exc:
+            raise _lost(exc) from exc
+        if answer.status_code >= 300:
+            raise _refusal(answer, answer.content)
+        return Answer(answer.status_code, answer.content)
 
     @asynccontextmanager
     async def stream(
@@ -94,16 +138,6 @@ class Http:
                 yield answer.aiter_raw()
         except httpx.HTTPError as exc:
             raise _lost(exc) from exc
-
-    async def _once(self, request: httpx.Request) -> bytes:
-        try:
-            async with self._turn:
-                answer = await self._client.send(request)
-        except httpx.HTTPError as exc:
-            raise _lost(exc) from exc
-        if answer.status_code >= 300:
-            raise _refusal(answer, answer.content)
-        return answer.content
 
 
 def _refusal(answer: httpx.Response, body: bytes) -> EngramError:

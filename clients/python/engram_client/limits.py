@@ -24,6 +24,10 @@ RETRY_AFTER_SECONDS_MAX: Final = 60.0
 STEADY_SECONDS: Final = 5.0
 """A connection that lived this long was a good one: counting failures starts again."""
 
+# --- Locks -----------------------------------------------------------------------------------------------------------
+LEASE_SECONDS: Final = 30.0
+"""How long a lock is held unless it is refreshed, where nothing else is asked."""
+
 # --- Streams ---------------------------------------------------------------------------------------------------------
 HEARTBEAT_SECONDS: Final = 15.0
 """How often the bus says something on a quiet subscription."""

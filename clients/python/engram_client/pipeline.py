@@ -4,17 +4,28 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Self, assert_never
+from typing import Any, Self, Unpack, assert_never
 from uuid import uuid4
 
 from engram_client import codec
 from engram_client.backoff import Backoff
 from engram_client.errors import EngramConnectionError, EngramError, TooLarge
-from engram_client.frames import Appended, Goaway, Heartbeat, Missing, Other, Refused, Subscribed, Units
+from engram_client.frames import (
+    Appended,
+    Goaway,
+    Heartbeat,
+    Locked,
+    Missing,
+    Other,
+    Refused,
+    Released,
+    Subscribed,
+    Units,
+)
 from engram_client.limits import APPEND_FRAME_BYTES_MAX, FAILURES_KEPT, STEADY_SECONDS
 from engram_client.outbox import Outbox
 from engram_client.retry import pause
-from engram_client.values import Draft, Receipt, Relationship, UnitType
+from engram_client.values import Draft, DraftFields, Receipt
 from engram_client.websocket import Socket
 
 OpenSocket = Callable[[], AbstractAsyncContextManager[Socket]]
@@ -83,40 +94,9 @@ class Pipeline:
         self._to_send = asyncio.Event()
         self._settled = asyncio.Event()
 
-    async def append(
-        self,
-        context_id: str,
-        payload: Any = b"",
-        *,
-        type: str = UnitType.MESSAGE,
-        kind: str | None = None,
-        content_type: str | None = None,
-        meta: dict[str, str] | None = None,
-        resources: list[str] | None = None,
-        relationships: list[Relationship] | None = None,
-        traceparent: str | None = None,
-        id: str | None = None,
-        idempotency_key: str | None = None,
-        expected_version: int | None = None,
-        agent_id: str | None = None,
-    ) -> PendingReceipt:
+    async def append(self, context_id: str, payload: Any = b"", **fields: Unpack[DraftFields]) -> PendingReceipt:
         """Send a unit on its way: waits for room in the window, not for the answer. The fields are those of `Draft`."""
-        draft = Draft(
-            context_id=context_id,
-            payload=payload,
-            type=type,
-            kind=kind,
-            content_type=content_type,
-            meta=meta,
-            resources=resources,
-            relationships=relationships,
-            traceparent=traceparent,
-            id=id,
-            idempotency_key=idempotency_key,
-            expected_version=expected_version,
-            agent_id=agent_id,
-        )
-        return await self.send(draft)
+        return await self.send(Draft(context_id, payload, **fields))
 
     async def send(self, draft: Draft) -> PendingReceipt:
         """As `append`, for a draft that is already there."""
@@ -236,7 +216,7 @@ class Pipeline:
                     raise error
                 case Goaway():
                     raise frame.error
-                case Subscribed() | Units() | Heartbeat() | Missing() | Other():
+                case Subscribed() | Units() | Heartbeat() | Missing() | Locked() | Released() | Other():
                     pass
                 case _:
                     assert_never(frame)

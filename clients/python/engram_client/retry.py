@@ -3,10 +3,13 @@
 import asyncio
 import logging
 import random
-from typing import Final
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
 
 from engram_client.backoff import Backoff
 from engram_client.errors import EngramError
+
+T = TypeVar("T")
 
 _log: Final = logging.getLogger("engram_client")
 
@@ -16,3 +19,20 @@ async def pause(backoff: Backoff, error: EngramError, what: str, *, for_ever: bo
     seconds = backoff.seconds(error, chance=random.random(), for_ever=for_ever)
     _log.warning("%s: again in %.2f s, after %s", what, seconds, error)
     await asyncio.sleep(seconds)
+
+
+async def waiting(
+    ask: Callable[[float], Awaitable[T]], *, wait_seconds: float, max_retries: int | None, what: str
+) -> T:
+    """What `ask` gets within the seconds that are left of a wait. A failure that may pass is met by asking again; it
+    is given up only when the wait is over."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + wait_seconds
+    backoff = Backoff(max_retries)
+    seconds_left = wait_seconds
+    while True:
+        try:
+            return await ask(seconds_left)
+        except EngramError as error:
+            await pause(backoff, error, what, for_ever=loop.time() < until)
+        seconds_left = max(0.0, until - loop.time())

@@ -10,9 +10,11 @@ from engram_client.frames import (
     Frame,
     Goaway,
     Heartbeat,
+    Locked,
     Missing,
     Other,
     Refused,
+    Released,
     StreamFrame,
     Subscribed,
     Units,
@@ -84,7 +86,7 @@ def _moves(frame: Frame) -> StreamFrame | None:
         case Goaway():
             # Leave before the bus has to close; what is on its way comes again after the cursor.
             raise frame.error
-        case Appended() | Other():
+        case Appended() | Locked() | Released() | Other():
             return None
         case _:
             assert_never(frame)

@@ -156,6 +156,12 @@ class SyncClient:
     get_context = _waiting(Client.get_context)
     update_context = _waiting(Client.update_context)
     contexts = _waiting(Client.contexts)
+    acquire_lock = _waiting(Client.acquire_lock)
+    refresh_lock = _waiting(Client.refresh_lock)
+    release_lock = _waiting(Client.release_lock)
+    break_lock = _waiting(Client.break_lock)
+    get_lock = _waiting(Client.get_lock)
+    locks = _iterating(Client.locks)
     subscribe = _subscribing(Client.subscribe)
 
     def pipeline(self, window: int = WINDOW_UNITS, *, max_retries: int | None = PIPELINE_RETRIES) -> "SyncPipeline":

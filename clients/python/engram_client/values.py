@@ -3,11 +3,14 @@
 from collections.abc import Iterator
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self, TypedDict
 
 import msgspec
 
 from engram_client.errors import EngramError
+
+LOCKS_CONTEXT: Final = "locks"
+"""Where lock units stand unless the request names another context."""
 
 
 class _Name(StrEnum):
@@ -46,6 +49,13 @@ class RelationshipType(_Name):
     RESPONDS_TO = "RESPONDS_TO"
     MODIFIES = "MODIFIES"
     REPLACES = "REPLACES"
+
+
+class LockMode(_Name):
+    """Exclusive: nobody else holds it, or anything above or below it. Shared: others may share."""
+
+    EXCLUSIVE = "exclusive"
+    SHARED = "shared"
 
 
 class Relationship(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -93,6 +103,13 @@ class WorkUnit(msgspec.Struct, frozen=True, kw_only=True):
         return datetime.fromisoformat(self.ts)
 
 
+class Fence(msgspec.Struct, frozen=True):
+    """What a writer shows to prove that it still holds: a resource, and the fencing token of its lock."""
+
+    resource: str
+    token: int
+
+
 class Draft(msgspec.Struct, frozen=True):
     """A unit to append: all but what the bus gives it.
 
@@ -114,6 +131,25 @@ class Draft(msgspec.Struct, frozen=True):
     expected_version: int | None = None
     agent_id: str | None = None
     """Who says it, where that is not the client's own agent."""
+    fence: Fence | None = None
+    """Refused (FenceStale) unless the agent still holds this."""
+
+
+class DraftFields(TypedDict, total=False):
+    """What else a Draft says, as keywords of `append`: said once for every client."""
+
+    type: str
+    kind: str | None
+    content_type: str | None
+    meta: dict[str, str] | None
+    resources: list[str] | None
+    relationships: list[Relationship] | None
+    traceparent: str | None
+    id: str | None
+    idempotency_key: str | None
+    expected_version: int | None
+    agent_id: str | None
+    fence: Fence | None
 
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True):
@@ -190,6 +226,54 @@ class Related(msgspec.Struct, frozen=True):
     applied_seq: int
 
 
+class Lock(msgspec.Struct, frozen=True, kw_only=True):
+    """A lease on one or several resources, as of when the bus answered."""
+
+    lock_id: str
+    resources: list[str]
+    """In their canonical form, sorted; in a listing, the one it is listed under."""
+    holder_agent: str
+    mode: LockMode
+    fencing_token: int
+    """The seq of its grant: it grows with every grant, over all resources."""
+    granted_at: str
+    expires_at: str
+    remaining_seconds: float
+    reason: str = ""
+    context_id: str = ""
+    extended: bool = False
+    """Whether it was held before, and is now held for longer."""
+
+    def fence(self, resource: str | None = None) -> Fence:
+        """What an append shows as its `fence`: this lock, by one of its resources (the first) or what lies below."""
+        return Fence(self.resources[0] if resource is None else resource, self.fencing_token)
+
+
+class LockWait(msgspec.Struct, frozen=True, kw_only=True):
+    """One who waits for a lock."""
+
+    wait_id: str
+    resources: list[str]
+    agent_id: str
+    mode: LockMode
+    queued_at: str
+    deadline: str
+    reason: str = ""
+
+
+class LockState(msgspec.Struct, frozen=True, kw_only=True):
+    """One resource: the locks on it or above it, and who waits for it. Without holders, it is free."""
+
+    resource: str
+    holders: list[Lock]
+    queue_length: int
+    queue: list[LockWait]
+    """The first hundred of them."""
+    applied_seq: int
+    valid: bool | None = None
+    """Whether the token that was asked about is of a live lock that covers the resource; None without a token."""
+
+
 class Disk(msgspec.Struct, frozen=True):
     """What the bus takes on its disk, and what is left there."""
 
@@ -211,6 +295,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     uptime_seconds: float = 0.0
     version: str = ""
     contexts: int = 0
+    locks: int = 0
+    lock_waits: int = 0
     subscribers: int = 0
     queue_commands: int = 0
     lag_units: int = 0
