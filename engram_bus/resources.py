@@ -32,13 +32,21 @@ def canonical(resource: str) -> str:
     return "/".join(kept) or ("/" if kept else ".")
 
 
-@lru_cache(maxsize=65_536)
+_REMEMBERED = 16_384
+_REMEMBERED_LENGTH_MAX = 96
+"""Lineages are remembered for short names only: at most 5 KB each in ASCII, and usually a tenth of that."""
+
+
 def lineage(resource: str) -> tuple[str, ...]:
     """A canonical resource and everything above it, from the top. Asked several times in each decision about it.
 
     >>> lineage("/repo/src"), lineage("plan.md")
     (('/', '/repo', '/repo/src'), ('plan.md',))
     """
+    return remembered(resource) if len(resource) <= _REMEMBERED_LENGTH_MAX else _lineage(resource)
+
+
+def _lineage(resource: str) -> tuple[str, ...]:
     above = []
     end = resource.find("/")
     while end >= 0:
@@ -47,6 +55,9 @@ def lineage(resource: str) -> tuple[str, ...]:
     if above != [resource]:
         above.append(resource)
     return tuple(above)
+
+
+remembered = lru_cache(maxsize=_REMEMBERED)(_lineage)
 
 
 def below(resource: str) -> tuple[str, str]:

@@ -5,7 +5,7 @@ from fnmatch import fnmatchcase
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engram_bus.globs import cached_matcher, matcher
+from engram_bus.globs import matcher
 
 TEXTS = st.text("ab/*?[]!^-.\\", max_size=8)
 
@@ -20,10 +20,6 @@ def test_a_star_goes_over_slashes_and_the_whole_name_is_meant() -> None:
         False,
         True,
     ]
-
-
-def test_what_is_asked_again_is_compiled_once() -> None:
-    assert cached_matcher(("a*",)) is cached_matcher(("a*",))
 
 
 @given(st.lists(TEXTS, min_size=1, max_size=3), TEXTS)

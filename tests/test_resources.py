@@ -4,9 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engram_bus.resources import below, canonical, covers, lineage
+from engram_bus.resources import below, canonical, covers, lineage, remembered
 
-RESOURCES = st.lists(st.sampled_from(["a", "b", "a b", "*", ".", "..", "", "https:", ".git"]), min_size=1).map("/".join)
+RESOURCES = (
+    st.lists(st.sampled_from(["a", "b", "a b", "*", ".", "..", "", "https:", ".git"]), min_size=1)
+    .map("/".join)
+    .filter(bool)
+)
 
 
 @pytest.mark.parametrize(
@@ -24,6 +28,7 @@ RESOURCES = st.lists(st.sampled_from(["a", "b", "a b", "*", ".", "..", "", "http
         ("src/...", "src/..."),
         ("/", "/"),
         ("//", "/"),
+        ("https://", "https:"),
         (".", "."),
     ],
 )
@@ -47,10 +52,18 @@ def test_a_url_keeps_its_authority(url: str) -> None:
 
 
 def test_a_lineage_goes_from_the_top_to_the_resource() -> None:
-    assert lineage("plan.md") == ["plan.md"]
-    assert lineage("/") == ["/"]
-    assert lineage("/repo/src") == ["/", "/repo", "/repo/src"]
-    assert lineage("repo/src/a.py") == ["repo", "repo/src", "repo/src/a.py"]
+    assert lineage("plan.md") == ("plan.md",)
+    assert lineage("/") == ("/",)
+    assert lineage("/repo/src") == ("/", "/repo", "/repo/src")
+    assert lineage("repo/src/a.py") == ("repo", "repo/src", "repo/src/a.py")
+
+
+def test_only_what_is_short_is_remembered() -> None:
+    """Long names would be a way to fill the memory: each has as many lines above it as it has slashes."""
+    remembered.cache_clear()
+    assert len(lineage("a/" * 500 + "a")) == 501
+    lineage("a/b")
+    assert remembered.cache_info().currsize == 1
 
 
 def test_a_neighbour_with_the_same_beginning_is_not_covered() -> None:

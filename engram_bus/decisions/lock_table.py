@@ -69,7 +69,7 @@ class LockTable:
     def add_wait(self, wait: Waiting) -> None:
         self.waits[wait.id] = wait
         (self.exclusive_waits if wait.exclusive else self.shared_waits).add(wait)
-        self._agent(wait.agent_id).waits[wait.id] = wait
+        self._agent(wait.agent_id).add_wait(wait)
         self._wait_ends.add(wait)
         self._join_session(wait)
         self._look_again([wait])
@@ -81,7 +81,7 @@ class LockTable:
         """Takes it out of every index; gives who watched it."""
         del self.waits[wait.id]
         (self.exclusive_waits if wait.exclusive else self.shared_waits).remove(wait)
-        del self._agent(wait.agent_id).waits[wait.id]
+        self._agent(wait.agent_id).remove_wait(wait)
         self._drop_agent(wait.agent_id)
         self._wait_ends.remove(wait)
         self._leave_session(wait)
@@ -143,25 +143,31 @@ class LockTable:
         return None
 
     def blocking_wait(self, want: Want, *, before: int = LAST) -> Waiting | None:
-        """An earlier wait that may not be overtaken, the newest one at a resource first: a conflicting one, or (first
-        come, first served, also within an agent) one of the same agent."""
+        """An earlier wait that may not be overtaken, the newest one at a resource first."""
         for resource in want.resources:
             names = lineage(resource)
-            found = _earlier(self.exclusive_waits, names, before)
-            if found is None and want.exclusive:
-                found = _earlier(self.shared_waits, names, before)
-            if found is None and (agent := self._agents.get(want.agent_id)) is not None:
-                found = agent.earlier_wait(resource, before)
-            if found is not None:
-                return found
+            for places in self.waits_before(want):
+                found = _earlier(places, names, before)
+                if found is not None:
+                    return found
         return None
 
-    def is_covered(self, want: Want) -> bool:
+    def waits_before(self, want: Want) -> Sequence[Places[Waiting]]:
+        """The waits that may not be overtaken where they are earlier: the conflicting ones, and (first come, first
+        served, also within an agent) those of the same agent."""
+        if want.exclusive:
+            return self.exclusive_waits, self.shared_waits
+        agent = self._agents.get(want.agent_id)
+        if agent is None or agent.shared_waits is None:
+            return (self.exclusive_waits,)
+        return self.exclusive_waits, agent.shared_waits
+
+    def is_covered(self, want: Want, now_us: int) -> bool:
         """Whether its agent already holds all of it, at least as strongly: then nobody else can be in its way, and who
         waits does so for what this agent holds anyway."""
         agent = self._agents.get(want.agent_id)
         return agent is not None and all(
-            agent.holds(lineage(resource), exclusive=want.exclusive) for resource in want.resources
+            agent.holds(lineage(resource), exclusive=want.exclusive, now_us=now_us) for resource in want.resources
         )
 
     # --- Questions ---------------------------------------------------------------------------------------------------
@@ -185,11 +191,7 @@ class LockTable:
     def holds_exclusively(self, agent_id: str, resource: str, now_us: int) -> bool:
         """Whether the agent has a live exclusive lock that covers the resource."""
         agent = self._agents.get(agent_id)
-        return agent is not None and any(
-            held.exclusive and held.until_us > now_us
-            for name in lineage(resource)
-            for held in agent.places.get(name, ())
-        )
+        return agent is not None and agent.holds(lineage(resource), exclusive=True, now_us=now_us)
 
     def covering(self, resource: str) -> list[Held]:
         """The locks on a resource or above it, oldest first."""
@@ -273,12 +275,13 @@ class LockTable:
 class _Agent:
     """What one agent holds, also by resource, and waits for."""
 
-    __slots__ = ("locks", "places", "waits")
+    __slots__ = ("locks", "places", "shared_waits", "waits")
 
     def __init__(self) -> None:
         self.locks: dict[str, Held] = {}
         self.places: dict[str, list[Held]] = {}
         self.waits: dict[str, Waiting] = {}
+        self.shared_waits: Places[Waiting] | None = None  # Most agents have none.
 
     def add_lock(self, lock: Held) -> None:
         self.locks[lock.id] = lock
@@ -293,18 +296,26 @@ class _Agent:
             if not at:
                 del self.places[resource]
 
-    def holds(self, names: Sequence[str], *, exclusive: bool) -> bool:
-        """Whether it holds one of these names, exclusively if so asked."""
-        return bool(self.places) and any(
-            held.exclusive or not exclusive for name in names for held in self.places.get(name, ())
-        )
+    def add_wait(self, wait: Waiting) -> None:
+        self.waits[wait.id] = wait
+        if not wait.exclusive:
+            if self.shared_waits is None:
+                self.shared_waits = Places()
+            self.shared_waits.add(wait)
 
-    def earlier_wait(self, resource: str, before: int) -> Waiting | None:
-        """The last of its waits before a seq that is on this resource, above it or below it."""
-        for wait in reversed(self.waits.values()):
-            if wait.seq < before and any(covers(name, resource) or covers(resource, name) for name in wait.resources):
-                return wait
-        return None
+    def remove_wait(self, wait: Waiting) -> None:
+        del self.waits[wait.id]
+        if not wait.exclusive:
+            assert self.shared_waits is not None, "it was added"
+            self.shared_waits.remove(wait)
+
+    def holds(self, names: Sequence[str], *, exclusive: bool, now_us: int) -> bool:
+        """Whether it has a live lock on one of these names, exclusive if so asked."""
+        return bool(self.places) and any(
+            held.until_us > now_us and (held.exclusive or not exclusive)
+            for name in names
+            for held in self.places.get(name, ())
+        )
 
 
 def _earlier(places: Places[Waiting], names: Sequence[str], before: int) -> Waiting | None:

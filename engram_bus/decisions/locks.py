@@ -4,7 +4,8 @@ A lock is held from its grant until it is released, broken, or its lease has run
 fencing token of a lock is the seq of its grant, so it grows with every grant over all resources.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from itertools import islice
 from typing import Any
 
@@ -27,7 +28,7 @@ from engram_bus.errors import (
     TooLarge,
     WaitEnded,
 )
-from engram_bus.globs import cached_matcher
+from engram_bus.globs import matcher
 from engram_bus.limits import (
     LOCK_BREAK_MAX,
     LOCK_QUEUE_SHOWN_MAX,
@@ -36,7 +37,7 @@ from engram_bus.limits import (
     LOCKS_MAX,
     LOCKS_PER_AGENT_MAX,
 )
-from engram_bus.resources import canonical
+from engram_bus.resources import canonical, covers
 from engram_bus.units import (
     BUS_AGENT,
     FORMAT_JSON,
@@ -168,7 +169,7 @@ class Locks:
         if held is not None and held.until_us > now_us:
             until_us = max(held.until_us, now_us + command.ttl_ms * 1_000)
             return _draft(REFRESHED, held, lock_id=held.id, until_us=until_us, session=command.session)
-        if self._table.is_covered(want):
+        if self._table.is_covered(want, now_us):
             self._check_room_for_lock(want.agent_id)
             return _granted(want, command, now_us)
         holder, first = self._table.blocking_holder(want), self._table.blocking_wait(want)
@@ -176,7 +177,7 @@ class Locks:
         if in_the_way is None:
             self._check_room_for_lock(want.agent_id)
             return _granted(want, command, now_us)
-        obstacle = self._obstacle(in_the_way)
+        obstacle = self._obstacle(in_the_way, want)
         if command.wait_ms == 0:
             raise _held(obstacle)
         self._check_cycle(want)
@@ -271,7 +272,7 @@ class Locks:
         if self._table.ready:
             return [self._grant(wait, now_us) for wait in islice(self._table.ready.values(), room)]
         return [
-            _wait_ended(wait, DEADLINE, self._obstacle(self._in_the_way(wait)))
+            _wait_ended(wait, DEADLINE, self._obstacle(self._in_the_way(wait), wait))
             for wait in self._table.waits_ended(now_us, room)
         ]
 
@@ -299,8 +300,10 @@ class Locks:
         )
         return in_the_way
 
-    def _obstacle(self, claim: Claim) -> Obstacle:
-        resource = claim.resources[0]
+    def _obstacle(self, claim: Claim, want: Want) -> Obstacle:
+        resource = next(
+            name for name in claim.resources if any(covers(name, own) or covers(own, name) for own in want.resources)
+        )
         return Obstacle(
             holder_agent=claim.agent_id,
             resource=resource,
@@ -325,7 +328,7 @@ class Locks:
                     f"{agent_id!r} does not hold {resource!r} under fencing token {token}", field="fence", token=token
                 )
         if fences and append.draft.resources:
-            is_fenced = cached_matcher(tuple(fences))
+            is_fenced = _fence_matcher(tuple(fences))
             for index, name in enumerate(append.draft.resources):
                 resource = canonical(name)
                 if is_fenced(resource) and not self._table.holds_exclusively(agent_id, resource, now_us):
@@ -443,6 +446,12 @@ class Locks:
                 if (resource, held.seq) > after
             )
         return [(resource, _lock(held, now_us)) for resource, held in islice(found, limit)]
+
+
+@lru_cache(maxsize=256)
+def _fence_matcher(fences: tuple[str, ...]) -> Callable[[str], object]:
+    """Finds resources, which are canonical, by globs as they were written."""
+    return matcher([canonical(fence) for fence in fences])
 
 
 def change_of(unit: WorkUnit) -> LockChange:

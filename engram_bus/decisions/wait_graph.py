@@ -76,7 +76,7 @@ class _Search:
                 for name, at in places.on_line(lineage(resource)):
                     if self._is_new_to(want.agent_id, (id(places), name)):
                         yield from ((lock, resource) for lock in at if lock.agent_id != want.agent_id)
-                if self._is_new_to(want.agent_id, (id(places), f"{resource}/*")):
+                if self._is_new_to(want.agent_id, (id(places), _below(resource))):
                     for name, at in places.below(resource):
                         if self._is_new_to(want.agent_id, (id(places), name)):
                             yield from ((lock, resource) for lock in at if lock.agent_id != want.agent_id)
@@ -93,10 +93,10 @@ class _Search:
     def _waits_in_the_way(self, want: Want, before: int) -> Iterator[tuple[Waiting, str]]:
         table = self._table
         for resource in want.resources:
-            for places in (table.exclusive_waits, table.shared_waits) if want.exclusive else (table.exclusive_waits,):
+            for places in table.waits_before(want):
                 for name, at in places.on_line(lineage(resource)):
                     yield from ((wait, resource) for wait in self._unseen(at, (id(places), name), before))
-                key = (id(places), f"{resource}/*")
+                key = (id(places), _below(resource))
                 if self._waits_seen.get(key, 0) < before:
                     self._waits_seen[key] = before
                     for name, at in places.below(resource):
@@ -108,3 +108,8 @@ class _Search:
             return ()
         self._waits_seen[key] = before
         return at[place(at, seen_to) : place(at, before)]
+
+
+def _below(resource: str) -> str:
+    """A name for all that is below it. No resource ends like this."""
+    return f"{resource}//"
