@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.simulation.linearizability import (
-    C,
-    Model,
-    Operation,
-    R,
-    S,
-    beginning,
-    find_order,
-    is_linearizable,
-    shortest_failure,
-)
+from tests.simulation.all_orders import has_order
+from tests.simulation.linearizability import Operation, beginning, find_order, is_linearizable, shortest_failure
 from tests.simulation.registers import (
     Cas,
     Done,
@@ -159,26 +149,7 @@ def register_histories(draw: st.DrawFn) -> list[RegisterOperation]:
 
 @given(register_histories())
 def test_the_search_finds_an_order_exactly_where_trying_all_of_them_does(history: list[RegisterOperation]) -> None:
-    assert is_linearizable(history, Register()) is any(explains(order, Register()) for order in orders(history))
-
-
-def orders(history: Sequence[Operation[C, R]]) -> Iterator[Sequence[Operation[C, R]]]:
-    """Every order of those that returned, with and without each of those nobody knows of."""
-    unknown = [operation for operation in history if operation.result is None]
-    for chosen in range(1 << len(unknown)):
-        left_out = [operation for bit, operation in enumerate(unknown) if chosen >> bit & 1]
-        yield from permutations([operation for operation in history if not any(operation is one for one in left_out)])
-
-
-def explains(order: Sequence[Operation[C, R]], model: Model[S, C, R]) -> bool:
-    """Whether time allows this order, and the object answers so in it."""
-    states = {model.initial}
-    for place, operation in enumerate(order):
-        until = min(later.end for later in order[place:])
-        if operation.invoked_at > until:
-            return False
-        states = {after for state in states for after in model.step(state, operation, until)}
-    return bool(states)
+    assert is_linearizable(history, Register()) is has_order(history, Register())
 
 
 @st.composite
