@@ -10,6 +10,7 @@
 
 from engram_client.client import Client
 from engram_client.errors import EngramConnectionError, EngramError, Gap
+from engram_client.lease import Lease
 from engram_client.pipeline import PendingReceipt, Pipeline
 from engram_client.subscription import Subscription
 from engram_client.sync import SyncClient
@@ -42,6 +43,7 @@ __all__ = [
     "EngramError",
     "Fence",
     "Gap",
+    "Lease",
     "Lock",
     "LockMode",
     "LockState",

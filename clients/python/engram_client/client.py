@@ -1,18 +1,21 @@
 """The client: every verb of the bus for one agent, over HTTP, WebSocket and SSE."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Any, Literal, Self, Unpack, assert_never
 from urllib.parse import quote, urlsplit
 from uuid import uuid4
 
 from engram_client import codec
+from engram_client.holds import Hold, OverHttp, OverSocket
 from engram_client.http import Http, Query
+from engram_client.lease import Lease, OnLost, now
 from engram_client.limits import (
     LEASE_SECONDS,
     PING_SECONDS,
     PIPELINE_RETRIES,
     REQUEST_RETRIES,
+    SESSION_PING_SECONDS,
     SILENCE_SECONDS,
     TIMEOUT_SECONDS,
     WAIT_MS_DEFAULT,
@@ -30,6 +33,7 @@ from engram_client.values import (
     DraftFields,
     Lock,
     LockMode,
+    LockRequest,
     LockState,
     Outcome,
     Page,
@@ -37,7 +41,7 @@ from engram_client.values import (
     Status,
     WorkUnit,
 )
-from engram_client.websocket import Encoding, Socket, open_socket
+from engram_client.websocket import Encoding, OpenSocket, open_socket
 
 Outcomes = list[Outcome]
 Names = list[str]
@@ -71,7 +75,7 @@ class Client:
         self._timeout_seconds = timeout_seconds
         self._max_retries = max_retries
         self._http = Http(self.url, agent_id=agent_id, timeout_seconds=timeout_seconds, max_retries=max_retries)
-        self._running: set[Subscription | Pipeline] = set()
+        self._running: set[Subscription | Pipeline | Lease] = set()
 
     async def __aenter__(self) -> Self:
         return self
@@ -80,7 +84,7 @@ class Client:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """End its subscriptions and pipelines, then its connections."""
+        """End its subscriptions and pipelines, give its leases back, then its connections."""
         for running in tuple(self._running):
             await running.aclose()
         await self._http.aclose()
@@ -113,17 +117,22 @@ class Client:
 
         While units wait, it gives up after `max_retries` connections in a row without an acknowledgement (None: never).
         """
-
-        def open_publisher() -> AbstractAsyncContextManager[Socket]:
-            return open_socket(
-                websocket_url(self.url),
-                encoding="msgpack",
-                timeout_seconds=self._timeout_seconds,
-                ping_seconds=PING_SECONDS,
-            )
-
         return Pipeline(
-            open_publisher, agent_id=self.agent_id, window=window, max_retries=max_retries, running=self._running
+            self._publisher(PING_SECONDS),
+            agent_id=self.agent_id,
+            window=window,
+            max_retries=max_retries,
+            running=self._running,
+        )
+
+    def _publisher(self, ping_seconds: float) -> OpenSocket:
+        """What opens a socket without a subscription."""
+        return partial(
+            open_socket,
+            websocket_url(self.url),
+            encoding="msgpack",
+            timeout_seconds=self._timeout_seconds,
+            ping_seconds=ping_seconds,
         )
 
     # --- Read --------------------------------------------------------------------------------------------------------
@@ -299,26 +308,63 @@ class Client:
         stops waiting (is cancelled) leaves the line.
         """
 
-        async def ask(seconds_left: float) -> Lock:
-            body = codec.acquire_body(
-                resources,
-                agent_id=agent_id or self.agent_id,
-                ttl_seconds=ttl_seconds,
-                mode=mode,
-                wait_seconds=seconds_left,
-                reason=reason,
-                context_id=context_id,
-            )
-            answer = await self._http.once(
-                "POST",
-                "/locks",
-                body=body,
-                timeout_seconds=self._timeout_seconds + seconds_left,
-                takes_turn=seconds_left == 0,
-            )
-            return codec.lock(answer.body, extended=answer.status == 200)
+        request = LockRequest(
+            resources=resources,
+            agent_id=agent_id or self.agent_id,
+            ttl_seconds=ttl_seconds,
+            mode=mode,
+            reason=reason,
+            context_id=context_id,
+        )
+        return await waiting(
+            self._hold(request, session=False).acquire,
+            wait_seconds=wait_seconds,
+            max_retries=self._max_retries,
+            what=f"lock {', '.join(resources)}",
+        )
 
-        return await waiting(ask, wait_seconds=wait_seconds, max_retries=self._max_retries, what=f"lock {resources}")
+    def lock(
+        self,
+        *resources: str,
+        ttl_seconds: float = LEASE_SECONDS,
+        wait_seconds: float = 0,
+        mode: str = LockMode.EXCLUSIVE,
+        reason: str = "",
+        context_id: str = LOCKS_CONTEXT,
+        agent_id: str | None = None,
+        on_lost: OnLost = "cancel",
+        session: bool = False,
+    ) -> Lease:
+        """Hold resources for as long as a block runs: `async with bus.lock("plan.md") as lease`.
+
+        As `acquire_lock`, then refreshed by itself and released in the end. When the lock is lost (broken, or not
+        refreshed in time: no bus, a frozen loop), `on_lost="cancel"` cancels the block at its next await, `"raise"`
+        lets it run; both raise LockLost at its end. With `session` it is held over a WebSocket of its own, and
+        released a few seconds after this process has died, however long the lease.
+        """
+        request = LockRequest(
+            resources=resources,
+            agent_id=agent_id or self.agent_id,
+            ttl_seconds=ttl_seconds,
+            mode=mode,
+            reason=reason,
+            context_id=context_id,
+        )
+        return Lease(
+            self._hold(request, session=session),
+            resources=resources,
+            wait_seconds=wait_seconds,
+            max_retries=self._max_retries,
+            on_lost=on_lost,
+            running=self._running,
+        )
+
+    def _hold(self, request: LockRequest, *, session: bool) -> Hold:
+        if session:
+            return OverSocket(
+                self._publisher(SESSION_PING_SECONDS), request, timeout_seconds=self._timeout_seconds, clock=now
+            )
+        return OverHttp(self._http, request, timeout_seconds=self._timeout_seconds)
 
     async def refresh_lock(self, lock: Lock, ttl_seconds: float | None = None) -> Lock:
         """Let the lease end `ttl_seconds` from now (None: as long as first asked for). Raises LockLost, NotHolder."""
@@ -328,8 +374,7 @@ class Client:
 
     async def release_lock(self, lock: Lock) -> bool:
         """Give it back; False where it was not held any more. Raises NotHolder."""
-        query = {"resource": lock.resources[0], "lock_id": lock.lock_id, "agent_id": lock.holder_agent}
-        return bool(codec.released(await self._http.request("DELETE", "/locks", query)))
+        return bool(codec.released(await self._http.request("DELETE", "/locks", codec.release_query(lock))))
 
     async def break_lock(
         self, resource: str, *, reason: str, lock_id: str | None = None, agent_id: str | None = None

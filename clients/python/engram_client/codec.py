@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
-from msgspec import UNSET, Raw, UnsetType
+from msgspec import UNSET, Raw, UnsetType, structs
 
 from engram_client.errors import EngramConnectionError, EngramError, InvalidRequest, error_from
 from engram_client.frames import (
@@ -29,6 +29,7 @@ from engram_client.values import (
     Fence,
     Lock,
     LockMode,
+    LockRequest,
     LockState,
     LockWait,
     Outcome,
@@ -139,35 +140,40 @@ def _encode(encode: Callable[[Any], bytes], value: Any, *, field: str | None = N
         raise InvalidRequest(f"cannot be written: {exc}", field=field) from exc
 
 
-def acquire_body(
-    resources: Sequence[str],
-    *,
-    agent_id: str,
-    ttl_seconds: float,
-    mode: str,
-    wait_seconds: float,
-    reason: str,
-    context_id: str,
-) -> bytes:
+def acquire_body(request: LockRequest, *, wait_seconds: float) -> bytes:
     """The JSON body that asks for a lock."""
-    return _encode(
-        encode_json,
-        {
-            "resources": resources,
-            "agent_id": agent_id,
-            "ttl_seconds": ttl_seconds,
-            "mode": mode,
-            "wait_seconds": wait_seconds,
-            "reason": reason,
-            "context_id": context_id,
-        },
-    )
+    return _encode(encode_json, {**structs.asdict(request), "wait_seconds": wait_seconds})
+
+
+def acquire_frame(request: LockRequest, *, wait_seconds: float, frame_id: int) -> bytes:
+    """The MessagePack frame that asks for a lock tied to its socket."""
+    asked = {**structs.asdict(request), "wait_seconds": wait_seconds, "session": True}
+    return _encode(encode_msgpack, {"op": "lock.acquire", "id": frame_id, **asked})
 
 
 def refresh_body(lock: Lock, ttl_seconds: float | None) -> bytes:
     """The JSON body that extends a lock."""
-    asked = {"lock_id": lock.lock_id, "agent_id": lock.holder_agent, "ttl_seconds": ttl_seconds}
-    return _encode(encode_json, asked)
+    return _encode(encode_json, _refresh(lock, ttl_seconds))
+
+
+def refresh_frame(lock: Lock, ttl_seconds: float | None, *, frame_id: int) -> bytes:
+    """The MessagePack frame that extends a lock."""
+    return _encode(encode_msgpack, {"op": "lock.refresh", "id": frame_id, **_refresh(lock, ttl_seconds)})
+
+
+def _refresh(lock: Lock, ttl_seconds: float | None) -> dict[str, Any]:
+    return {"lock_id": lock.lock_id, "agent_id": lock.holder_agent, "ttl_seconds": ttl_seconds}
+
+
+def release_query(lock: Lock) -> dict[str, str]:
+    """What a request names that gives a lock back."""
+    return {"resource": lock.resources[0], "lock_id": lock.lock_id, "agent_id": lock.holder_agent}
+
+
+def release_frame(lock: Lock, *, frame_id: int) -> bytes:
+    """The MessagePack frame that gives a lock back."""
+    asked = {"op": "lock.release", "id": frame_id, "lock_id": lock.lock_id, "agent_id": lock.holder_agent}
+    return encode_msgpack(asked)
 
 
 # --- Receiving -------------------------------------------------------------------------------------------------------

@@ -27,6 +27,18 @@ STEADY_SECONDS: Final = 5.0
 # --- Locks -----------------------------------------------------------------------------------------------------------
 LEASE_SECONDS: Final = 30.0
 """How long a lock is held unless it is refreshed, where nothing else is asked."""
+LEASE_REFRESHED_AT: Final = 1 / 3
+LEASE_SPREAD: Final = 0.2
+"""A lease is refreshed when a third of it is over, or up to a fifth of that earlier: two thirds are left for a bus that
+is away, and leases of one moment do not meet again."""
+LEASE_PAUSE_SECONDS_MAX: Final = 1.0
+"""Between two tries to refresh. Shorter than for other requests: there is something to lose."""
+LEASE_RELEASE_SECONDS: Final = 3.0
+"""How long giving back may take; then the lease runs out by itself."""
+SESSION_GRACE_SECONDS: Final = 5.0
+"""How long the bus keeps a lock whose socket has gone for a new socket to take over."""
+SESSION_PING_SECONDS: Final = 2.0
+"""How often a lease's socket asks for a sign of life, and how long it waits for one."""
 
 # --- Streams ---------------------------------------------------------------------------------------------------------
 HEARTBEAT_SECONDS: Final = 15.0
@@ -66,3 +78,6 @@ CHUNK_UNITS: Final = 100
 
 assert APPEND_FRAME_BYTES_MAX < WINDOW_BYTES_MAX, "one append must fit the window"
 assert SILENCE_SECONDS > 2 * HEARTBEAT_SECONDS, "one lost heartbeat is no reason to leave"
+assert 0 < LEASE_REFRESHED_AT < 1, "a lease is refreshed before it is over"
+assert SESSION_PING_SECONDS < SESSION_GRACE_SECONDS, "who lost its socket hears of it in time to come back"
+assert LEASE_PAUSE_SECONDS_MAX < SESSION_GRACE_SECONDS / 2, "there is more than one try to come back"

@@ -2,8 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Generator
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Awaitable, Generator
 from typing import Any, Self, Unpack, assert_never
 from uuid import uuid4
 
@@ -26,9 +25,7 @@ from engram_client.limits import APPEND_FRAME_BYTES_MAX, FAILURES_KEPT, STEADY_S
 from engram_client.outbox import Outbox
 from engram_client.retry import pause
 from engram_client.values import Draft, DraftFields, Receipt
-from engram_client.websocket import Socket
-
-OpenSocket = Callable[[], AbstractAsyncContextManager[Socket]]
+from engram_client.websocket import OpenSocket, Socket
 
 
 class PendingReceipt(Awaitable[Receipt]):

@@ -5,14 +5,23 @@ import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import CancelledError, Future
 from functools import wraps
+from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from engram_client.client import Client
 from engram_client.errors import EngramConnectionError
-from engram_client.limits import CHUNK_UNITS, PIPELINE_RETRIES, REQUEST_RETRIES, TIMEOUT_SECONDS, WINDOW_UNITS
+from engram_client.lease import Lease
+from engram_client.limits import (
+    CHUNK_UNITS,
+    LEASE_SECONDS,
+    PIPELINE_RETRIES,
+    REQUEST_RETRIES,
+    TIMEOUT_SECONDS,
+    WINDOW_UNITS,
+)
 from engram_client.pipeline import PendingReceipt, Pipeline
 from engram_client.subscription import Subscription
-from engram_client.values import Receipt, WorkUnit
+from engram_client.values import LOCKS_CONTEXT, Fence, Lock, LockMode, Receipt, WorkUnit
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -164,6 +173,32 @@ class SyncClient:
     locks = _iterating(Client.locks)
     subscribe = _subscribing(Client.subscribe)
 
+    def lock(
+        self,
+        *resources: str,
+        ttl_seconds: float = LEASE_SECONDS,
+        wait_seconds: float = 0,
+        mode: str = LockMode.EXCLUSIVE,
+        reason: str = "",
+        context_id: str = LOCKS_CONTEXT,
+        agent_id: str | None = None,
+        session: bool = False,
+    ) -> "SyncLease":
+        """As `Client.lock`: `with bus.lock("plan.md") as lease`. A thread cannot be cancelled: when the lock is lost,
+        `lease.check()` and the end of the block raise LockLost."""
+        lease = self.client.lock(
+            *resources,
+            ttl_seconds=ttl_seconds,
+            wait_seconds=wait_seconds,
+            mode=mode,
+            reason=reason,
+            context_id=context_id,
+            agent_id=agent_id,
+            on_lost="raise",
+            session=session,
+        )
+        return SyncLease(lease, self.thread)
+
     def pipeline(self, window: int = WINDOW_UNITS, *, max_retries: int | None = PIPELINE_RETRIES) -> "SyncPipeline":
         """As `Client.pipeline`: `with bus.pipeline() as pipe: pipe.append(...)`."""
         return SyncPipeline(self.client.pipeline(window, max_retries=max_retries), self.thread)
@@ -271,3 +306,43 @@ class SyncReceipt:
     async def _wait(self, timeout_seconds: float | None) -> Receipt:
         async with asyncio.timeout(timeout_seconds):
             return await self._pending
+
+
+class SyncLease:
+    """A lock held for as long as a block runs, refreshed in the background. As `Lease`."""
+
+    def __init__(self, lease: Lease, thread: LoopThread) -> None:
+        self._lease = lease
+        self._thread = thread
+
+    @property
+    def lock(self) -> Lock:
+        """The lock as of its last refresh."""
+        return self._lease.lock
+
+    @property
+    def token(self) -> int:
+        """The fencing token."""
+        return self._lease.token
+
+    def fence(self, resource: str | None = None) -> Fence:
+        """What an append shows as its `fence`."""
+        return self._lease.fence(resource)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether it is certain, at this moment, that nobody else holds it."""
+        return self._lease.is_held
+
+    def check(self) -> None:
+        """Raises LockLost unless `is_held`: say it before what cannot be undone."""
+        self._lease.check()
+
+    def __enter__(self) -> Self:
+        self._thread.run(self._lease.__aenter__())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._thread.run(self._lease.__aexit__(kind, error, traceback))

@@ -1,8 +1,8 @@
 """The door to websockets: one socket that sends messages and receives frames, or says why not."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Literal
 
 from websockets.asyncio.client import ClientConnection, connect
@@ -40,6 +40,9 @@ class Socket:
         except ConnectionClosed as exc:
             raise _closed(exc) from exc
         return codec.frame(message, subscription=subscription)
+
+
+OpenSocket = Callable[[], AbstractAsyncContextManager[Socket]]
 
 
 @asynccontextmanager

@@ -68,7 +68,12 @@ def test_a_problem_says_everything() -> None:
 def test_an_unknown_code_comes_as_the_family_of_its_status(status: int, family: type, retryable: bool) -> None:
     error = problem(status, b'{"code":"LATER_INVENTION","detail":"by ann"}', "3")
     assert type(error) is family
-    assert (error.code, error.status, error.retryable, error.retry_after_seconds) == ("LATER_INVENTION", status, retryable, 3)
+    assert (error.code, error.status, error.retryable, error.retry_after_seconds) == (
+        "LATER_INVENTION",
+        status,
+        retryable,
+        3,
+    )
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>Bad Gateway</html>", b"[1]", b'"text"', b"\xff"])

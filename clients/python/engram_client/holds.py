@@ -1,0 +1,255 @@
+"""How a lease speaks to the bus: requests, or a WebSocket of its own that the lock is tied to."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Protocol, assert_never
+
+from engram_client import codec
+from engram_client.errors import Deadlock, EngramConnectionError, EngramError, LockHeld, LockLost
+from engram_client.frames import (
+    Appended,
+    Frame,
+    Goaway,
+    Heartbeat,
+    Locked,
+    Missing,
+    Other,
+    Refused,
+    Released,
+    Subscribed,
+    Units,
+)
+from engram_client.http import Http
+from engram_client.limits import SESSION_GRACE_SECONDS
+from engram_client.values import Lock, LockRequest
+from engram_client.websocket import OpenSocket, Socket
+
+
+class Hold(Protocol):
+    """A lock as a lease works with it. Each verb is one try, and raises EngramError."""
+
+    @property
+    def over_at(self) -> float | None:
+        """When the bus may give the lock away, however long the lease; None while nothing is wrong."""
+
+    async def acquire(self, wait_seconds: float) -> Lock: ...
+
+    async def refresh(self, lock: Lock) -> Lock:
+        """The same lock, for longer. Raises LockLost."""
+
+    async def release(self, lock: Lock) -> None: ...
+
+    async def watch(self, seconds: float) -> None:
+        """For so long, or until the lock needs care earlier."""
+
+    async def aclose(self) -> None: ...
+
+
+class OverHttp:
+    """Each verb a request."""
+
+    over_at = None
+
+    def __init__(self, http: Http, request: LockRequest, *, timeout_seconds: float) -> None:
+        self._http = http
+        self._request = request
+        self._timeout_seconds = timeout_seconds
+
+    async def acquire(self, wait_seconds: float) -> Lock:
+        answer = await self._http.once(
+            "POST",
+            "/locks",
+            body=codec.acquire_body(self._request, wait_seconds=wait_seconds),
+            timeout_seconds=self._timeout_seconds + wait_seconds,
+            takes_turn=wait_seconds == 0,
+        )
+        return codec.lock(answer.body, extended=answer.status == 200)
+
+    async def refresh(self, lock: Lock) -> Lock:
+        body = codec.refresh_body(lock, self._request.ttl_seconds)
+        answer = await self._http.once("PATCH", "/locks", {"resource": lock.resources[0]}, body=body, takes_turn=False)
+        return codec.lock(answer.body, extended=True)
+
+    async def release(self, lock: Lock) -> None:
+        await self._http.once("DELETE", "/locks", codec.release_query(lock), takes_turn=False)
+
+    async def watch(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    async def aclose(self) -> None:
+        pass
+
+
+class OverSocket:
+    """Each verb a frame. The bus releases the lock a while after the socket has gone; until then a new one takes it
+    over."""
+
+    def __init__(
+        self, open_socket: OpenSocket, request: LockRequest, *, timeout_seconds: float, clock: Callable[[], float]
+    ) -> None:
+        self._open_socket = open_socket
+        self._request = request
+        self._timeout_seconds = timeout_seconds
+        self._clock = clock
+        self._talk: _Talk | None = None
+        self._over_at: float | None = None
+
+    @property
+    def over_at(self) -> float | None:
+        self._notice_end()
+        return self._over_at
+
+    async def acquire(self, wait_seconds: float) -> Lock:
+        lock = await self._locked(
+            lambda frame_id: codec.acquire_frame(self._request, wait_seconds=wait_seconds, frame_id=frame_id),
+            timeout_seconds=self._timeout_seconds + wait_seconds,
+        )
+        self._over_at = None
+        return lock
+
+    async def refresh(self, lock: Lock) -> Lock:
+        self._notice_end()
+        if self._talk is None:
+            return await self._take_over(lock)
+        return await self._locked(
+            lambda frame_id: codec.refresh_frame(lock, self._request.ttl_seconds, frame_id=frame_id),
+            timeout_seconds=self._timeout_seconds,
+        )
+
+    async def release(self, lock: Lock) -> None:
+        await self._connected().ask(lambda frame_id: codec.release_frame(lock, frame_id=frame_id))
+
+    async def watch(self, seconds: float) -> None:
+        if self._talk is not None:
+            await self._talk.wait_ended(seconds)
+
+    async def aclose(self) -> None:
+        if self._talk is not None:
+            await self._talk.aclose()
+
+    async def _take_over(self, lock: Lock) -> Lock:
+        """On a new socket, ask for it as if for the first time: the bus extends what is still held."""
+        try:
+            taken = await self.acquire(0)
+        except (LockHeld, Deadlock) as error:
+            raise LockLost(f"lock {lock.lock_id} was released: {error}", details={"lock_id": lock.lock_id}) from error
+        if (taken.lock_id, taken.fencing_token) != (lock.lock_id, lock.fencing_token):
+            # Whatever was done under the old token, others may have done something since.
+            try:
+                await self.release(taken)
+            except EngramError:
+                await self._hang_up()  # then the bus releases it
+            raise LockLost(f"lock {lock.lock_id} was released meanwhile", details={"lock_id": lock.lock_id})
+        return taken
+
+    async def _locked(self, frame: Callable[[int], bytes], *, timeout_seconds: float) -> Lock:
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                answer = await self._connected().ask(frame)
+        except TimeoutError as exc:
+            await self._hang_up()
+            raise EngramConnectionError(f"no answer for {timeout_seconds} s") from exc
+        except asyncio.CancelledError:
+            # Who asked gave up: a wait ends with its socket, and one that does not answer is not asked again.
+            await self._hang_up()
+            raise
+        assert isinstance(answer, Lock), "an acquire and a refresh are answered with the lock"
+        return answer
+
+    def _connected(self) -> "_Talk":
+        self._notice_end()
+        if self._talk is None:
+            self._talk = _Talk(self._open_socket)
+        return self._talk
+
+    async def _hang_up(self) -> None:
+        if self._talk is not None:
+            await self._talk.aclose()
+            self._notice_end()
+
+    def _notice_end(self) -> None:
+        if self._talk is not None and self._talk.has_ended:
+            self._talk = None
+            if self._over_at is None:
+                self._over_at = self._clock() + SESSION_GRACE_SECONDS
+
+
+class _Talk:
+    """One socket: what is asked, and what is answered."""
+
+    def __init__(self, open_socket: OpenSocket) -> None:
+        self._open_socket = open_socket
+        self._opened: asyncio.Future[Socket] = asyncio.get_running_loop().create_future()
+        self._answers: dict[int, asyncio.Future[Lock | bool]] = {}
+        self._last_id = 0
+        self._reader = asyncio.create_task(self._read(), name="engram lease socket")
+
+    @property
+    def has_ended(self) -> bool:
+        return self._reader.done()
+
+    async def ask(self, frame: Callable[[int], bytes]) -> Lock | bool:
+        """The answer to an operation: the lock, or whether it was still held."""
+        socket = await asyncio.shield(self._opened)
+        self._last_id += 1
+        frame_id = self._last_id
+        answer: asyncio.Future[Lock | bool] = asyncio.get_running_loop().create_future()
+        self._answers[frame_id] = answer
+        try:
+            await socket.send(frame(frame_id))
+            return await answer
+        finally:
+            self._answers.pop(frame_id, None)
+
+    async def wait_ended(self, seconds: float) -> None:
+        await asyncio.wait([self._reader], timeout=seconds)
+
+    async def aclose(self) -> None:
+        self._reader.cancel()
+        await asyncio.wait([self._reader])
+
+    async def _read(self) -> None:
+        end: Exception = EngramConnectionError("the socket was closed")
+        try:
+            async with self._open_socket() as socket:
+                self._opened.set_result(socket)
+                while True:
+                    self._hear(await socket.receive())
+        except Exception as error:  # whatever it is, it belongs to whoever waits for an answer
+            end = error
+        finally:
+            _fail(self._opened, end)
+            for answer in self._answers.values():
+                _fail(answer, end)
+
+    def _hear(self, frame: Frame) -> None:
+        match frame:
+            case Locked(id=frame_id, lock=lock):
+                self._answer(frame_id, lock)
+            case Released(id=frame_id, released=released):
+                self._answer(frame_id, released)
+            case Refused(id=int() as frame_id, error=error):
+                self._answer(frame_id, error)
+            case Refused(error=error):
+                raise error
+            case Goaway():
+                raise frame.error
+            case Subscribed() | Units() | Heartbeat() | Missing() | Appended() | Other():
+                pass
+            case _:
+                assert_never(frame)
+
+    def _answer(self, frame_id: int, said: Lock | bool | EngramError) -> None:
+        answer = self._answers.get(frame_id)
+        if answer is None or answer.done():
+            return
+        if isinstance(said, EngramError):
+            _fail(answer, said)
+        else:
+            answer.set_result(said)
+
+
+def _fail(waited_for: "asyncio.Future[Any]", error: Exception) -> None:
+    if not waited_for.done():
+        waited_for.set_exception(error)
+        waited_for.exception()  # raised to whoever waits, if anybody does: no warning is due
