@@ -46,6 +46,9 @@ from engram_bus.log.contract import Log, cursor_seq, cursor_text
 from engram_bus.log.directory import DataDirectory
 from engram_bus.log.lmdb import LmdbLog
 from engram_bus.log.memory import MemoryLog
+from engram_bus.projections.search.local import LocalSearch
+from engram_bus.projections.search.requests import SearchIn, SearchOut, answer, asked_from, window_of
+from engram_bus.projections.search.searcher import Searcher
 from engram_bus.router.contract import Framing, Sink
 from engram_bus.router.fanout import Fanout, Feed
 from engram_bus.router.filters import Filter, make_filter, predicate, unit_type
@@ -144,6 +147,7 @@ class Bus:
         self.fanout = Fanout(log, heartbeat_seconds=heartbeat_seconds, stall_seconds=stall_seconds)
         self.writer = Writer(log, tell=self._tell)
         self._directory = directory
+        self._searcher: Searcher | LocalSearch | None = None
         self._session_grace_seconds = session_grace_seconds
         self._session_ends: dict[str, asyncio.TimerHandle] = {}
         # No connection of before lives: who comes back in time keeps what was tied to it.
@@ -209,6 +213,8 @@ class Bus:
         try:
             self.goaway(reason)
         finally:
+            if self._searcher is not None:
+                self._searcher.close()
             self.log.close()
             if self._directory is not None:
                 self._directory.close()
@@ -636,6 +642,29 @@ class Bus:
         del self._session_ends[session]
         self.writer.end_session(session)
 
+    # --- Search ------------------------------------------------------------------------------------------------------
+
+    async def search(self, asked: SearchIn) -> SearchOut:
+        """What is found by its words and its meaning, over everything acknowledged so far.
+
+        The first search starts what answers it. Raises InvalidRequest, TooLarge, SearchBuilding, SearchUnavailable.
+        """
+        self._require_open()
+        window = window_of(asked)
+        question = asked_from(asked, window)
+        found = await self.searcher.search(question)
+        hits = found.hits[window.offset : window.offset + asked.limit]
+        return answer(asked, window, found, [(hit, self.log.record(hit.seq).unit) for hit in hits])
+
+    @property
+    def searcher(self) -> Searcher | LocalSearch:
+        """What searches this log; it is started when it is first asked for."""
+        if self._searcher is None:
+            self._searcher = (
+                LocalSearch(self.log) if self._directory is None else Searcher(self._directory.tenant(), head=self.head)
+            )
+        return self._searcher
+
     # --- Subscribe ---------------------------------------------------------------------------------------------------
 
     def seq_of_cursor(self, after: str | int | None) -> int:
@@ -684,6 +713,8 @@ class Bus:
 
     def _tell(self, entries: Sequence[Entry]) -> None:
         self.fanout.offer(entries)
+        if self._searcher is not None:
+            self._searcher.tell(self.head)
         for min_seq, reached in self._waiting:
             if min_seq <= self.head and not reached.done():
                 reached.set_result(None)

@@ -32,6 +32,8 @@ EngramError
     ├── Busy                   the writer's queue is full, or too many connections are open
     ├── MinSeqTimeout          min_seq was not reached in time
     ├── WaitEnded              a wait for a lock ended without a grant, a refusal or its deadline
+    ├── SearchBuilding         the search index is being built and not far enough yet
+    ├── SearchUnavailable      the search process is being started
     ├── StorageFull            no room on the disk; appends go on by themselves once there is
     ├── StorageReadOnly        the disk refuses writes
     ├── StorageFailed          the disk failed; appends go on after a restart
@@ -250,6 +252,16 @@ class MinSeqTimeout(Unavailable):
 class WaitEnded(Unavailable):
     code = "WAIT_ENDED"
     title = "The wait for the lock ended"
+
+
+class SearchBuilding(Unavailable):
+    code = "SEARCH_BUILDING"
+    title = "The search index is being built"
+
+
+class SearchUnavailable(Unavailable):
+    code = "SEARCH_UNAVAILABLE"
+    title = "Search is being started"
 
 
 class StorageFull(Unavailable):

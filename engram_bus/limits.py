@@ -49,6 +49,11 @@ RELATED_EDGES_MAX: Final = 2_000
 """Relationships looked at for one answer, each a read: beyond, it ends and says that it was truncated."""
 MIN_SEQ_TIMEOUT_MS_DEFAULT: Final = 2_000
 MIN_SEQ_TIMEOUT_MS_MAX: Final = 60_000
+SEARCH_QUERY_BYTES_MAX: Final = 8 * KIB
+"""Text to search for: its first 64 different words count."""
+SEARCH_LIMIT_MAX: Final = 200
+"""Results on a page: as many as each leg looks at."""
+SEARCH_REQUEST_BYTES_MAX: Final = 1 * MIB
 QUERY_BYTES_MAX: Final = 16 * KIB
 HEADER_BYTES_MAX: Final = 32 * KIB
 HEADER_SECONDS_MAX: Final = 10.0

@@ -63,9 +63,12 @@ from engram_bus.limits import (
     BULK_UNITS_MAX,
     CONTEXT_REQUEST_BYTES_MAX,
     LOCK_REQUEST_BYTES_MAX,
+    MIN_SEQ_TIMEOUT_MS_DEFAULT,
+    SEARCH_REQUEST_BYTES_MAX,
     UNIT_REQUEST_BYTES_MAX,
 )
 from engram_bus.log.contract import cursor_seq
+from engram_bus.projections.search.requests import SearchIn
 from engram_bus.resources import covers
 from engram_bus.router.filters import make_filter
 from engram_bus.subscribers.requests import from_query
@@ -93,6 +96,7 @@ _JSON_TYPE = (b"content-type", b"application/json")
 _decode_context = msgspec.json.Decoder(ContextIn).decode
 _decode_lock = msgspec.json.Decoder(LockIn).decode
 _decode_refresh = msgspec.json.Decoder(RefreshIn).decode
+_decode_search = msgspec.json.Decoder(SearchIn).decode
 _decode_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
 Headers = Sequence[tuple[bytes, bytes]]
 # A page may talk to this bus and to nothing else, and may not be framed by another one.
@@ -585,6 +589,15 @@ class HttpApi:
             applied_seq=page.applied_seq,
         )
         return self._read_reply(encode_json(found))
+
+    # --- Search ------------------------------------------------------------------------------------------------------
+
+    async def _search(self, call: Call) -> Reply:
+        call.media_type()
+        asked = parse(_decode_search, await call.body(SEARCH_REQUEST_BYTES_MAX))
+        timeout_ms = MIN_SEQ_TIMEOUT_MS_DEFAULT if asked.timeout_ms is None else asked.timeout_ms
+        await self.bus.wait_for(asked.min_seq, timeout_ms=timeout_ms)
+        return self._read_reply(encode_json(await self.bus.search(asked)))
 
     # --- The bus itself ----------------------------------------------------------------------------------------------
 

@@ -32,6 +32,8 @@ from engram_bus.errors import (
     MinSeqTimeout,
     NotHolder,
     RouteNotFound,
+    SearchBuilding,
+    SearchUnavailable,
     ShuttingDown,
     StorageFailed,
     StorageFull,
@@ -51,6 +53,7 @@ from engram_bus.limits import (
     PAGE_UNITS_MAX,
     RELATED_DEPTH_MAX,
 )
+from engram_bus.projections.search.requests import SearchIn, SearchOut
 from engram_bus.units import Context, LockWait, RelationshipType
 
 SEQ_MAX: Final = 2**63 - 1
@@ -539,6 +542,15 @@ OPERATIONS: Final = (
         answers={200: Out("A page of locks, or the resource named.", (LockList, ResourceOut))},
         errors=(TooLarge, *_READ),
         is_read=True,
+    ),
+    Operation(
+        name="search",
+        method="POST",
+        path="/search",
+        summary="What was said, by its words and by its meaning, up to the newest unit.",
+        requests={JSON: SearchIn},
+        answers={200: Out("The best units, best first.", (SearchOut,))},
+        errors=(TooLarge, UnsupportedMedia, MinSeqTimeout, LogDamaged, SearchBuilding, SearchUnavailable, ShuttingDown),
     ),
     Operation(
         name="stream_sse",

@@ -603,6 +603,19 @@ class LogReader:
             yield from page
             seq = page[-1][0]
 
+    def page(self, after: int, *, units_max: int, bytes_max: int) -> list[tuple[int, bytes]]:
+        """The raw records after a seq, up to `units_max` and about `bytes_max` (at least one)."""
+        page: list[tuple[int, bytes]] = []
+        held_bytes = 0
+        with _reading(self._env) as txn, txn.cursor() as cursor:
+            last = key_seq(bytes(cursor.key())) if cursor.last() and len(cursor.key()) == SEQ_BYTES else 0
+            for found in _raws(cursor, after + 1, min(after + units_max, last)):
+                page.append(found)
+                held_bytes += len(found[1])
+                if held_bytes >= bytes_max:
+                    break
+        return page
+
     def raw(self, seq: int) -> bytes | None:
         """The raw record of one seq."""
         with _reading(self._env) as txn:

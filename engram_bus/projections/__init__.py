@@ -1,0 +1,1 @@
+"""PROJECTIONS: what is read from the log in processes of their own."""

@@ -1,0 +1,1 @@
+"""SEARCH: what was said, found by its words and by its meaning."""

@@ -1,0 +1,67 @@
+"""What of a unit is searched: its text for words, for names, and for its meaning."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from engram_bus.units import WorkUnit, is_json, is_own_kind, is_text
+
+PAIR_WORDS_MAX = 200
+"""A unit is indexed together with the units before it while all together stay below this: turns of a dialogue are found
+by what they answer, long documents would only blur."""
+PAIR_UNITS = 2
+
+_decode_json = msgspec.json.Decoder().decode
+
+
+def is_searched(unit: WorkUnit) -> bool:
+    """What the bus says of itself (locks, joins) is looked up, not searched."""
+    return not is_own_kind(unit.kind)
+
+
+def text_of(unit: WorkUnit) -> str:
+    """The payload as text: of JSON its values, of other bytes nothing."""
+    if is_text(unit.content_type):
+        return unit.payload.decode("utf-8", "replace").replace("\0", " ")
+    if is_json(unit.content_type):
+        try:
+            return "\n".join(_values(_decode_json(unit.payload)))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return ""
+    return ""
+
+
+def line_of(unit: WorkUnit, text: str) -> str:
+    """The text with who said it, what it is and what it touches: what keywords are looked for in."""
+    about = " ".join((unit.kind or "", *unit.meta.values(), *unit.resources)).strip()
+    return f"{unit.agent_id} ({about}): {text}" if about else f"{unit.agent_id}: {text}"
+
+
+def together(line: str, before: list[str]) -> str:
+    """A line after those that come before it in its context (oldest first), as far as all stay short."""
+    words, kept = len(line.split()), [line]
+    for earlier in reversed(before[-PAIR_UNITS:]):
+        words += len(earlier.split())
+        if words > PAIR_WORDS_MAX:
+            break
+        kept.append(earlier)
+    return "\n".join(reversed(kept))
+
+
+def _values(value: Any) -> Iterator[str]:
+    """Every value in a JSON value, in order; of an object the keys too, for they name what the values are."""
+    match value:
+        case dict():
+            for key, inner in value.items():
+                yield str(key)
+                yield from _values(inner)
+        case list():
+            for inner in value:
+                yield from _values(inner)
+        case str():
+            yield value
+        case bool() | None:
+            return
+        case _:
+            yield str(value)

@@ -1,0 +1,40 @@
+"""Search without a process: for a log in memory, which no other process could read."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from engram_bus.limits import CATCH_UP_BYTES, CATCH_UP_UNITS
+from engram_bus.log.contract import Log
+from engram_bus.projections.search.embedders import StaticEmbedder
+from engram_bus.projections.search.engine import SearchIndex
+from engram_bus.projections.search.values import Asked, Found
+from engram_bus.units import WorkUnit
+
+
+class LocalSearch:
+    """An index in a temporary directory, brought up to the log's head by whoever asks."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._directory = tempfile.TemporaryDirectory(prefix="engram-search-")
+        self._index = SearchIndex(Path(self._directory.name), StaticEmbedder(), before=self._before)
+
+    def tell(self, head: int) -> None:
+        """Nothing to ring."""
+
+    async def search(self, asked: Asked) -> Found:
+        """What is found over all units up to the newest."""
+        while entries := self._log.read(self._index.taken, units_max=CATCH_UP_UNITS, bytes_max=CATCH_UP_BYTES):
+            self._index.take([entry.unit for entry in entries])
+        return self._index.search(asked)
+
+    def close(self) -> None:
+        self._index.close()
+        self._directory.cleanup()
+
+    def _before(self, unit: WorkUnit, count: int) -> Sequence[WorkUnit]:
+        entries = self._log.read_context(
+            unit.context_id, after=0, before=unit.seq, reverse=True, units_max=count, bytes_max=CATCH_UP_BYTES
+        )
+        return [entry.unit for entry in reversed(entries)]

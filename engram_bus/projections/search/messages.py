@@ -1,0 +1,77 @@
+"""What the bus and its search process say to one another: length-prefixed MessagePack over a socket pair."""
+
+from collections.abc import Callable
+
+import msgspec
+
+from engram_bus.projections.search.values import Asked, Found
+
+LENGTH_BYTES = 4
+
+
+class Ring(msgspec.Struct, frozen=True, tag="ring"):
+    """The log has units up to `head`."""
+
+    head: int
+
+
+class Ask(msgspec.Struct, frozen=True, tag="ask"):
+    """Answer this, over all units up to `head`."""
+
+    id: int
+    head: int
+    asked: Asked
+
+
+class State(msgspec.Struct, frozen=True, tag="state"):
+    """How far the index is: up to `cursor` it outlives a restart, up to `taken` it is searched."""
+
+    cursor: int
+    taken: int
+
+
+class Answered(msgspec.Struct, frozen=True, tag="answered"):
+    """The answer to an ask."""
+
+    id: int
+    found: Found
+
+
+class Behind(msgspec.Struct, frozen=True, tag="behind"):
+    """The index is being built, and too far behind for an answer now."""
+
+    id: int
+    taken: int
+
+
+class Failed(msgspec.Struct, frozen=True, tag="failed"):
+    """The answer failed, by our mistake."""
+
+    id: int
+    message: str
+
+
+ToSearch = Ring | Ask
+ToBus = State | Answered | Behind | Failed
+
+_encode = msgspec.msgpack.Encoder().encode
+decode_to_search: Callable[[bytes], ToSearch] = msgspec.msgpack.Decoder(ToSearch).decode
+decode_to_bus: Callable[[bytes], ToBus] = msgspec.msgpack.Decoder(ToBus).decode
+
+
+def packed(message: ToSearch | ToBus) -> bytes:
+    """A message with its length before it."""
+    body = _encode(message)
+    return len(body).to_bytes(LENGTH_BYTES, "big") + body
+
+
+def unpacked(received: bytearray) -> list[bytes]:
+    """The whole messages at the start of what was received, which are taken off it."""
+    messages = []
+    while len(received) >= LENGTH_BYTES:
+        end = LENGTH_BYTES + int.from_bytes(received[:LENGTH_BYTES], "big")
+        if len(received) < end:
+            break
+        messages.append(bytes(received[LENGTH_BYTES:end]))
+        del received[:end]
+    return messages

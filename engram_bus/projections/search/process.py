@@ -1,0 +1,139 @@
+"""The search process: it follows the log beside the bus, and answers what the bus asks it over a socket pair.
+
+It can lag, die and be made again without the bus noticing. It ends when the bus does.
+"""
+
+import logging
+import os
+import select
+import shutil
+import socket
+import sys
+import time
+from pathlib import Path
+
+from engram_bus.projections.follower import Follower
+from engram_bus.projections.search.embedders import StaticEmbedder
+from engram_bus.projections.search.engine import SearchIndex
+from engram_bus.projections.search.keywords import VERSION
+from engram_bus.projections.search.messages import (
+    Answered,
+    Ask,
+    Behind,
+    Failed,
+    Ring,
+    State,
+    ToBus,
+    decode_to_search,
+    packed,
+    unpacked,
+)
+
+log = logging.getLogger(__name__)
+
+SLICE_UNITS = 32
+"""Taken in between two looks at the socket: a few milliseconds."""
+SLICE_BYTES = 256 * 1024
+COMMIT_UNITS = 1_000
+COMMIT_SECONDS = 0.5
+BEHIND_UNITS = 2_000
+"""Who asks waits for as many to be taken in; beyond, it is told that the index is being built."""
+
+
+def main() -> None:
+    """Serve one tenant's directory over the inherited socket whose number is given."""
+    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    tenant, number = Path(sys.argv[1]), int(sys.argv[2])
+    os.nice(5)  # The bus comes first where there is not enough for both.
+    with socket.socket(fileno=number) as line:
+        _Search(tenant, line).serve()
+
+
+class _Search:
+    def __init__(self, tenant: Path, line: socket.socket) -> None:
+        self._line = line
+        self._received = bytearray()
+        self._follower = Follower(tenant)
+        self._embedder = StaticEmbedder()
+        self._path = tenant / "search" / f"{VERSION}-{self._embedder.name}"
+        self._head = self._follower.head
+        self._index = self._opened()
+        self._commit_at: float | None = None
+        self._told: State | None = None
+
+    def _opened(self) -> SearchIndex:
+        """The index as it was left, or a new one where it cannot be used: the log has all of it."""
+        try:
+            index = SearchIndex(self._path, self._embedder, before=self._follower.before)
+            if index.cursor <= self._head:
+                return index
+            reason = f"it is at {index.cursor}, the log at {self._head}"
+        except Exception as exc:
+            reason = f"{type(exc).__name__}: {exc}"
+        if self._path.exists():
+            log.warning("the search index is built again: %s", reason)
+            shutil.rmtree(self._path)
+        return SearchIndex(self._path, self._embedder, before=self._follower.before)
+
+    def serve(self) -> None:
+        """Until the bus goes."""
+        while True:
+            timeout = 0.0 if self._is_behind else self._until_commit()
+            if select.select([self._line], [], [], timeout)[0] and not self._receive():
+                return
+            if self._is_behind:
+                self._take()
+            if self._index.uncommitted >= COMMIT_UNITS or self._until_commit() == 0.0:
+                self._index.commit()
+                self._commit_at = None
+            self._tell_state()
+
+    @property
+    def _is_behind(self) -> bool:
+        return self._index.taken < self._head
+
+    def _until_commit(self) -> float | None:
+        return None if self._commit_at is None else max(0.0, self._commit_at - time.monotonic())
+
+    def _take(self) -> None:
+        units = self._follower.units(self._index.taken, units_max=SLICE_UNITS, bytes_max=SLICE_BYTES)
+        self._index.take(units)
+        if self._index.uncommitted and self._commit_at is None:
+            self._commit_at = time.monotonic() + COMMIT_SECONDS
+
+    def _receive(self) -> bool:
+        """Whether the bus is still there."""
+        received = self._line.recv(1 << 20)
+        self._received += received
+        for body in unpacked(self._received):
+            match decode_to_search(body):
+                case Ring(head=head):
+                    self._head = max(self._head, head)
+                case Ask() as ask:
+                    self._say(self._answer(ask))
+        return bool(received)
+
+    def _answer(self, ask: Ask) -> ToBus:
+        self._head = max(self._head, ask.head)
+        if ask.head - self._index.taken > BEHIND_UNITS:
+            return Behind(ask.id, self._index.taken)
+        try:
+            while self._index.taken < ask.head:
+                self._take()
+            return Answered(ask.id, self._index.search(ask.asked))
+        except Exception as exc:
+            log.exception("a search failed")
+            return Failed(ask.id, f"{type(exc).__name__}: {exc}")
+
+    def _tell_state(self) -> None:
+        state = State(self._index.cursor, self._index.taken)
+        if state != self._told and not self._is_behind:
+            self._told = state
+            self._say(state)
+
+    def _say(self, message: ToBus) -> None:
+        self._line.sendall(packed(message))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""A search as it stands on the wire: what one asks, as a value, and what is answered."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from engram_bus.codec import UnitOut, unit_out
+from engram_bus.errors import InvalidRequest, TooLarge
+from engram_bus.limits import (
+    FILTER_VALUES_MAX,
+    SEARCH_LIMIT_MAX,
+    SEARCH_QUERY_BYTES_MAX,
+)
+from engram_bus.projections.search.scope import Scope
+from engram_bus.projections.search.values import Asked, Found, Hit, Leg
+from engram_bus.units import UnitType, WorkUnit, ts_us
+
+MODES = ("hybrid", "keyword", "semantic")
+FUSIONS = ("z", "rrf", "relative")
+Names = str | list[str] | None
+BYTES_PER_TOKEN = 4
+"""A rule of thumb for English and code; a context's budget is an estimate either way."""
+
+
+class SearchIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What to find, and where. Filters are joined by and, the values of one by or."""
+
+    query: str
+    mode: str = "hybrid"
+    limit: int = 10
+    context_id: Names = None
+    agent_id: Names = None
+    type: str | int | list[str | int] | None = None
+    kind: Names = None
+    resource: Names = None
+    meta: dict[str, str] = {}
+    related_to: Names = None
+    after_seq: int | None = None
+    before_seq: int | None = None
+    after_ts: str | None = None
+    before_ts: str | None = None
+    page: str | None = None
+    min_seq: int = 0
+    timeout_ms: int | None = None
+    facets: bool = False
+    explain: bool = False
+    include: str = "ids"
+    max_tokens: int | None = None
+    fusion: str = "z"
+
+
+class SearchHit(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One unit that was found, and why."""
+
+    unit_id: str
+    seq: int
+    score: float
+    tokens: int
+    keyword: Leg | None = None
+    vector: Leg | None = None
+    unit: UnitOut | UnsetType = UNSET
+
+
+class SearchOut(msgspec.Struct, frozen=True):
+    """The best units, best first; `total` counts what the filters let through (mode keyword: and holds a word of the
+    query), `applied_seq` says up to which seq was looked."""
+
+    results: list[SearchHit]
+    total: int
+    applied_seq: int
+    next_page: str | None
+    facets: dict[str, dict[str, int]] | UnsetType = UNSET
+
+
+class Window(msgspec.Struct, frozen=True):
+    """The part of the ranking that a page shows, in the log as of a seq."""
+
+    offset: int
+    as_of_seq: int | None
+
+
+def asked_from(search: SearchIn, window: Window) -> Asked:
+    """What is asked of the index. Raises InvalidRequest, TooLarge."""
+    if (size := len(search.query.encode("utf-8", "replace"))) > SEARCH_QUERY_BYTES_MAX:
+        raise TooLarge(
+            f"query has {size} bytes, at most {SEARCH_QUERY_BYTES_MAX}", field="query", limit=SEARCH_QUERY_BYTES_MAX
+        )
+    _one_of(search.mode, MODES, "mode")
+    _one_of(search.fusion, FUSIONS, "fusion")
+    _one_of(search.include, ("ids", "units"), "include")
+    if not 1 <= search.limit <= SEARCH_LIMIT_MAX:
+        raise InvalidRequest(
+            f"limit {search.limit} is not 1 to {SEARCH_LIMIT_MAX}", field="limit", limit=SEARCH_LIMIT_MAX
+        )
+    before_seq = search.before_seq
+    if window.as_of_seq is not None:
+        before_seq = min(window.as_of_seq + 1, before_seq or window.as_of_seq + 1)
+    return Asked(
+        query=search.query,
+        mode=search.mode,
+        scope=Scope(
+            contexts=_names(search.context_id, "context_id"),
+            agents=_names(search.agent_id, "agent_id"),
+            types=_types(search.type),
+            kinds=_names(search.kind, "kind"),
+            resources=_names(search.resource, "resource"),
+            meta=tuple(search.meta.items()),
+            related_to=_names(search.related_to, "related_to"),
+            after_seq=search.after_seq,
+            before_seq=before_seq,
+            after_us=_time(search.after_ts, "after_ts"),
+            before_us=_time(search.before_ts, "before_ts"),
+        ),
+        limit=window.offset + search.limit + 1,
+        facets=search.facets,
+        fusion=search.fusion,
+    )
+
+
+def window_of(search: SearchIn) -> Window:
+    """Which part of which ranking. Raises InvalidRequest."""
+    if search.page is None:
+        return Window(0, None)
+    seq, _, offset = search.page.partition(".")
+    if not (seq.isascii() and seq.isdigit() and offset.isascii() and offset.isdigit() and len(search.page) < 32):
+        raise InvalidRequest(f"page {search.page[:64]!r} is not one a search gave", field="page")
+    return Window(int(offset), int(seq))
+
+
+def answer(search: SearchIn, window: Window, found: Found, units: Sequence[tuple[Hit, WorkUnit]]) -> SearchOut:
+    """The page that is answered; with `max_tokens`, as much of it in rank order as fits."""
+    results: list[SearchHit] = []
+    room = search.max_tokens
+    for hit, unit in units:
+        tokens = -(-len(unit.payload) // BYTES_PER_TOKEN)
+        if room is not None:
+            if tokens > room:
+                continue
+            room -= tokens
+        results.append(
+            SearchHit(
+                unit_id=unit.id,
+                seq=unit.seq,
+                score=hit.score,
+                tokens=tokens,
+                keyword=hit.keyword,
+                vector=hit.vector,
+                unit=unit_out(unit) if search.include == "units" else UNSET,
+            )
+        )
+    shown = window.offset + search.limit
+    as_of = found.applied_seq if window.as_of_seq is None else window.as_of_seq
+    return SearchOut(
+        results,
+        found.total,
+        found.applied_seq,
+        f"{as_of}.{shown}" if len(found.hits) > shown else None,
+        found.facets if search.facets else UNSET,
+    )
+
+
+def _one_of(value: str, values: Sequence[str], field: str) -> None:
+    if value not in values:
+        raise InvalidRequest(f"{field} {value[:64]!r} is unknown; one of {', '.join(values)}", field=field)
+
+
+def _names(names: Names, field: str) -> tuple[str, ...]:
+    values = () if names is None else (names,) if isinstance(names, str) else tuple(names)
+    if len(values) > FILTER_VALUES_MAX:
+        raise TooLarge(
+            f"{field} names {len(values)}, at most {FILTER_VALUES_MAX}", field=field, limit=FILTER_VALUES_MAX
+        )
+    return values
+
+
+def _types(types: Any) -> tuple[UnitType, ...]:
+    values = [] if types is None else types if isinstance(types, list) else [types]
+    known: dict[Any, UnitType] = {one.value: one for one in UnitType}
+    known.update(enumerate(UnitType))
+    for value in values:
+        if value not in known:
+            raise InvalidRequest(f"type {str(value)[:64]!r} is unknown; one of {', '.join(UnitType)}", field="type")
+    return tuple(known[value] for value in values)
+
+
+def _time(text: str | None, field: str) -> int | None:
+    if text is None:
+        return None
+    try:
+        return ts_us(text)
+    except (ValueError, TypeError) as exc:
+        raise InvalidRequest(f"{field} {text[:64]!r} is not a time like 2026-01-31T12:00:00Z", field=field) from exc

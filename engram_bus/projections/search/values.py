@@ -1,0 +1,45 @@
+"""A search and what it found, as values."""
+
+import msgspec
+
+from engram_bus.projections.search.scope import EVERYTHING, Scope
+
+VECTOR_WEIGHT = 0.4
+"""Of meaning beside words: 0.3 to 0.5 is flat."""
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """One search."""
+
+    query: str
+    mode: str = "hybrid"
+    scope: Scope = EVERYTHING
+    limit: int = 10
+    facets: bool = False
+    fusion: str = "z"
+    vector_weight: float = VECTOR_WEIGHT
+
+
+class Leg(msgspec.Struct, frozen=True):
+    """Where a unit stands in one ranking."""
+
+    rank: int
+    score: float
+
+
+class Hit(msgspec.Struct, frozen=True):
+    """One unit that was found."""
+
+    seq: int
+    score: float
+    keyword: Leg | None
+    vector: Leg | None
+
+
+class Found(msgspec.Struct, frozen=True):
+    """The best units, how many were let through, and up to which seq was looked."""
+
+    hits: list[Hit]
+    total: int
+    applied_seq: int
+    facets: dict[str, dict[str, int]] = {}
