@@ -8,10 +8,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from engram_bus.projections.search import fusion
+from engram_bus.projections.search import bm25, fusion
+from engram_bus.projections.search.bm25 import Question, Terms
 from engram_bus.projections.search.documents import PAIR_UNITS, is_searched, line_of, text_of, together
 from engram_bus.projections.search.embedders import Embedder
-from engram_bus.projections.search.keywords import FACETS, Keyworded, Keywords, Question, Terms
+from engram_bus.projections.search.keywords import FACETS, Keyworded, Keywords
 from engram_bus.projections.search.scope import EVERYTHING, Scope, predicate
 from engram_bus.projections.search.values import Asked, Found, Hit, Leg
 from engram_bus.projections.search.vectors import Rows
@@ -167,7 +168,9 @@ class SearchIndex:
         return [seq for seq, one in self._recent.items() if wanted(one.unit)]
 
     def _scored(self, question: Question, recent: Sequence[_Recent]) -> list[tuple[_Recent, float]]:
-        return list(zip(recent, self._keywords.score(question, self._terms(recent)), strict=True))
+        """Units that the index does not hold yet, by its statistics with all of theirs."""
+        statistics = self._keywords.statistics(question).with_more(question, self._terms(list(self._recent.values())))
+        return list(zip(recent, bm25.scores(question, statistics, self._terms(recent)), strict=True))
 
     def _facets(self, question: Question | None, scope: Scope, recent: Sequence[_Recent]) -> dict[str, dict[str, int]]:
         facets = self._keywords.facets(question, scope, FACET_VALUES_MAX)

@@ -11,7 +11,7 @@ def z_union(keyword: Scores, vector: Scores, *, vector_weight: float) -> dict[in
     """Weighted sum of z-scores over the union of both rankings.
 
     A unit that a leg did not find has the leg's score 0 there (BM25 of no common word; cosine is computed for all of
-    the union where it can be). z(x) = (x - mean) / standard deviation over the union; without spread a leg adds nothing.
+    the union where it can be). z(x) = (x - mean) / standard deviation over the union; 0 for a leg without spread.
     """
     union = keyword.keys() | vector.keys()
     left, right = _standardized(keyword, union), _standardized(vector, union)

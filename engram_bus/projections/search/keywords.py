@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from fnmatch import translate
-from math import log
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +20,13 @@ from tantivy import (
 )
 
 from engram_bus.projections.search import analysis
+from engram_bus.projections.search.bm25 import NAME_WEIGHT, Question, Statistics, Terms
 from engram_bus.projections.search.scope import Scope
 
 VERSION = "keywords-1"
 QUERY_TERMS_MAX = 64
-IDENTIFIER_WEIGHT = 0.3
-"""Of a name beside a word: measured on SciFact (.6995 -> .7038) and dialogue (no change)."""
 _HEAP_BYTES = 64 * 1024 * 1024
-_K1, _B = 1.2, 0.75
-"""tantivy's own, for units that it does not hold yet."""
+_SUMS: dict[str, Any] = {"words": {"sum": {"field": "words"}}, "named": {"sum": {"field": "named"}}}
 
 
 class Keyworded(msgspec.Struct, frozen=True):
@@ -69,13 +66,12 @@ class Keywords:
     def _reload(self) -> None:
         self._index.reload()
         self._searcher = self._index.searcher()
-        ends = self._aggregate(
-            {name: {"max": {"field": name}} for name in ("seq", "row")} | {"words": {"sum": {"field": "words"}}}
-        )
+        ends = self._aggregate({name: {"max": {"field": name}} for name in ("seq", "row")} | _SUMS)
         self.cursor = int(ends["seq"].get("value") or 0)
         self.rows = int(ends["row"].get("value") or 0)
         self.count = int(self._searcher.num_docs)
         self._all_words = float(ends["words"].get("value") or 0)
+        self._all_names = float(ends["named"].get("value") or 0)
 
     def _aggregate(self, what: dict[str, Any], query: Any = None) -> dict[str, Any]:
         if self._searcher.num_docs == 0:
@@ -87,13 +83,15 @@ class Keywords:
 
     def add(self, unit: Keyworded) -> None:
         """Add a unit, to be found after the next commit."""
+        text, names = analysis.words(unit.text), list(analysis.identifiers(unit.line))
         document = Document()
         document.add_unsigned("seq", unit.seq)
         document.add_unsigned("ts", unit.ts_us)
         document.add_unsigned("row", unit.row)
-        document.add_unsigned("words", len(unit.text.split()))
-        document.add_text("text", analysis.words(unit.text))
-        document.add_text("names", " ".join(analysis.identifiers(unit.line)))
+        document.add_unsigned("words", len(self._words.analyze(text)))
+        document.add_unsigned("named", len(names))
+        document.add_text("text", text)
+        document.add_text("names", " ".join(names))
         for field, values in (
             ("context", (unit.context_id,)),
             ("agent", (unit.agent_id,)),
@@ -107,10 +105,9 @@ class Keywords:
                 document.add_text(field, value)
         self._writer.add_document(document)
 
-    def terms(self, text: str, line: str) -> "Terms":
+    def terms(self, text: str, line: str) -> Terms:
         """What a text consists of, as the index sees it."""
-        words = self._words.analyze(analysis.words(text))
-        return Terms(Counter(words), Counter(analysis.identifiers(line)), len(text.split()))
+        return Terms(Counter(self._words.analyze(analysis.words(text))), Counter(analysis.identifiers(line)))
 
     def commit(self) -> None:
         """Make what was added durable, and found."""
@@ -123,14 +120,14 @@ class Keywords:
 
     # --- Finding -----------------------------------------------------------------------------------------------------
 
-    def question(self, text: str) -> "Question":
+    def question(self, text: str) -> Question:
         """A query's terms. Any text is a query: nothing in it is syntax but pairs of double quotes around phrases."""
         words = list(dict.fromkeys(self._words.analyze(analysis.words(text))))[:QUERY_TERMS_MAX]
         names = list(dict.fromkeys(analysis.identifiers(text)))[:QUERY_TERMS_MAX]
         phrases = [self._words.analyze(analysis.words(part)) for part in text.split('"')[1:-1:2]]
         return Question(words, names, [phrase for phrase in phrases if len(phrase) > 1])
 
-    def search(self, question: "Question", scope: Scope, limit: int) -> dict[int, float]:
+    def search(self, question: Question, scope: Scope, limit: int) -> dict[int, float]:
         """The best units by BM25: seq -> score."""
         query = self._asked(question)
         if query is None:
@@ -142,7 +139,7 @@ class Keywords:
         hits = self._searcher.search(self._within(None, scope), max(1, self.count), count=False).hits
         return self._seqs_of(hits)
 
-    def total(self, question: "Question | None", scope: Scope) -> int:
+    def total(self, question: Question | None, scope: Scope) -> int:
         """How many units are let through (and hold a word of the question)."""
         query = None if question is None else self._asked(question)
         if question is not None and query is None:
@@ -150,7 +147,7 @@ class Keywords:
         found: Any = self._searcher.search(self._within(query, scope), 1, count=True)
         return int(found.count or 0)
 
-    def facets(self, question: "Question | None", scope: Scope, size: int) -> dict[str, dict[str, int]]:
+    def facets(self, question: Question | None, scope: Scope, size: int) -> dict[str, dict[str, int]]:
         """The commonest contexts, agents, types and kinds among them."""
         query = None if question is None else self._asked(question)
         if question is not None and query is None:
@@ -159,26 +156,34 @@ class Keywords:
         found = self._aggregate(asked, self._within(query, scope))
         return {name: {bucket["key"]: int(bucket["doc_count"]) for bucket in found[name]["buckets"]} for name in FACETS}
 
-    def score(self, question: "Question", terms: Sequence["Terms"]) -> list[float]:
-        """BM25 of units that the index does not hold yet, by its own statistics with theirs."""
-        documents = self.count + len(terms)
-        average = (self._all_words + sum(one.length for one in terms)) / max(1, documents)
-        scores = [0.0] * len(terms)
-        for field, words, weight in (("text", question.words, 1.0), ("names", question.names, IDENTIFIER_WEIGHT)):
-            for word in words:
-                counts = [(one.words if field == "text" else one.names)[word] for one in terms]
-                having = self._searcher.doc_freq(field, word) + sum(count > 0 for count in counts)
-                rarity = log(1 + (documents - having + 0.5) / (having + 0.5))
-                for place, count in enumerate(counts):
-                    if count:
-                        length = _K1 * (1 - _B + _B * terms[place].length / max(1.0, average))
-                        scores[place] += weight * rarity * count * (1 + _K1) / (count + length)
-        return scores
+    def statistics(self, question: Question, scope: Scope | None = None) -> Statistics:
+        """What BM25 asks of the whole: of everything indexed, or of what a scope lets through."""
+        if scope is None:
+            return Statistics(
+                self.count,
+                self._all_words,
+                self._all_names,
+                {word: self._searcher.doc_freq("text", word) for word in question.words},
+                {name: self._searcher.doc_freq("names", name) for name in question.names},
+            )
+        sums = self._aggregate(_SUMS, self._within(None, scope))
+        return Statistics(
+            self.total(None, scope),
+            float(sums["words"].get("value") or 0),
+            float(sums["named"].get("value") or 0),
+            {word: self._having("text", word, scope) for word in question.words},
+            {name: self._having("names", name, scope) for name in question.names},
+        )
 
-    def _asked(self, question: "Question") -> Any | None:
+    def _having(self, field: str, term: str, scope: Scope) -> int:
+        query = self._within(Query.term_query(self._schema, field, term), scope)
+        found: Any = self._searcher.search(query, 1, count=True)
+        return int(found.count or 0)
+
+    def _asked(self, question: Question) -> Any | None:
         parts = [(Occur.Should, Query.term_query(self._schema, "text", word)) for word in question.words]
         parts += [
-            (Occur.Should, Query.boost_query(Query.term_query(self._schema, "names", name), IDENTIFIER_WEIGHT))
+            (Occur.Should, Query.boost_query(Query.term_query(self._schema, "names", name), NAME_WEIGHT))
             for name in question.names
         ]
         must = [(Occur.Must, Query.phrase_query(self._schema, "text", list(phrase))) for phrase in question.phrases]
@@ -237,22 +242,6 @@ class Keywords:
 FACETS = ("context", "agent", "type", "kind")
 
 
-class Terms(msgspec.Struct, frozen=True):
-    """The words and names of one text, each as often as it stands there."""
-
-    words: Counter[str]
-    names: Counter[str]
-    length: int
-
-
-class Question(msgspec.Struct, frozen=True):
-    """The words and names that are looked for, and phrases that must be there."""
-
-    words: list[str]
-    names: list[str]
-    phrases: list[list[str]]
-
-
 def _schema() -> Any:
     builder = SchemaBuilder()
     builder.add_text_field("text", tokenizer_name="words", index_option="position")
@@ -261,7 +250,7 @@ def _schema() -> Any:
         builder.add_text_field(field, tokenizer_name="raw", index_option="basic", fast=True)
     for field in ("resource", "meta", "target"):
         builder.add_text_field(field, tokenizer_name="raw", index_option="basic")
-    for field in ("seq", "ts", "row", "words"):
+    for field in ("seq", "ts", "row", "words", "named"):
         builder.add_unsigned_field(field, indexed=True, fast=True)
     return builder.build()
 
@@ -288,6 +277,3 @@ def _glob(schema: Any, field: str, glob: str) -> Any:
         return Query.term_query(schema, field, glob)
     expression = translate(glob).removeprefix("(?s:").removesuffix(")\\Z").replace("(?>", "(").replace(".*?", ".*")
     return Query.regex_query(schema, field, expression)
-
-
-__all__ = ["FACETS", "Keyworded", "Keywords", "Question", "Terms"]

@@ -1,0 +1,82 @@
+"""BM25 as tantivy counts it, for units that its index does not hold yet, or holds with too much around them.
+
+score = sum over terms of idf * tf * (1 + k1) / (tf + k1 * (1 - b + b * length / average length)), k1 = 1.2, b = 0.75,
+idf = ln(1 + (N - n + 0.5) / (n + 0.5)) (Robertson, Zaragoza 2009; the sources of tantivy and Lucene), lengths rounded
+down to what one byte tells.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from math import log
+
+import msgspec
+
+NAME_WEIGHT = 0.3
+"""Of a name beside a word: measured on SciFact (.6995 -> .7038) and dialogue (no change)."""
+_K1, _B = 1.2, 0.75
+_EXACT_LENGTHS = 40
+
+
+class Question(msgspec.Struct, frozen=True):
+    """The words and names that are looked for, and phrases that must be there."""
+
+    words: list[str]
+    names: list[str]
+    phrases: list[list[str]]
+
+
+class Terms(msgspec.Struct, frozen=True):
+    """The words and names of one text, each as often as it stands there."""
+
+    words: Counter[str]
+    names: Counter[str]
+
+
+class Statistics(msgspec.Struct, frozen=True):
+    """Of all texts: how many, how long together, and how many hold each term."""
+
+    texts: int
+    words: float
+    names: float
+    having_word: dict[str, int]
+    having_name: dict[str, int]
+
+    def with_more(self, question: Question, more: Sequence[Terms]) -> "Statistics":
+        """With these texts among them."""
+        return Statistics(
+            self.texts + len(more),
+            self.words + sum(one.words.total() for one in more),
+            self.names + sum(one.names.total() for one in more),
+            {word: self.having_word[word] + sum(word in one.words for one in more) for word in question.words},
+            {name: self.having_name[name] + sum(name in one.names for one in more) for name in question.names},
+        )
+
+
+def scores(question: Question, statistics: Statistics, texts: Sequence[Terms]) -> list[float]:
+    """The score of each text; 0 for one that holds no term."""
+    return [
+        _score(question.words, one.words, statistics.having_word, statistics.texts, statistics.words)
+        + NAME_WEIGHT * _score(question.names, one.names, statistics.having_name, statistics.texts, statistics.names)
+        for one in texts
+    ]
+
+
+def _score(asked: Sequence[str], terms: Counter[str], having: dict[str, int], texts: int, all_terms: float) -> float:
+    found = [term for term in asked if term in terms]
+    if not found:
+        return 0.0
+    length = _K1 * (1 - _B + _B * told_length(terms.total()) * texts / all_terms)
+    return sum(
+        log(1 + (texts - having[term] + 0.5) / (having[term] + 0.5)) * (1 + _K1) * terms[term] / (terms[term] + length)
+        for term in found
+    )
+
+
+def told_length(length: int) -> int:
+    """A length as one byte tells it: exact up to 40, then eight steps of 2, eight of 4, and so on, rounded down."""
+    if length <= _EXACT_LENGTHS:
+        return length
+    first, step = _EXACT_LENGTHS, 2
+    while length >= first + 8 * step:
+        first, step = first + 8 * step, 2 * step
+    return first + (length - first) // step * step
