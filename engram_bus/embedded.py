@@ -653,7 +653,7 @@ class Bus:
         window = window_of(asked)
         question = asked_from(asked, window)
         found = await self.searcher.search(question)
-        hits = found.hits[window.offset : window.offset + asked.limit]
+        hits = found.hits[: asked.limit]
         return answer(asked, window, found, [(hit, self.log.record(hit.seq).unit) for hit in hits])
 
     @property

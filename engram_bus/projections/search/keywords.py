@@ -109,6 +109,10 @@ class Keywords:
         """What a text consists of, as the index sees it."""
         return Terms(Counter(self._words.analyze(analysis.words(text))), Counter(analysis.identifiers(line)))
 
+    def stem(self, word: str) -> list[str]:
+        """A word as the index knows it."""
+        return list(self._words.analyze(analysis.words(word)))
+
     def commit(self) -> None:
         """Make what was added durable, and found."""
         self._writer.commit()

@@ -18,7 +18,7 @@ class LocalSearch:
     def __init__(self, log: Log) -> None:
         self._log = log
         self._directory = tempfile.TemporaryDirectory(prefix="engram-search-")
-        self._index = SearchIndex(Path(self._directory.name), StaticEmbedder(), before=self._before)
+        self._index = SearchIndex(Path(self._directory.name), StaticEmbedder(), self)
 
     def tell(self, head: int) -> None:
         """Nothing to ring."""
@@ -29,11 +29,14 @@ class LocalSearch:
             self._index.take([entry.unit for entry in entries])
         return self._index.search(asked)
 
+    def unit(self, seq: int) -> WorkUnit:
+        return self._log.record(seq).unit
+
     def close(self) -> None:
         self._index.close()
         self._directory.cleanup()
 
-    def _before(self, unit: WorkUnit, count: int) -> Sequence[WorkUnit]:
+    def before(self, unit: WorkUnit, count: int) -> Sequence[WorkUnit]:
         entries = self._log.read_context(
             unit.context_id, after=0, before=unit.seq, reverse=True, units_max=count, bytes_max=CATCH_UP_BYTES
         )

@@ -64,7 +64,7 @@ class _Search:
     def _opened(self) -> SearchIndex:
         """The index as it was left, or a new one where it cannot be used: the log has all of it."""
         try:
-            index = SearchIndex(self._path, self._embedder, before=self._follower.before)
+            index = SearchIndex(self._path, self._embedder, self._follower)
             if index.cursor <= self._head:
                 return index
             reason = f"it is at {index.cursor}, the log at {self._head}"
@@ -73,7 +73,7 @@ class _Search:
         if self._path.exists():
             log.warning("the search index is built again: %s", reason)
             shutil.rmtree(self._path)
-        return SearchIndex(self._path, self._embedder, before=self._follower.before)
+        return SearchIndex(self._path, self._embedder, self._follower)
 
     def serve(self) -> None:
         """Until the bus goes."""

@@ -13,8 +13,9 @@ from engram_bus.limits import (
     SEARCH_LIMIT_MAX,
     SEARCH_QUERY_BYTES_MAX,
 )
+from engram_bus.projections.search.highlights import Highlight
 from engram_bus.projections.search.scope import Scope
-from engram_bus.projections.search.values import Asked, Found, Hit, Leg
+from engram_bus.projections.search.values import VECTOR_WEIGHT, Asked, Found, Hit, Leg
 from engram_bus.units import UnitType, WorkUnit, ts_us
 
 MODES = ("hybrid", "keyword", "semantic")
@@ -42,6 +43,7 @@ class SearchIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     after_ts: str | None = None
     before_ts: str | None = None
     page: str | None = None
+    as_of_seq: int | None = None
     min_seq: int = 0
     timeout_ms: int | None = None
     facets: bool = False
@@ -49,6 +51,15 @@ class SearchIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     include: str = "ids"
     max_tokens: int | None = None
     fusion: str = "z"
+
+
+class Explained(msgspec.Struct, frozen=True):
+    """The arithmetic: the score is the sum of what each leg gives."""
+
+    fusion: str
+    vector_weight: float
+    keyword_part: float
+    vector_part: float
 
 
 class SearchHit(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -60,6 +71,8 @@ class SearchHit(msgspec.Struct, frozen=True, omit_defaults=True):
     tokens: int
     keyword: Leg | None = None
     vector: Leg | None = None
+    highlights: list[Highlight] = []
+    explain: Explained | UnsetType = UNSET
     unit: UnitOut | UnsetType = UNSET
 
 
@@ -94,9 +107,6 @@ def asked_from(search: SearchIn, window: Window) -> Asked:
         raise InvalidRequest(
             f"limit {search.limit} is not 1 to {SEARCH_LIMIT_MAX}", field="limit", limit=SEARCH_LIMIT_MAX
         )
-    before_seq = search.before_seq
-    if window.as_of_seq is not None:
-        before_seq = min(window.as_of_seq + 1, before_seq or window.as_of_seq + 1)
     return Asked(
         query=search.query,
         mode=search.mode,
@@ -109,11 +119,13 @@ def asked_from(search: SearchIn, window: Window) -> Asked:
             meta=tuple(search.meta.items()),
             related_to=_names(search.related_to, "related_to"),
             after_seq=search.after_seq,
-            before_seq=before_seq,
+            before_seq=search.before_seq,
             after_us=_time(search.after_ts, "after_ts"),
             before_us=_time(search.before_ts, "before_ts"),
         ),
-        limit=window.offset + search.limit + 1,
+        offset=window.offset,
+        limit=search.limit + 1,
+        as_of_seq=window.as_of_seq,
         facets=search.facets,
         fusion=search.fusion,
     )
@@ -122,7 +134,7 @@ def asked_from(search: SearchIn, window: Window) -> Asked:
 def window_of(search: SearchIn) -> Window:
     """Which part of which ranking. Raises InvalidRequest."""
     if search.page is None:
-        return Window(0, None)
+        return Window(0, search.as_of_seq)
     seq, _, offset = search.page.partition(".")
     if not (seq.isascii() and seq.isdigit() and offset.isascii() and offset.isdigit() and len(search.page) < 32):
         raise InvalidRequest(f"page {search.page[:64]!r} is not one a search gave", field="page")
@@ -147,16 +159,19 @@ def answer(search: SearchIn, window: Window, found: Found, units: Sequence[tuple
                 tokens=tokens,
                 keyword=hit.keyword,
                 vector=hit.vector,
+                highlights=[] if hit.highlight is None else [hit.highlight],
+                explain=Explained(search.fusion, VECTOR_WEIGHT, hit.keyword_part, hit.vector_part)
+                if search.explain
+                else UNSET,
                 unit=unit_out(unit) if search.include == "units" else UNSET,
             )
         )
-    shown = window.offset + search.limit
     as_of = found.applied_seq if window.as_of_seq is None else window.as_of_seq
     return SearchOut(
         results,
         found.total,
         found.applied_seq,
-        f"{as_of}.{shown}" if len(found.hits) > shown else None,
+        f"{as_of}.{window.offset + search.limit}" if len(found.hits) > search.limit else None,
         found.facets if search.facets else UNSET,
     )
 

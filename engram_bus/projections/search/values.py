@@ -2,6 +2,7 @@
 
 import msgspec
 
+from engram_bus.projections.search.highlights import Highlight
 from engram_bus.projections.search.scope import EVERYTHING, Scope
 
 VECTOR_WEIGHT = 0.4
@@ -14,8 +15,11 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     query: str
     mode: str = "hybrid"
     scope: Scope = EVERYTHING
+    offset: int = 0
     limit: int = 10
     facets: bool = False
+    as_of_seq: int | None = None
+    """As if the log ended here."""
     fusion: str = "z"
     vector_weight: float = VECTOR_WEIGHT
 
@@ -28,12 +32,15 @@ class Leg(msgspec.Struct, frozen=True):
 
 
 class Hit(msgspec.Struct, frozen=True):
-    """One unit that was found."""
+    """One unit that was found: its score is the sum of what both legs give it."""
 
     seq: int
     score: float
     keyword: Leg | None
     vector: Leg | None
+    keyword_part: float
+    vector_part: float
+    highlight: Highlight | None
 
 
 class Found(msgspec.Struct, frozen=True):
