@@ -147,7 +147,7 @@ class Bus:
         self.fanout = Fanout(log, heartbeat_seconds=heartbeat_seconds, stall_seconds=stall_seconds)
         self.writer = Writer(log, tell=self._tell)
         self._directory = directory
-        self._searcher: Searcher | LocalSearch | None = None
+        self.searcher: Searcher | LocalSearch | None = None
         self._session_grace_seconds = session_grace_seconds
         self._session_ends: dict[str, asyncio.TimerHandle] = {}
         # No connection of before lives: who comes back in time keeps what was tied to it.
@@ -213,8 +213,8 @@ class Bus:
         try:
             self.goaway(reason)
         finally:
-            if self._searcher is not None:
-                self._searcher.close()
+            if self.searcher is not None:
+                self.searcher.close()
             self.log.close()
             if self._directory is not None:
                 self._directory.close()
@@ -652,18 +652,17 @@ class Bus:
         self._require_open()
         window = window_of(asked)
         question = asked_from(asked, window)
-        found = await self.searcher.search(question)
+        found = await self.start_search().search(question)
         hits = found.hits[: asked.limit]
         return answer(asked, window, found, [(hit, self.log.record(hit.seq).unit) for hit in hits])
 
-    @property
-    def searcher(self) -> Searcher | LocalSearch:
-        """What searches this log; it is started when it is first asked for."""
-        if self._searcher is None:
-            self._searcher = (
-                LocalSearch(self.log) if self._directory is None else Searcher(self._directory.tenant(), head=self.head)
-            )
-        return self._searcher
+    def start_search(self) -> Searcher | LocalSearch:
+        """What searches this log, in a process of its own (in this one for a log in memory); started only once."""
+        self._require_open()
+        if self.searcher is None:
+            directory = self._directory
+            self.searcher = LocalSearch(self.log) if directory is None else Searcher(directory.tenant(), head=self.head)
+        return self.searcher
 
     # --- Subscribe ---------------------------------------------------------------------------------------------------
 
@@ -713,8 +712,8 @@ class Bus:
 
     def _tell(self, entries: Sequence[Entry]) -> None:
         self.fanout.offer(entries)
-        if self._searcher is not None:
-            self._searcher.tell(self.head)
+        if self.searcher is not None:
+            self.searcher.tell(self.head)
         for min_seq, reached in self._waiting:
             if min_seq <= self.head and not reached.done():
                 reached.set_result(None)

@@ -77,6 +77,8 @@ async def serve(settings: Settings, *, ready: Callable[[str], None] = lambda url
         heartbeat_seconds=settings.heartbeat_seconds,
         stall_seconds=settings.stall_seconds,
     ) as bus:
+        if settings.search:
+            bus.start_search()
         url = url_of(listener)
         log.info("the bus is at %s: head %d, epoch %s, data in %s", url, bus.head, bus.epoch, settings.data_dir)
         origins = Origins(frozenset(settings.allow_origins), on_loopback=is_loopback(settings.host))

@@ -40,6 +40,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """How often an idle subscription is told where it stands."""
     stall_seconds: float = SOCKET_STALL_SECONDS
     """How long a subscriber's socket may take nothing before it is closed with a cursor to resume after."""
+    search: bool = True
+    """Index what is said as it comes; false: only from the first search on."""
     log_size_gib: int = LOG_SIZE_BYTES_MAX // GIB
     """Size of the log's sparse map, in GiB: how large it may grow, not what it takes."""
 

@@ -25,6 +25,7 @@ from engram_bus.api.operations import (
     Ready,
     Released,
     ResourceOut,
+    SearchStatus,
     Status,
 )
 from engram_bus.api.origins import LOOPBACK, Origins
@@ -619,6 +620,9 @@ class HttpApi:
             subscribers=len(bus.fanout),
             lag_units=bus.fanout.furthest_behind,
             queue_commands=bus.writer.queue_commands,
+            search=None
+            if bus.searcher is None
+            else SearchStatus(bus.searcher.state.taken, bus.searcher.lag_units, bus.searcher.state.lag_ms),
             disk=Disk(*bus.log.sizes()),
         )
         return Reply(200, encode_json(status), [_JSON_TYPE])

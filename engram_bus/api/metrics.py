@@ -66,6 +66,10 @@ class _BusCollector(Collector):
             "engram_lock_waits": ("Waits for locks.", bus.writer.state.locks.waiting_count),
             "engram_subscribers": ("Subscriptions that are open.", len(bus.fanout)),
             "engram_subscription_lag_units": ("Units the furthest subscription is behind.", bus.fanout.furthest_behind),
+            "engram_search_lag_units": (
+                "Units that search has not taken in.",
+                0 if bus.searcher is None else bus.searcher.lag_units,
+            ),
             "engram_queue_commands": ("Commands that wait for their commit.", bus.writer.queue_commands),
             "engram_ready": ("1 while appends are taken.", int(bus.writer.refusal is None)),
             "engram_log_bytes": ("Disk space of the log.", sizes.log_bytes),

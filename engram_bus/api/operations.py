@@ -177,6 +177,14 @@ class Disk(msgspec.Struct, frozen=True):
     free_bytes: int | None
 
 
+class SearchStatus(msgspec.Struct, frozen=True):
+    """How far the search index is; null where nobody has searched yet."""
+
+    taken_seq: int
+    lag_units: int
+    lag_ms: int
+
+
 class Status(msgspec.Struct, frozen=True):
     """The bus at a glance."""
 
@@ -195,6 +203,7 @@ class Status(msgspec.Struct, frozen=True):
     subscribers: int
     lag_units: int
     queue_commands: int
+    search: SearchStatus | None
     disk: Disk
 
 

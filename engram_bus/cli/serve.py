@@ -70,6 +70,15 @@ def serve(
             rich_help_panel=_SETTINGS,
         ),
     ] = None,
+    search: Annotated[
+        bool | None,
+        typer.Option(
+            "--search/--no-search",
+            help="Index what is said as it comes, or only from the first search on.",
+            show_default="search",
+            rich_help_panel=_SETTINGS,
+        ),
+    ] = None,
     log_size_gib: Annotated[
         int | None,
         typer.Option(
@@ -103,6 +112,7 @@ def serve(
         "allow_origins": allow_origins,
         "heartbeat_seconds": heartbeat_seconds,
         "stall_seconds": stall_seconds,
+        "search": search,
         "log_size_gib": log_size_gib,
     }
     try:

@@ -30,7 +30,7 @@ class Embedder(Protocol):
 
 
 class StaticEmbedder:
-    """A bag of word pieces: the sum of a row for each piece, scaled to length 1. English, no network, about 90 us a text."""
+    """A bag of word pieces: the sum of a row for each, scaled to length 1. English, no network, about 90 us a text."""
 
     def __init__(self, path: Path = SHIPPED) -> None:
         self._rows = _tensor(path / "model.safetensors", "embeddings")

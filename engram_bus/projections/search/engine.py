@@ -59,6 +59,7 @@ class SearchIndex:
         self._lines: OrderedDict[str, list[tuple[int, str]]] = OrderedDict()
         self._recent: dict[int, _Recent] = {}
         self.taken = self._keywords.cursor
+        self.taken_us = 0
 
     @property
     def cursor(self) -> int:
@@ -84,7 +85,7 @@ class SearchIndex:
             self._keywords.add(document)
             self._recent[unit.seq] = _Recent(unit, document.text, line)
         if units:
-            self.taken = units[-1].seq
+            self.taken, self.taken_us = units[-1].seq, ts_us(units[-1].ts)
 
     def _keyworded(self, unit: WorkUnit, line: str, row: int) -> Keyworded:
         before = self._lines.pop(unit.context_id, None)

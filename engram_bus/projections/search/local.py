@@ -8,6 +8,7 @@ from engram_bus.limits import CATCH_UP_BYTES, CATCH_UP_UNITS
 from engram_bus.log.contract import Log
 from engram_bus.projections.search.embedders import StaticEmbedder
 from engram_bus.projections.search.engine import SearchIndex
+from engram_bus.projections.search.messages import State
 from engram_bus.projections.search.values import Asked, Found
 from engram_bus.units import WorkUnit
 
@@ -16,9 +17,15 @@ class LocalSearch:
     """An index in a temporary directory, brought up to the log's head by whoever asks."""
 
     def __init__(self, log: Log) -> None:
+        self.state = State(0, 0)
         self._log = log
         self._directory = tempfile.TemporaryDirectory(prefix="engram-search-")
         self._index = SearchIndex(Path(self._directory.name), StaticEmbedder(), self)
+
+    @property
+    def lag_units(self) -> int:
+        """None: who asks waits for all of it."""
+        return 0
 
     def tell(self, head: int) -> None:
         """Nothing to ring."""

@@ -28,6 +28,8 @@ class State(msgspec.Struct, frozen=True, tag="state"):
 
     cursor: int
     taken: int
+    lag_ms: int = 0
+    """How old the newest unit that was taken in is, while there are newer ones."""
 
 
 class Answered(msgspec.Struct, frozen=True, tag="answered"):

@@ -36,6 +36,7 @@ SLICE_UNITS = 32
 SLICE_BYTES = 256 * 1024
 COMMIT_UNITS = 1_000
 COMMIT_SECONDS = 0.5
+TELL_SECONDS = 0.25
 BEHIND_UNITS = 2_000
 """Who asks waits for as many to be taken in; beyond, it is told that the index is being built."""
 
@@ -60,6 +61,7 @@ class _Search:
         self._index = self._opened()
         self._commit_at: float | None = None
         self._told: State | None = None
+        self._tell_at = 0.0
 
     def _opened(self) -> SearchIndex:
         """The index as it was left, or a new one where it cannot be used: the log has all of it."""
@@ -126,10 +128,17 @@ class _Search:
             return Failed(ask.id, f"{type(exc).__name__}: {exc}")
 
     def _tell_state(self) -> None:
-        state = State(self._index.cursor, self._index.taken)
-        if state != self._told and not self._is_behind:
-            self._told = state
+        """When it has caught up, and now and then on the way."""
+        now = time.monotonic()
+        if self._is_behind and now < self._tell_at:
+            return
+        state = State(self._index.cursor, self._index.taken, self._lag_ms())
+        if state != self._told:
+            self._told, self._tell_at = state, now + TELL_SECONDS
             self._say(state)
+
+    def _lag_ms(self) -> int:
+        return max(0, time.time_ns() // 1_000 - self._index.taken_us) // 1_000 if self._is_behind else 0
 
     def _say(self, message: ToBus) -> None:
         self._line.sendall(packed(message))

@@ -62,6 +62,11 @@ class Searcher(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is one by its methods.
         self._send(Ring(self._head))
 
+    @property
+    def lag_units(self) -> int:
+        """How many units the index has still to take in."""
+        return max(0, self._head - self.state.taken)
+
     def tell(self, head: int) -> None:
         """The log has units up to here. It is rung when it has taken in what it knows of: not for every commit."""
         self._head = head
