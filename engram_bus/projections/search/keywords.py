@@ -1,5 +1,6 @@
 """The keyword leg: BM25 over a tantivy index, whose newest document says how far it reaches."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from fnmatch import translate
@@ -26,6 +27,7 @@ from engram_bus.projections.search.scope import Scope
 VERSION = "keywords-1"
 QUERY_TERMS_MAX = 64
 _HEAP_BYTES = 64 * 1024 * 1024
+_WORD = re.compile(r"\w{2,}")
 _SUMS: dict[str, Any] = {"words": {"sum": {"field": "words"}}, "named": {"sum": {"field": "named"}}}
 
 
@@ -127,7 +129,9 @@ class Keywords:
     def question(self, text: str) -> Question:
         """A query's terms. Any text is a query: nothing in it is syntax but pairs of double quotes around phrases."""
         words = list(dict.fromkeys(self._words.analyze(analysis.words(text))))[:QUERY_TERMS_MAX]
-        names = list(dict.fromkeys(analysis.identifiers(text)))[:QUERY_TERMS_MAX]
+        # A plain word may be a part of a name (`http` of `parseHTTP`), unless it is one of those that say nothing.
+        plain = (word.lower() for word in _WORD.findall(text) if self.stem(word))
+        names = list(dict.fromkeys((*analysis.identifiers(text), *plain)))[:QUERY_TERMS_MAX]
         phrases = [self._words.analyze(analysis.words(part)) for part in text.split('"')[1:-1:2]]
         return Question(words, names, [phrase for phrase in phrases if len(phrase) > 1])
 
