@@ -54,7 +54,10 @@ def _strict() -> dict[str, Any]:
     """The document without the stream that never ends, and stricter than it is: an answer may hold nothing more."""
     document = deepcopy(openapi.document("1.2.3"))
     del document["paths"]["/stream-sse"]
-    for name in ("UnitOut", "UnitList", "BulkOut", "BulkResult", "Context", "ContextList", "RelatedList", "RelatedOut"):
+    for name in (
+        *("UnitOut", "UnitList", "BulkOut", "BulkResult", "Context", "ContextList", "RelatedList", "RelatedOut"),
+        *("LockOut", "LocksOut", "LockList", "LockWait", "ResourceOut", "Released"),
+    ):
         document["components"]["schemas"][name]["additionalProperties"] = False
     return document
 
