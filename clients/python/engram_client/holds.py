@@ -1,7 +1,8 @@
 """How a lease speaks to the bus: requests, or a WebSocket of its own that the lock is tied to."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any, Protocol, assert_never
 
 from engram_client import codec
@@ -34,8 +35,8 @@ class Hold(Protocol):
 
     async def acquire(self, wait_seconds: float) -> Lock: ...
 
-    async def refresh(self, lock: Lock) -> Lock:
-        """The same lock, for longer. Raises LockLost."""
+    async def refresh(self, lock: Lock, *, timeout_seconds: float) -> Lock:
+        """The same lock, for longer. Raises LockLost; EngramConnectionError where no answer comes in time."""
 
     async def release(self, lock: Lock) -> None: ...
 
@@ -65,9 +66,11 @@ class OverHttp:
         )
         return codec.lock(answer.body, extended=answer.status == 200)
 
-    async def refresh(self, lock: Lock) -> Lock:
+    async def refresh(self, lock: Lock, *, timeout_seconds: float) -> Lock:
         body = codec.refresh_body(lock, self._request.ttl_seconds)
-        answer = await self._http.once("PATCH", "/locks", {"resource": lock.resources[0]}, body=body, takes_turn=False)
+        query = {"resource": lock.resources[0]}
+        async with _answered_within(timeout_seconds):
+            answer = await self._http.once("PATCH", "/locks", query, body=body, takes_turn=False)
         return codec.lock(answer.body, extended=True)
 
     async def release(self, lock: Lock) -> None:
@@ -100,20 +103,15 @@ class OverSocket:
         return self._over_at
 
     async def acquire(self, wait_seconds: float) -> Lock:
-        lock = await self._locked(
-            lambda frame_id: codec.acquire_frame(self._request, wait_seconds=wait_seconds, frame_id=frame_id),
-            timeout_seconds=self._timeout_seconds + wait_seconds,
-        )
-        self._over_at = None
-        return lock
+        return await self._acquire(wait_seconds, timeout_seconds=self._timeout_seconds + wait_seconds)
 
-    async def refresh(self, lock: Lock) -> Lock:
+    async def refresh(self, lock: Lock, *, timeout_seconds: float) -> Lock:
         self._notice_end()
         if self._talk is None:
-            return await self._take_over(lock)
+            return await self._take_over(lock, timeout_seconds=timeout_seconds)
         return await self._locked(
             lambda frame_id: codec.refresh_frame(lock, self._request.ttl_seconds, frame_id=frame_id),
-            timeout_seconds=self._timeout_seconds,
+            timeout_seconds=timeout_seconds,
         )
 
     async def release(self, lock: Lock) -> None:
@@ -127,10 +125,22 @@ class OverSocket:
         if self._talk is not None:
             await self._talk.aclose()
 
-    async def _take_over(self, lock: Lock) -> Lock:
+    async def _acquire(self, wait_seconds: float, *, timeout_seconds: float) -> Lock:
+        try:
+            lock = await self._locked(
+                lambda frame_id: codec.acquire_frame(self._request, wait_seconds=wait_seconds, frame_id=frame_id),
+                timeout_seconds=timeout_seconds,
+            )
+        except asyncio.CancelledError:
+            await self._hang_up()  # A wait ends with its socket.
+            raise
+        self._over_at = None
+        return lock
+
+    async def _take_over(self, lock: Lock, *, timeout_seconds: float) -> Lock:
         """On a new socket, ask for it as if for the first time: the bus extends what is still held."""
         try:
-            taken = await self.acquire(0)
+            taken = await self._acquire(0, timeout_seconds=timeout_seconds)
         except (LockHeld, Deadlock) as error:
             raise LockLost(f"lock {lock.lock_id} was released: {error}", details={"lock_id": lock.lock_id}) from error
         if (taken.lock_id, taken.fencing_token) != (lock.lock_id, lock.fencing_token):
@@ -144,14 +154,10 @@ class OverSocket:
 
     async def _locked(self, frame: Callable[[int], bytes], *, timeout_seconds: float) -> Lock:
         try:
-            async with asyncio.timeout(timeout_seconds):
+            async with _answered_within(timeout_seconds):
                 answer = await self._connected().ask(frame)
-        except TimeoutError as exc:
-            await self._hang_up()
-            raise EngramConnectionError(f"no answer for {timeout_seconds} s") from exc
-        except asyncio.CancelledError:
-            # Who asked gave up: a wait ends with its socket, and one that does not answer is not asked again.
-            await self._hang_up()
+        except EngramConnectionError:
+            await self._hang_up()  # One that does not answer is not asked again.
             raise
         assert isinstance(answer, Lock), "an acquire and a refresh are answered with the lock"
         return answer
@@ -174,6 +180,15 @@ class OverSocket:
                 self._over_at = self._clock() + SESSION_GRACE_SECONDS
 
 
+@asynccontextmanager
+async def _answered_within(seconds: float) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError as exc:
+        raise EngramConnectionError(f"no answer for {seconds:.3g} s") from exc
+
+
 class _Talk:
     """One socket: what is asked, and what is answered."""
 
@@ -182,6 +197,7 @@ class _Talk:
         self._opened: asyncio.Future[Socket] = asyncio.get_running_loop().create_future()
         self._answers: dict[int, asyncio.Future[Lock | bool]] = {}
         self._last_id = 0
+        self._end: Exception = EngramConnectionError("the socket was closed")
         self._reader = asyncio.create_task(self._read(), name="engram lease socket")
 
     @property
@@ -198,6 +214,9 @@ class _Talk:
         try:
             await socket.send(frame(frame_id))
             return await answer
+        except EngramConnectionError:
+            await asyncio.wait([self._reader])
+            raise self._end from None  # The reader knows more: a refusal, a goodbye.
         finally:
             self._answers.pop(frame_id, None)
 
@@ -209,18 +228,17 @@ class _Talk:
         await asyncio.wait([self._reader])
 
     async def _read(self) -> None:
-        end: Exception = EngramConnectionError("the socket was closed")
         try:
             async with self._open_socket() as socket:
                 self._opened.set_result(socket)
                 while True:
                     self._hear(await socket.receive())
         except Exception as error:  # whatever it is, it belongs to whoever waits for an answer
-            end = error
+            self._end = error
         finally:
-            _fail(self._opened, end)
+            _fail(self._opened, self._end)
             for answer in self._answers.values():
-                _fail(answer, end)
+                _fail(answer, self._end)
 
     def _hear(self, frame: Frame) -> None:
         match frame:

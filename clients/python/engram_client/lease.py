@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, Self
 from anyio import CancelScope
 
 from engram_client.backoff import Backoff
-from engram_client.errors import EngramConnectionError, EngramError, LockLost, NotHolder
+from engram_client.errors import EngramError, LockLost, NotHolder
 from engram_client.holds import Hold
 from engram_client.limits import LEASE_RELEASE_SECONDS
 from engram_client.retry import pause, waiting
@@ -188,14 +188,11 @@ class Lease:
                 return loss
             asked_at = now()
             try:
-                async with asyncio.timeout(self._term.try_seconds(asked_at)):
-                    lock = await self._hold.refresh(self.lock)
+                lock = await self._hold.refresh(self.lock, timeout_seconds=self._term.try_seconds(asked_at))
             except LockLost as error:
                 return error
             except NotHolder as error:
                 return _lost_to(error)
-            except TimeoutError:
-                failure = EngramConnectionError(f"no answer for {now() - asked_at:.2f} s")
             except EngramError as error:
                 failure = error
             else:
