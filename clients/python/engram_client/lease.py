@@ -119,10 +119,6 @@ class Lease:
         try:
             if self._scope is not None:
                 was_cut_short = self._scope.__exit__(kind, error, traceback)
-        except BaseExceptionGroup as rest:  # what the group holds beside our own cancellation
-            if self._loss is not None:
-                _explain(rest, self._loss)
-            raise
         finally:
             was_cancelled = await self._leave()
         loss = self._loss
