@@ -15,13 +15,14 @@ from engram_client.frames import (
     Locked,
     Missing,
     Other,
+    Pong,
     Refused,
     Released,
     Subscribed,
     Units,
 )
 from engram_client.http import Http
-from engram_client.limits import SESSION_GRACE_SECONDS
+from engram_client.limits import SESSION_ANSWER_SECONDS, SESSION_GRACE_SECONDS, SESSION_PING_SECONDS
 from engram_client.values import Lock, LockRequest
 from engram_client.websocket import OpenSocket, Socket
 
@@ -84,8 +85,8 @@ class OverHttp:
 
 
 class OverSocket:
-    """Each verb a frame. The bus releases the lock a while after the socket has gone; until then a new one takes it
-    over."""
+    """Each verb a frame. The bus gives the lock away a while after the socket it is tied to has gone, so it is held
+    only as long as the bus has answered on that socket lately; a new socket takes it over in time, or not at all."""
 
     def __init__(
         self, open_socket: OpenSocket, request: LockRequest, *, timeout_seconds: float, clock: Callable[[], float]
@@ -95,19 +96,22 @@ class OverSocket:
         self._timeout_seconds = timeout_seconds
         self._clock = clock
         self._talk: _Talk | None = None
-        self._over_at: float | None = None
+        self._tied_to: _Talk | None = None
+        self._heard_at: float | None = None
+        """When the newest operation was sent that the socket of the lock has answered."""
 
     @property
     def over_at(self) -> float | None:
-        self._notice_end()
-        return self._over_at
+        return None if self._heard_at is None else self._heard_at + SESSION_GRACE_SECONDS
 
     async def acquire(self, wait_seconds: float) -> Lock:
-        return await self._acquire(wait_seconds, timeout_seconds=self._timeout_seconds + wait_seconds)
+        lock = await self._acquire(wait_seconds, timeout_seconds=self._timeout_seconds + wait_seconds)
+        if self._ping_in() == 0:
+            await self._ping()  # It waited: the socket was there when it began to.
+        return lock
 
     async def refresh(self, lock: Lock, *, timeout_seconds: float) -> Lock:
-        self._notice_end()
-        if self._talk is None:
+        if self._tie is None:
             return await self._take_over(lock, timeout_seconds=timeout_seconds)
         return await self._locked(
             lambda frame_id: codec.refresh_frame(lock, self._request.ttl_seconds, frame_id=frame_id),
@@ -118,23 +122,30 @@ class OverSocket:
         await self._connected().ask(lambda frame_id: codec.release_frame(lock, frame_id=frame_id))
 
     async def watch(self, seconds: float) -> None:
-        if self._talk is not None:
-            await self._talk.wait_ended(seconds)
+        until = self._clock() + seconds
+        while (tie := self._tie) is not None and (seconds_left := until - self._clock()) > 0:
+            await tie.wait_ended(min(seconds_left, self._ping_in()))
+            if self._ping_in() == 0:
+                try:
+                    await self._ping()
+                except EngramError:
+                    return
 
     async def aclose(self) -> None:
         if self._talk is not None:
             await self._talk.aclose()
 
     async def _acquire(self, wait_seconds: float, *, timeout_seconds: float) -> Lock:
+        talk = self._connected()
         try:
             lock = await self._locked(
                 lambda frame_id: codec.acquire_frame(self._request, wait_seconds=wait_seconds, frame_id=frame_id),
                 timeout_seconds=timeout_seconds,
             )
         except asyncio.CancelledError:
-            await self._hang_up()  # A wait ends with its socket.
+            await talk.aclose()  # A wait ends with its socket.
             raise
-        self._over_at = None
+        self._tied_to = talk
         return lock
 
     async def _take_over(self, lock: Lock, *, timeout_seconds: float) -> Lock:
@@ -148,36 +159,42 @@ class OverSocket:
             try:
                 await self.release(taken)
             except EngramError:
-                await self._hang_up()  # then the bus releases it
+                await self.aclose()  # then the bus releases it
             raise LockLost(f"lock {lock.lock_id} was released meanwhile", details={"lock_id": lock.lock_id})
         return taken
 
     async def _locked(self, frame: Callable[[int], bytes], *, timeout_seconds: float) -> Lock:
-        try:
-            async with _answered_within(timeout_seconds):
-                answer = await self._connected().ask(frame)
-        except EngramConnectionError:
-            await self._hang_up()  # One that does not answer is not asked again.
-            raise
+        answer = await self._ask(frame, timeout_seconds=timeout_seconds)
         assert isinstance(answer, Lock), "an acquire and a refresh are answered with the lock"
         return answer
 
+    async def _ping(self) -> None:
+        await self._ask(codec.ping_frame, timeout_seconds=SESSION_ANSWER_SECONDS)
+
+    def _ping_in(self) -> float:
+        assert self._heard_at is not None, "a lock was acquired"
+        return max(0.0, self._heard_at + SESSION_PING_SECONDS - self._clock())
+
+    async def _ask(self, frame: Callable[[int], bytes], *, timeout_seconds: float) -> Lock | bool:
+        talk, asked_at = self._connected(), self._clock()
+        try:
+            async with _answered_within(timeout_seconds):
+                answer = await talk.ask(frame)
+        except EngramConnectionError:
+            await talk.aclose()  # One that does not answer is not asked again.
+            raise
+        self._heard_at = asked_at
+        return answer
+
+    @property
+    def _tie(self) -> "_Talk | None":
+        """The socket that the lock is tied to, while it lives."""
+        return None if self._tied_to is None or self._tied_to.has_ended else self._tied_to
+
     def _connected(self) -> "_Talk":
-        self._notice_end()
-        if self._talk is None:
+        if self._talk is None or self._talk.has_ended:
             self._talk = _Talk(self._open_socket)
         return self._talk
-
-    async def _hang_up(self) -> None:
-        if self._talk is not None:
-            await self._talk.aclose()
-            self._notice_end()
-
-    def _notice_end(self) -> None:
-        if self._talk is not None and self._talk.has_ended:
-            self._talk = None
-            if self._over_at is None:
-                self._over_at = self._clock() + SESSION_GRACE_SECONDS
 
 
 @asynccontextmanager
@@ -205,7 +222,7 @@ class _Talk:
         return self._reader.done()
 
     async def ask(self, frame: Callable[[int], bytes]) -> Lock | bool:
-        """The answer to an operation: the lock, or whether it was still held."""
+        """The answer to an operation: the lock, or whether it was still held (a pong is True)."""
         socket = await asyncio.shield(self._opened)
         self._last_id += 1
         frame_id = self._last_id
@@ -246,13 +263,15 @@ class _Talk:
                 self._answer(frame_id, lock)
             case Released(id=frame_id, released=released):
                 self._answer(frame_id, released)
+            case Pong(id=int() as frame_id):
+                self._answer(frame_id, True)
             case Refused(id=int() as frame_id, error=error):
                 self._answer(frame_id, error)
             case Refused(error=error):
                 raise error
             case Goaway():
                 raise frame.error
-            case Subscribed() | Units() | Heartbeat() | Missing() | Appended() | Other():
+            case Subscribed() | Units() | Heartbeat() | Missing() | Appended() | Pong() | Other():
                 pass
             case _:
                 assert_never(frame)

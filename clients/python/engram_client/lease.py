@@ -179,12 +179,11 @@ class Lease:
         failures = 0
         failure: EngramError | None = None
         while True:
-            self._term = self._term.cut(self._hold.over_at)
             if (loss := self._overdue(failure)) is not None:
                 return loss
             asked_at = now()
             try:
-                lock = await self._hold.refresh(self.lock, timeout_seconds=self._term.try_seconds(asked_at))
+                lock = await self._hold.refresh(self.lock, timeout_seconds=self._sure_term.try_seconds(asked_at))
             except LockLost as error:
                 return error
             except NotHolder as error:
@@ -200,7 +199,7 @@ class Lease:
             await self._pause(failure, failures)
 
     async def _pause(self, failure: EngramError, failures: int) -> None:
-        seconds = self._term.pause_seconds(
+        seconds = self._sure_term.pause_seconds(
             now(), failures=failures, asked_seconds=failure.retry_after_seconds, chance=random.random()
         )
         _log.warning("lease on %s: again in %.2f s, after %s", self._name, seconds, failure)
@@ -221,12 +220,18 @@ class Lease:
             return self._loss or LockLost(f"the lease on {self._name} was given back")
         return self._loss or self._overdue()
 
+    @property
+    def _sure_term(self) -> Term:
+        return self._term.cut(self._hold.over_at)
+
     def _overdue(self, failure: EngramError | None = None) -> LockLost | None:
-        if self._lock is None or not self._term.is_over(now()):
+        if self._lock is None or not self._sure_term.is_over(now()):
             return None
-        seconds = self._term.ends_at - self._term.asked_at
+        term = self._sure_term
+        why = "refreshed" if term is self._term else "heard of"
         loss = LockLost(
-            f"the lease on {self._name} was not refreshed for {seconds:.3g} s", details={"lock_id": self._lock.lock_id}
+            f"the lease on {self._name} was not {why} for {term.ends_at - term.asked_at:.3g} s",
+            details={"lock_id": self._lock.lock_id},
         )
         loss.__cause__ = failure
         return loss

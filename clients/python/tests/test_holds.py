@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from engram_client import Client
-from engram_client.errors import EngramConnectionError, LockHeld, LockLost, NotFound
+from engram_client import Client, Lease
+from engram_client.errors import Deadlock, EngramConnectionError, LockHeld, LockLost, NotFound
 
 Play = Callable[..., Awaitable[str]]
 ON_PLAN = {
@@ -37,6 +37,12 @@ async def release(caller: Any) -> dict[str, Any]:
     return operation
 
 
+async def refreshed(lease: Lease) -> None:
+    """Until the lease has taken in an answer of 40 seconds."""
+    while lease.lock.remaining_seconds != 40:
+        await asyncio.sleep(0.01)
+
+
 async def for_ever() -> None:
     await asyncio.Event().wait()
 
@@ -50,17 +56,15 @@ async def test_a_session_is_said_in_frames(play: Play) -> None:
         await caller.say("pong", head=1)
         await lock(caller, said[0], seconds=0.5)
         said.append(await caller.hear())
-        await lock(caller, said[1])
-        refreshed.set()
+        await lock(caller, said[1], seconds=40)
         said.append(await release(caller))
         await caller.stay()
 
-    refreshed = asyncio.Event()
     async with (
         Client(await play(bus), agent_id="ann") as client,
-        client.lock("plan.md", ttl_seconds=0.5, reason="r", session=True),
+        client.lock("plan.md", ttl_seconds=0.5, reason="r", session=True) as lease,
     ):
-        await refreshed.wait()
+        await refreshed(lease)
     own = {"agent_id": "ann", "ttl_seconds": 0.5}
     assert said == [
         {
@@ -91,14 +95,12 @@ async def test_after_a_cut_the_same_token_means_that_nothing_was_lost(play: Play
         operation = await caller.hear()
         assert (operation["op"], operation["wait_seconds"]) == ("lock.acquire", 0)
         await lock(caller, operation, seconds=40)
-        back.set()
         await release(caller)
         await caller.stay()
 
-    back = asyncio.Event()
     async with Client(await play(before, away, after), agent_id="ann") as client:
         async with client.lock("plan.md", session=True) as lease:
-            await back.wait()
+            await refreshed(lease)
             assert lease.is_held
         assert lease.token == 7
 
@@ -168,7 +170,7 @@ async def test_who_does_not_come_back_within_the_grace_has_lost(play: Play, monk
         caller.cut()
 
     async with Client(await play(before, away), agent_id="ann") as client:
-        with pytest.raises(LockLost, match="not refreshed") as told:
+        with pytest.raises(LockLost, match="not heard of") as told:
             async with client.lock("plan.md", session=True):
                 await for_ever()
     assert isinstance(told.value.__cause__, EngramConnectionError)
@@ -181,17 +183,15 @@ async def test_a_goodbye_is_a_reason_to_come_back(play: Play) -> None:
         await caller.stay()
 
     async def after(caller: Any) -> None:
-        await lock(caller, await caller.hear())
-        back.set()
+        await lock(caller, await caller.hear(), seconds=40)
         await release(caller)
         await caller.stay()
 
-    back = asyncio.Event()
     async with (
         Client(await play(before, after), agent_id="ann") as client,
         client.lock("plan.md", session=True) as lease,
     ):
-        await back.wait()
+        await refreshed(lease)
         assert lease.is_held
 
 
@@ -229,18 +229,104 @@ async def test_a_refresh_without_an_answer_is_tried_again_over_another_socket(pl
         await caller.stay()
 
     async def after(caller: Any) -> None:
-        await lock(caller, await caller.hear())
-        back.set()
+        await lock(caller, await caller.hear(), seconds=40)
         await release(caller)
         await caller.stay()
 
-    back = asyncio.Event()
     async with (
         Client(await play(before, after), agent_id="ann") as client,
         client.lock("plan.md", ttl_seconds=1, session=True) as lease,
     ):
-        await back.wait()
+        await refreshed(lease)
         assert lease.is_held
+
+
+async def test_a_new_socket_that_did_not_take_the_lock_over_does_not_hold_it(play: Play) -> None:
+    said: list[str] = []
+
+    async def before(caller: Any) -> None:
+        await lock(caller, await caller.hear())
+        caller.cut()
+
+    async def after(caller: Any) -> None:
+        operation = await caller.hear()
+        said.append(operation["op"])
+        await caller.say("error", id=operation["id"], code="BUSY", message="later", retryable=True)
+        operation = await caller.hear()
+        said.append(operation["op"])
+        await lock(caller, operation, seconds=40)
+        await release(caller)
+        await caller.stay()
+
+    async with (
+        Client(await play(before, after), agent_id="ann") as client,
+        client.lock("plan.md", session=True) as lease,
+    ):
+        await refreshed(lease)
+    assert said == ["lock.acquire", "lock.acquire"]
+
+
+async def test_it_is_held_as_long_as_the_bus_answers(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engram_client.holds.SESSION_PING_SECONDS", 0.05)
+    monkeypatch.setattr("engram_client.holds.SESSION_GRACE_SECONDS", 0.5)
+    pings: list[int] = []
+
+    async def bus(caller: Any) -> None:
+        await lock(caller, await caller.hear())
+        while len(pings) < 20:
+            operation = await caller.hear()
+            assert operation["op"] == "ping"
+            pings.append(operation["id"])
+            await caller.say("pong", id=operation["id"], head=1)
+        await caller.stay()
+
+    async with Client(await play(bus), agent_id="ann") as client:
+        lease = client.lock("plan.md", session=True)
+        with pytest.raises(LockLost, match="not heard of"):
+            async with lease:
+                await for_ever()
+    assert len(pings) == 20
+
+
+async def test_a_frozen_loop_does_not_believe_in_its_socket(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engram_client.holds.SESSION_GRACE_SECONDS", 0.3)
+
+    async def bus(caller: Any) -> None:
+        await lock(caller, await caller.hear())
+        await caller.stay()
+
+    async def block(client: Client) -> None:
+        async with client.lock("plan.md", session=True) as lease:
+            while lease.is_held:
+                pass
+            await for_ever()
+
+    async with Client(await play(bus), agent_id="ann") as client:
+        with pytest.raises(LockLost, match="not heard of"):
+            await block(client)
+
+
+async def test_after_a_long_wait_the_socket_is_asked_whether_it_is_still_there(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engram_client.holds.SESSION_PING_SECONDS", 0.0)
+
+    async def bus(caller: Any) -> None:
+        await lock(caller, await caller.hear())
+        operation = await caller.hear()
+        assert operation["op"] == "ping"
+        caller.cut()
+
+    async def after(caller: Any) -> None:
+        operation = await caller.hear()
+        assert operation["op"] == "lock.acquire"
+        await caller.say("error", id=operation["id"], code="DEADLOCK", message="m", retryable=False)
+        await caller.stay()
+
+    async with Client(await play(bus, after), agent_id="ann") as client:
+        with pytest.raises(Deadlock):
+            async with client.lock("plan.md", wait_seconds=30, session=True):
+                pytest.fail("the socket it was tied to has gone")
 
 
 async def test_answers_that_nobody_waits_for_are_let_pass(play: Play) -> None:

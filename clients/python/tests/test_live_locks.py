@@ -146,7 +146,7 @@ async def test_many_who_wait_do_not_hold_up_other_requests_of_the_same_client(sh
         await ann.acquire_lock(plan)
         waiting = [asyncio.create_task(bob.acquire_lock(plan, wait_seconds=60)) for _ in range(80)]
         await queued(ann, plan, 80)
-        await bob.append("plan", "still here")
+        await bob.append(plan, "still here")
         for task in waiting:
             task.cancel()
         await queued(ann, plan, 0)
