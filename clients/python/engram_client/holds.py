@@ -107,7 +107,9 @@ class OverSocket:
     async def acquire(self, wait_seconds: float) -> Lock:
         lock = await self._acquire(wait_seconds, timeout_seconds=self._timeout_seconds + wait_seconds)
         if self._ping_in() == 0:
-            await self._ping()  # It waited: the socket was there when it began to.
+            await self._ping(
+                timeout_seconds=SESSION_ANSWER_SECONDS
+            )  # It waited: the socket was there when it began to.
         return lock
 
     async def refresh(self, lock: Lock, *, timeout_seconds: float) -> Lock:
@@ -123,13 +125,10 @@ class OverSocket:
 
     async def watch(self, seconds: float) -> None:
         until = self._clock() + seconds
-        while (tie := self._tie) is not None and (seconds_left := until - self._clock()) > 0:
+        while (tie := self._tie) is not None and (seconds_left := min(until, self._over()) - self._clock()) > 0:
             await tie.wait_ended(min(seconds_left, self._ping_in()))
-            if self._ping_in() == 0:
-                try:
-                    await self._ping()
-                except EngramError:
-                    return
+            if self._ping_in() == 0 and not await self._is_answered():
+                return
 
     async def aclose(self) -> None:
         if self._talk is not None:
@@ -168,12 +167,24 @@ class OverSocket:
         assert isinstance(answer, Lock), "an acquire and a refresh are answered with the lock"
         return answer
 
-    async def _ping(self) -> None:
-        await self._ask(codec.ping_frame, timeout_seconds=SESSION_ANSWER_SECONDS)
+    async def _is_answered(self) -> bool:
+        # An answer that comes when it is over comes too late, even if a frozen loop finds it waiting.
+        seconds_left = max(0.0, self._over() - self._clock())
+        try:
+            await self._ping(timeout_seconds=min(SESSION_ANSWER_SECONDS, seconds_left))
+        except EngramError:
+            return False
+        return True
+
+    async def _ping(self, *, timeout_seconds: float) -> None:
+        await self._ask(codec.ping_frame, timeout_seconds=timeout_seconds)
 
     def _ping_in(self) -> float:
-        assert self._heard_at is not None, "a lock was acquired"
-        return max(0.0, self._heard_at + SESSION_PING_SECONDS - self._clock())
+        return max(0.0, self._over() - SESSION_GRACE_SECONDS + SESSION_PING_SECONDS - self._clock())
+
+    def _over(self) -> float:
+        assert self.over_at is not None, "a lock was acquired"
+        return self.over_at
 
     async def _ask(self, frame: Callable[[int], bytes], *, timeout_seconds: float) -> Lock | bool:
         talk, asked_at = self._connected(), self._clock()

@@ -134,7 +134,7 @@ class Lease:
 
     async def _leave(self) -> bool:
         self._scope = None
-        if (loss := self._overdue()) is not None:
+        if (loss := self._overdue(self._sure_term)) is not None:
             self._lose(loss)
         self._has_left = True
         return await self._give_back()
@@ -179,11 +179,11 @@ class Lease:
         failures = 0
         failure: EngramError | None = None
         while True:
-            if (loss := self._overdue(failure)) is not None:
+            asked_at, sure = now(), self._sure_term
+            if (loss := self._overdue(sure, failure)) is not None:
                 return loss
-            asked_at = now()
             try:
-                lock = await self._hold.refresh(self.lock, timeout_seconds=self._sure_term.try_seconds(asked_at))
+                lock = await self._hold.refresh(self.lock, timeout_seconds=sure.try_seconds(asked_at))
             except LockLost as error:
                 return error
             except NotHolder as error:
@@ -191,10 +191,10 @@ class Lease:
             except EngramError as error:
                 failure = error
             else:
-                if self._overdue() is None:
+                loss = self._overdue(sure)
+                if loss is None:
                     self._lock, self._term = lock, Term.of(lock, asked_at=asked_at)
-                    return None
-                continue
+                return loss
             failures += 1
             await self._pause(failure, failures)
 
@@ -218,17 +218,16 @@ class Lease:
             return LockLost(f"the lease on {self._name} has not begun")
         if self._has_left:
             return self._loss or LockLost(f"the lease on {self._name} was given back")
-        return self._loss or self._overdue()
+        return self._loss or self._overdue(self._sure_term)
 
     @property
     def _sure_term(self) -> Term:
         return self._term.cut(self._hold.over_at)
 
-    def _overdue(self, failure: EngramError | None = None) -> LockLost | None:
-        if self._lock is None or not self._sure_term.is_over(now()):
+    def _overdue(self, term: Term, failure: EngramError | None = None) -> LockLost | None:
+        if self._lock is None or not term.is_over(now()):
             return None
-        term = self._sure_term
-        why = "refreshed" if term is self._term else "heard of"
+        why = "heard of" if term.ends_at < self._term.ends_at else "refreshed"
         loss = LockLost(
             f"the lease on {self._name} was not {why} for {term.ends_at - term.asked_at:.3g} s",
             details={"lock_id": self._lock.lock_id},
