@@ -11,7 +11,7 @@ import pytest
 
 from tests.process import BusProcess, engram, environment
 
-COMMANDS = ("serve", "status", "post", "tail", "replay", "verify", "demo")
+COMMANDS = ("serve", "status", "post", "tail", "lock", "replay", "verify", "demo")
 
 
 def test_help_names_every_command_and_every_command_has_help() -> None:
@@ -94,7 +94,18 @@ def test_a_post_that_cannot_be_names_what_is_wrong(
     assert refused.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", [["status"], ["post", "plan", "x"], ["tail"], ["replay", __file__]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["status"],
+        ["post", "plan", "x"],
+        ["tail"],
+        ["lock", "list"],
+        ["lock", "acquire", "x", "--wait", "9"],
+        ["lock", "run", "x"],
+        ["replay", __file__],
+    ],
+)
 def test_without_a_bus_it_says_so_and_what_to_do(command: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:
     if command[0] == "replay":
         file = tmp_path_factory.mktemp("one") / "one.jsonl"
@@ -102,12 +113,13 @@ def test_without_a_bus_it_says_so_and_what_to_do(command: list[str], tmp_path_fa
         command = ["replay", str(file)]
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    failed = engram(*command, "--url", f"http://127.0.0.1:{port}")
+    runs = ["--", "true"] if command[:2] == ["lock", "run"] else []
+    failed = engram(*command, "--url", f"http://127.0.0.1:{port}", *runs)
     assert (failed.returncode, failed.stdout) == (1, "")
     assert f"no bus answers at http://127.0.0.1:{port}" in failed.stderr
     assert "engram serve" in failed.stderr
-    # A replay asks again for a moment, and says so: its bus may be starting.
-    assert failed.stderr.count("\n") == (2 if command[0] == "replay" else 1)
+    # What lasts asks again for a moment, and says so: its bus may be starting.
+    assert failed.stderr.count("\n") == (2 if command[0] == "replay" or runs else 1)
 
 
 def test_what_is_not_an_url_and_what_is_not_a_bus_is_told() -> None:
