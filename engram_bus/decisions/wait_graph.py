@@ -23,8 +23,8 @@ def cycle(table: LockTable, want: Want) -> list[Step] | None:
     have ended. For agents that wait for one lock at a time that is exact, and only a new wait brings new edges: who is
     granted was in the way before.
     """
-    if not table.knows(want.agent_id):
-        return None  # Nobody waits for one who neither holds nor waits.
+    if not table.may_be_waited_for(want.agent_id):
+        return None  # Then nothing leads back to it, and there is no need to walk through a long queue.
     return _Search(table, want.agent_id).run(want)
 
 
