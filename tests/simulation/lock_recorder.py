@@ -30,7 +30,7 @@ from tests.simulation.lock_wires import LOST, Wire, http_wire, socket_wire
 CLIENTS = 16
 RESOURCES = ("plan.md", "src/a.py", "src/b.py", "db")
 MS = 1_000_000
-TTLS_NS = (100 * MS, 200 * MS, 1_000 * MS, 10_000 * MS)
+TTLS_NS = (100 * MS, 200 * MS, 3_000 * MS, 10_000 * MS)
 WAITS_NS = (20 * MS, 100 * MS, 400 * MS)
 
 OpenWire = Callable[[], AbstractAsyncContextManager[Wire]]

@@ -59,8 +59,8 @@ def check_plants(history: Sequence[LockOperation], dice: random.Random) -> None:
 
 
 def text(failure: Sequence[LockOperation]) -> str:
-    """A line for each operation: when it began and ended, whose it was, what was asked and answered. Who ended last
-    stands last."""
+    """A line for each operation: when it began and ended, whose it was, what was asked and answered. The last answer,
+    which cannot be explained, stands last."""
     begin = min(one.invoked_at for one in failure)
 
     def ms(time: int) -> str:
@@ -68,5 +68,5 @@ def text(failure: Sequence[LockOperation]) -> str:
 
     return "\n".join(
         f"{ms(one.invoked_at):>10} {ms(one.end):>10} {one.process:>9} {one.call} {one.result}"
-        for one in sorted(failure, key=lambda one: one.end)
+        for one in sorted(failure, key=lambda one: one.invoked_at if one.result is None else one.end)
     )
