@@ -1,10 +1,12 @@
 """The command line as a whole, and `status` and `post`: what they print, and what they say when it cannot be."""
 
 import json
+import shlex
 import socket
 import subprocess
 import sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from threading import Thread
 
 import pytest
@@ -19,6 +21,19 @@ def test_help_names_every_command_and_every_command_has_help() -> None:
     for command in COMMANDS:
         assert f"│ {command} " in told
         assert f"Usage: engram {command}" in engram(command, "-h").stdout
+
+
+def test_every_command_line_of_the_readme_is_one() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    block = readme[readme.index("In a terminal:") :].split("```")[1]
+    lines = [shlex.split(line, comments=True) for line in block.splitlines() if line.startswith("engram ")]
+    assert {line[1] for line in lines} >= {"post", "tail", "status", "lock", "replay", "verify", "demo"}
+    for _, *words in lines:
+        own = words[: words.index("--")] if "--" in words else words
+        told = engram(*own[: 2 if own[0] == "lock" else 1], "--help")
+        assert told.returncode == 0
+        for flag in (word for word in own if word.startswith("--")):
+            assert f" {flag} " in told.stdout, (own, flag)
 
 
 def test_help_answers_at_once_because_nothing_heavy_is_loaded() -> None:

@@ -47,7 +47,11 @@ def test_pauses_are_cut_unless_all_of_them_are_wanted() -> None:
     rows = at(0, 1, 100)
     assert [edit.due_seconds for edit in workload(*rows).edits] == [0, 0.5, 1]
     assert [edit.due_seconds for edit in workload(*rows, pause_seconds_max=None).edits] == [0, 1, 100]
-    assert workload(*rows, *at(200, op="read")).seconds == 1.5
+
+
+def test_a_workload_is_as_long_as_its_holds() -> None:
+    assert workload(*at(0, 1), *at(2, agent="bob")).seconds == 0 + 1 + HOLD_SECONDS_MAX
+    assert workload({"op": "read"}).seconds == 0
 
 
 def test_without_times_every_agent_takes_a_step_a_second() -> None:

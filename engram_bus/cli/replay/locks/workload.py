@@ -40,8 +40,14 @@ class Workload(msgspec.Struct, frozen=True):
     operations: int
     """Lines of the recording; those that read are not in `edits`."""
     edits: Sequence[Edit]
-    seconds: float
-    """When the last operation is due."""
+
+    @property
+    def seconds(self) -> float:
+        """How long it takes where nobody has to wait: who holds for longer than to its next edit is late for that."""
+        ends: dict[str, float] = {}
+        for edit in self.edits:
+            ends[edit.agent_id] = max(ends.get(edit.agent_id, 0.0), edit.due_seconds) + edit.hold_seconds
+        return max(ends.values(), default=0.0)
 
     @property
     def by_agent(self) -> dict[str, list[Edit]]:
@@ -66,7 +72,7 @@ def parse(raw: bytes, *, run: str, pause_seconds_max: float | None = PAUSE_SECON
         for place, row in enumerate(rows)
         if row["op"] in WRITES
     ]
-    return Workload(run, len(rows), sorted(edits, key=lambda edit: edit.due_seconds), max(dues, default=0.0))
+    return Workload(run, len(rows), sorted(edits, key=lambda edit: edit.due_seconds))
 
 
 def _holds(agents: Sequence[str], recorded: Sequence[float]) -> list[float]:
