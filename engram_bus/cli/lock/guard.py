@@ -30,13 +30,19 @@ class Guard:
 
     def tell(self) -> None:
         """Said by the child itself, before it becomes the command: there is no moment in which nobody knows of it."""
-        os.write(self._write_end, b"%d\n" % os.getpid())
+        self._say(b"%d\n" % os.getpid())
 
     def over(self) -> None:
         """The command has ended: what it left in the background is its own affair."""
-        os.write(self._write_end, _OVER)
+        self._say(_OVER)
         os.close(self._write_end)
         os.waitpid(self._pid, 0)
+
+    def _say(self, word: bytes) -> None:
+        try:
+            os.write(self._write_end, word)
+        except BrokenPipeError:  # somebody has killed the guard: the command is no worse off than without one
+            pass
 
 
 def is_alive(group: int) -> bool:

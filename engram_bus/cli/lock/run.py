@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
@@ -29,6 +30,7 @@ NOT_FOUND: Final = 127
 NOT_RUNNABLE: Final = 126
 """As shells say it."""
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+_REASON_CHARACTERS: Final = 200
 _NEVER_BEGAN: Final = -1
 _COMMAND: Final = "engram.command"
 
@@ -93,7 +95,8 @@ def run(
         "ttl_seconds": ttl,
         "wait_seconds": wait,
         "mode": "shared" if shared else "exclusive",
-        "reason": reason or " ".join(command)[:200],
+        # Its arguments stay out of it: they may hold secrets, and the log is for ever.
+        "reason": reason or Path(command[0]).name.encode("utf-8", "replace").decode()[:_REASON_CHARACTERS],
     }
     guard = Guard()  # before any thread, socket or loop is there to be inherited
     try:
@@ -114,6 +117,8 @@ class _Run:
         self._on_lost = on_lost
         self._signals: list[int] = []
         self._receiver: Callable[[int], object] | None = None
+        self._has_told = False
+        """That the lock was lost."""
 
     async def under(self, url: str, holder: str, resources: Sequence[str], asked: dict[str, Any]) -> int:
         """The exit code. Raises EngramError where there is no lock, Failure where a signal ended the wait for it."""
@@ -136,7 +141,7 @@ class _Run:
         except LockLost as loss:
             if code == _NEVER_BEGAN:
                 raise
-            if code != LOST:
+            if not self._has_told:
                 _say(f"the lock was lost before the command had ended: {loss.message}")
         except asyncio.CancelledError:
             if not self._signals:
@@ -180,7 +185,7 @@ class _Run:
             return await self._watch(lease, process)
         finally:
             self._receiver = None
-            self._terminal.give_back()
+            self._terminal.take_back(process.pid)
 
     def _begin(self) -> None:
         """In the child."""
@@ -201,6 +206,7 @@ class _Run:
             if not ended.done():
                 loss = lost.result()
                 assert loss is not None, "nobody gives it back while the command runs"
+                self._has_told = True
                 if self._on_lost == "kill":
                     _say(f"the lock was lost, so the command is ended: {loss.message}")
                     await asyncio.to_thread(end_group, process.pid)

@@ -12,27 +12,35 @@ class Terminal:
     """The terminal on stdin, or none."""
 
     def __init__(self) -> None:
-        self._is_there = sys.stdin is not None and sys.stdin.isatty() and os.tcgetpgrp(0) == os.getpgrp()
+        self._is_there = sys.stdin is not None and sys.stdin.isatty() and _is_in_front(os.getpgrp())
 
     def take_as_child(self) -> None:
         """Said by the child before it becomes the command: Ctrl-C and what is typed are its own."""
         if self._is_there:
             _put_in_front(os.getpid())
 
-    def give_back(self) -> None:
+    def take_back(self, group: int) -> None:
         """The command has ended, or was stopped."""
-        if self._is_there:
+        if self._is_there and _is_in_front(group):
             _put_in_front(os.getpgrp())
 
-    def follow_stop(self, pid: int) -> None:
+    def follow_stop(self, group: int) -> None:
         """Where Ctrl-Z has stopped the command, stop as well; and when we are continued, so is it."""
-        if not self._is_there or not _is_stopped(pid):
+        if not self._is_there or not _is_stopped(group):
             return
-        self.give_back()
+        self.take_back(group)
         os.killpg(os.getpgrp(), signal.SIGTSTP)
-        # Here we are again: `fg`.
-        _put_in_front(pid)
-        signal_group(pid, signal.SIGCONT)
+        # Here we are again, in front (`fg`) or not (`bg`).
+        if _is_in_front(os.getpgrp()):
+            _put_in_front(group)
+        signal_group(group, signal.SIGCONT)
+
+
+def _is_in_front(group: int) -> bool:
+    try:
+        return os.tcgetpgrp(0) == group
+    except OSError:  # the terminal has gone
+        return False
 
 
 def _is_stopped(pid: int) -> bool:
