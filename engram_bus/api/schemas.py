@@ -75,14 +75,19 @@ _UNIT_BOUNDS: Final[dict[str, Schema]] = {
 }
 _CHANGES: Final[Schema] = {"maxItems": CONTEXT_CHANGES_MAX, "items": {"type": "string", **_NAME}}
 _RESOURCE: Final[Schema] = {"minLength": 1, "maxLength": RESOURCE_BYTES_MAX}
-_TTL: Final[Schema] = {"description": f"{LOCK_TTL_MS_MIN / 1_000:g} to {LOCK_TTL_MS_MAX / 1_000:g}."}
+_TTL: Final[Schema] = {
+    "description": f"How long the lease lasts unless it is refreshed: {LOCK_TTL_MS_MIN / 1_000:g} to "
+    f"{LOCK_TTL_MS_MAX / 1_000:g}."
+}
 _LOCK_BOUNDS: Final[dict[str, Schema]] = {
     "resource": {**_RESOURCE, "description": "What to hold, with all that lies below it. This, or resources."},
     "resources": {"minItems": 1, "maxItems": LOCK_RESOURCES_MAX, "items": {"type": "string", **_RESOURCE}},
     "agent_id": _NAME,
     "ttl_seconds": _TTL,
     "mode": {"enum": list(LockMode)},
-    "wait_seconds": {"description": f"0 to {LOCK_WAIT_MS_MAX / 1_000:g}."},
+    "wait_seconds": {
+        "description": f"How long to wait in line: 0 to {LOCK_WAIT_MS_MAX / 1_000:g}. Who goes meanwhile is out of it."
+    },
     "reason": {"maxLength": LOCK_REASON_BYTES_MAX},
     "context_id": _NAME,
 }

@@ -1,7 +1,7 @@
 """Locks over HTTP: what each verb answers, how a resource is named, and what becomes of one who leaves."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -193,7 +193,6 @@ NAMES = [
     "*",
     "'\"<>\\",
     "..",
-    ".",
     "/",
 ]
 
@@ -353,7 +352,8 @@ def test_a_break_may_name_one_lock(bus: LiveBus) -> None:
 def test_a_free_resource_has_nobody(bus: LiveBus) -> None:
     response = bus.http.get("/locks/nobody/has/it")
     expected = {"resource": "nobody/has/it", "holders": [], "queue_length": 0, "queue": [], "applied_seq": 0}
-    assert (response.status_code, response.json()) == (200, expected)
+    assert response.status_code == 200
+    assert expected.items() <= response.json().items()
 
 
 def test_who_looks_sees_holders_above_it_and_who_waits(http: httpx.Client, bus: LiveBus) -> None:
@@ -422,14 +422,11 @@ def test_a_read_waits_for_min_seq(bus: LiveBus) -> None:
 
 
 def pages(bus: LiveBus, **params: Any) -> Iterator[list[dict[str, Any]]]:
-    page = None
-    while True:
-        more = {} if page is None else {"page": page}
-        found = bus.http.get("/locks", params={**params, **more}).json()
+    found = bus.http.get("/locks", params=params).json()
+    yield found["locks"]
+    while found["next_page"] is not None:
+        found = bus.http.get("/locks", params={**params, "page": found["next_page"]}).json()
         yield found["locks"]
-        page = found["next_page"]
-        if page is None:
-            return
 
 
 def test_the_list_is_whole_whatever_the_page(bus: LiveBus) -> None:
@@ -442,8 +439,8 @@ def test_the_list_is_whole_whatever_the_page(bus: LiveBus) -> None:
     for limit in (1, 2, 3, 12, 13, 14):
         listed = [lock for page in pages(bus, limit=limit) for lock in page]
         assert [lock["resource"] for lock in listed] == names
-    assert [lock["holder_agent"] for lock in listed if lock["resource"] == "shared"] == ["ann", "bob", "cid"]
-    assert len({lock["lock_id"] for lock in listed if lock["resource"] in "amz"}) == 1
+        assert [lock["holder_agent"] for lock in listed if lock["resource"] == "shared"] == ["ann", "bob", "cid"]
+        assert len({lock["lock_id"] for lock in listed if lock["resource"] in "amz"}) == 1
 
 
 def test_the_list_narrows_by_holder_and_prefix(bus: LiveBus) -> None:
@@ -632,8 +629,8 @@ def test_a_body_too_large_or_of_another_type_is_refused(shared_bus: LiveBus) -> 
 def test_every_answer_says_what_it_reflects(bus: LiveBus) -> None:
     lock = hold(bus)
     named = {"lock_id": lock["lock_id"], "agent_id": "ann"}
-    breaking = {"agent_id": "ann", "break": True, "reason": "x"}
-    for asked in (
+    breaking = {"agent_id": "ann", "break": "true", "reason": "x"}
+    asking: Sequence[Callable[[], httpx.Response]] = (
         lambda: ask(bus.http),
         lambda: ask(bus.http, agent_id="bob"),
         lambda: ask(bus.http, ""),
@@ -644,7 +641,8 @@ def test_every_answer_says_what_it_reflects(bus: LiveBus) -> None:
         lambda: bus.http.head("/locks/plan.md"),
         lambda: bus.http.delete("/locks/plan.md", params=named),
         lambda: bus.http.delete("/locks/plan.md", params=breaking),
-    ):
+    )
+    for asked in asking:
         response = asked()
         assert response.headers["engram-applied-seq"] == str(bus.call(lambda inner: inner.head))
         assert response.headers["engram-durability"] == "memory"

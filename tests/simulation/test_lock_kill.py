@@ -262,6 +262,8 @@ class Folded:
                 self._on[lock.name].remove(said["lock_id"])
                 for above in _above(lock.name):
                     self._under[above].remove(said["lock_id"])
+            case _:
+                assert unit["kind"] in ("lock.queued", "lock.wait_ended")
 
     def _grant(self, lock_id: str, lock: Held) -> None:
         others = self._on[lock.name] | self._under[lock.name]

@@ -174,7 +174,7 @@ def test_what_is_wrong_is_refused_and_the_socket_stays(
 def test_a_number_that_only_messagepack_can_write_is_refused(bus: LiveBus, field: str, number: float) -> None:
     with websocket_msgpack(bus, [("agent_id", "ann")]) as socket:
         socket.hear()
-        acquire(socket, 1, **{field: number})
+        socket.say("lock.acquire", id=1, resource="plan.md", **{field: number})
         assert (refused := refusal(socket))["code"] == "INVALID_REQUEST"
         assert refused["field"] == field
 
