@@ -636,7 +636,7 @@ class Bus:
     def end_session(self, session: str) -> None:
         """The connection ended: its locks are released after a grace, in which the agent may ask for them again."""
         # (Also where nothing is tied to it: what it asked for last may be granted only now.)
-        if not self._stopped:
+        if not self._stopped and session not in self._session_ends:
             loop = asyncio.get_running_loop()
             timer = loop.call_later(self._session_grace_seconds, self._release_session, session)
             self._session_ends[session] = timer

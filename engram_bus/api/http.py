@@ -565,6 +565,7 @@ class HttpApi:
         found = ResourceOut(
             resource=state.resource,
             holders=[lock_on(lock, _covering(lock, state.resource)) for lock in state.holders],
+            holder_count=state.holder_count,
             queue_length=state.queue_length,
             queue=list(state.queue),
             applied_seq=self.bus.head,

@@ -43,6 +43,7 @@ from engram_bus.limits import (
     CATCH_UP_BYTES,
     CATCH_UP_UNITS,
     LOCK_BREAK_MAX,
+    LOCK_TEND_STEP_UNITS,
     LOCK_TEND_UNITS_MAX,
     LOCK_TIMER_SECONDS_MAX,
     QUEUE_BYTES_MAX,
@@ -135,7 +136,10 @@ class _Batch:
 
     @property
     def room_for_tending(self) -> int:
-        return min(LOCK_TEND_UNITS_MAX - self.tended_units, BATCH_UNITS_MAX - len(self.records))
+        if self.raw_bytes >= BATCH_BYTES_MAX // 2:
+            return 0
+        room = min(LOCK_TEND_UNITS_MAX - self.tended_units, BATCH_UNITS_MAX - len(self.records))
+        return min(room, LOCK_TEND_STEP_UNITS)
 
 
 class Writer:

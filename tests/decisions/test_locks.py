@@ -931,3 +931,12 @@ def test_restored_and_folded_again_it_is_the_same_table(table: Table) -> None:
 def refold(locks: Locks, units: Sequence[WorkUnit]) -> None:
     for unit in units:
         locks.evolve(unit)
+
+
+def test_a_crowd_of_holders_is_counted_and_its_first_are_named(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engram_bus.decisions.locks.LOCK_HOLDERS_SHOWN_MAX", 2)
+    for agent_id in ("ann", "bob", "cat"):
+        table.acquire(agent_id, "plan.md", mode=LockMode.SHARED)
+    state = table.locks.state("plan.md", table.now_us)
+    assert [lock.holder_agent for lock in state.holders] == ["ann", "bob"]
+    assert state.holder_count == 3

@@ -299,6 +299,7 @@ class _Locks(msgspec.Struct):
 class _LockState(msgspec.Struct):
     resource: str
     holders: list[_Lock]
+    holder_count: int
     queue_length: int
     queue: list[LockWait]
     applied_seq: int
@@ -396,6 +397,7 @@ def lock_state(body: bytes) -> LockState:
     return LockState(
         resource=found.resource,
         holders=[holder.lock() for holder in found.holders],
+        holder_count=found.holder_count,
         queue_length=found.queue_length,
         queue=found.queue,
         applied_seq=found.applied_seq,
