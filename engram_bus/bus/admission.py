@@ -106,9 +106,7 @@ def check_resource(resource: str, field: str) -> int:
     """Check what is locked, or asked about; gives its bytes. Raises InvalidRequest, TooLarge."""
     size_bytes = _text(resource, field, RESOURCE_BYTES_MAX, empty=False)
     if canonical(resource) == ".":
-        raise InvalidRequest(
-            f"{field} {resource!r} names nothing that can be locked", field=field
-        )
+        raise InvalidRequest(f"{field} {resource!r} names nothing that can be locked", field=field)
     if (depth := resource.count("/") + 1) > LOCK_DEPTH_MAX:
         raise TooLarge(f"{field} has {depth} segments, at most {LOCK_DEPTH_MAX}", field=field, limit=LOCK_DEPTH_MAX)
     return size_bytes
