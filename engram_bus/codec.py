@@ -336,7 +336,7 @@ def acting(named: str | None, otherwise: str | None) -> str:
 
 def milliseconds(seconds: float, field: str) -> int:
     """A time a client names. Raises InvalidRequest for what is no time at all; the bounds are checked at admission."""
-    if not isfinite(seconds):
+    if not isfinite(seconds * 1_000):
         raise InvalidRequest(f"{field} {seconds} is not a number of seconds", field=field)
     return round(seconds * 1_000)
 

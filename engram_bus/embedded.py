@@ -551,11 +551,19 @@ class Bus:
 
     async def execute_lock(self, command: AcquireLock) -> Answer:
         """As `execute`; a caller that is cancelled leaves the line, and what it was granted meanwhile is released."""
+        with self.asking(command) as answered:
+            return await answered
+
+    @contextlib.contextmanager
+    def asking(self, command: AcquireLock) -> Iterator[asyncio.Future[Answer]]:
+        """The answer to come, wanted until the block ends: where that raises, the line is left, and what was granted
+        meanwhile is released."""
         answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         abandon = self.submit_lock(command, _resolve(answered))
         try:
-            return await answered
-        except asyncio.CancelledError:
+            yield answered
+        except BaseException:
+            answered.cancel()
             abandon()
             raise
 
@@ -633,7 +641,8 @@ class Bus:
 
     def end_session(self, session: str) -> None:
         """The connection ended: its locks are released after a grace, in which the agent may ask for them again."""
-        if not self._stopped and self.writer.state.locks.has_session(session):
+        # (Also where nothing is tied to it: what it asked for last may be granted only now.)
+        if not self._stopped and session not in self._session_ends:
             loop = asyncio.get_running_loop()
             timer = loop.call_later(self._session_grace_seconds, self._release_session, session)
             self._session_ends[session] = timer

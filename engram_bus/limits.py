@@ -92,8 +92,13 @@ LOCK_WAITS_PER_AGENT_MAX: Final = 1_000
 LOCK_WAITS_MAX: Final = 20_000
 LOCK_QUEUE_SHOWN_MAX: Final = 100
 """Waits named when one looks at a resource; their number is always told."""
+LOCK_GRAPH_WAITS_MAX: Final = 2_000
+"""Waits that one search for a circle looks at, about 8 ms: beyond, the wait is let in, and its deadline ends it."""
+LOCK_HOLDERS_SHOWN_MAX: Final = 1_000
 LOCK_TEND_UNITS_MAX: Final = 512
 """Of one commit, for leases that ran out and waits that end: a mass of them does not hold up who appends."""
+LOCK_TEND_STEP_UNITS: Final = 64
+"""Decided at once, after which the commit's bytes are looked at: a unit may name 64 resources of 1 KiB."""
 LOCK_TIMER_SECONDS_MAX: Final = 1.0
 """How long the writer sleeps at most while a lease or a wait may run out."""
 LOCK_BREAK_MAX: Final = 1_000

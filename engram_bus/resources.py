@@ -13,7 +13,7 @@ def canonical(resource: str) -> str:
     if not (resource.startswith(".") or resource.endswith("/") or "/." in resource or "//" in resource):
         return resource
     kept: list[str] = []
-    for segment in resource.split("/"):
+    for place, segment in enumerate(resource.split("/")):
         match segment:
             case "..":
                 if not kept or kept[-1] == "..":
@@ -21,7 +21,7 @@ def canonical(resource: str) -> str:
                 elif kept[-1] != "":
                     kept.pop()
             case "":
-                if not kept or (len(kept) == 1 and kept[0].endswith(":")):
+                if place == 0 or (len(kept) == 1 and kept[0].endswith(":")):
                     kept.append(segment)
             case ".":
                 pass

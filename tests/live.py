@@ -16,7 +16,7 @@ import uvloop
 from engram_bus.api.edge import USUAL, Bounds
 from engram_bus.api.origins import LOOPBACK, Origins
 from engram_bus.embedded import Bus
-from engram_bus.limits import HEARTBEAT_SECONDS, SOCKET_STALL_SECONDS
+from engram_bus.limits import HEARTBEAT_SECONDS, LOCK_SESSION_GRACE_SECONDS, SOCKET_STALL_SECONDS
 from engram_bus.log.contract import Log
 from engram_bus.log.memory import MemoryLog
 from engram_bus.serve import edge_of, url_of
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 class LiveBus:
     """Started by `with`, over a data directory, or a log, or nothing (a new log in memory). It can be stopped and
-    started again, and is then where it was."""
+    started again, and is then where it was. (A data directory is opened with the usual grace for sessions.)"""
 
     def __init__(
         self,
@@ -37,6 +37,7 @@ class LiveBus:
         bounds: Bounds = USUAL,
         heartbeat_seconds: float = HEARTBEAT_SECONDS,
         stall_seconds: float = SOCKET_STALL_SECONDS,
+        session_grace_seconds: float = LOCK_SESSION_GRACE_SECONDS,
     ) -> None:
         self._path = path
         self._log = MemoryLog() if log is None else log
@@ -44,6 +45,7 @@ class LiveBus:
         self._bounds = bounds
         self._heartbeat_seconds = heartbeat_seconds
         self._stall_seconds = stall_seconds
+        self._session_grace_seconds = session_grace_seconds
         self._port = 0
         self._loop: asyncio.AbstractEventLoop
         self._end: Callable[[], None]
@@ -145,7 +147,12 @@ class LiveBus:
             async with Bus.open(self._path, heartbeat_seconds=heartbeat_seconds, stall_seconds=stall_seconds) as bus:
                 yield bus
             return
-        bus = Bus(self._log, heartbeat_seconds=heartbeat_seconds, stall_seconds=stall_seconds)
+        bus = Bus(
+            self._log,
+            heartbeat_seconds=heartbeat_seconds,
+            stall_seconds=stall_seconds,
+            session_grace_seconds=self._session_grace_seconds,
+        )
         try:
             yield bus
         finally:

@@ -7,28 +7,34 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 import engram_bus
 from engram_bus import Bus, DataDirectoryError, Draft, EngramError, Relationship, RelationshipType, UnitType, WorkUnit
+from engram_bus.bus.writer import Answer
 from engram_bus.errors import (
     ContextNotFound,
     CursorInvalid,
+    FenceRequired,
+    FenceStale,
     IdTaken,
     InvalidRequest,
+    LockLost,
     LogDamaged,
     MinSeqTimeout,
     ShuttingDown,
     TooLarge,
     UnitNotFound,
     VersionMoved,
+    WaitEnded,
 )
 from engram_bus.limits import BULK_UNITS_MAX, NAME_BYTES_MAX, PAGE_UNITS_MAX, RELATED_DEPTH_MAX
 from engram_bus.log.memory import MemoryLog
 from engram_bus.router.filters import Filter, make_filter, predicate
-from engram_bus.units import FORMAT_BYTES, FORMAT_JSON, FORMAT_TEXT
+from engram_bus.units import FORMAT_BYTES, FORMAT_JSON, FORMAT_TEXT, AcquireLock, Fence, ReleaseLock
 from tests.damaged import DamagedLog
 from tests.disk import tampering
 from tests.values import unit_id
@@ -596,6 +602,182 @@ async def test_what_an_unknown_unit_relates_to_is_not_found(bus: Bus) -> None:
         bus.related(unit_id(1))
 
 
+# --- Locks -----------------------------------------------------------------------------------------------------------
+
+
+async def in_line(bus: Bus, count: int = 1) -> None:
+    while bus.writer.state.locks.waiting_count < count:
+        await asyncio.sleep(0)
+
+
+def said_of_locks(bus: Bus) -> list[str]:
+    return [unit.kind or "" for unit in bus.list("locks").work_units]
+
+
+async def test_a_lock_is_held_extended_refreshed_and_released(bus: Bus) -> None:
+    lock = await bus.acquire_lock("b", "a/", agent_id="ann", ttl_seconds=60, reason="editing")
+    assert (lock.resources, lock.holder_agent, lock.fencing_token) == (("a", "b"), "ann", 1)
+    assert (lock.remaining_ms, lock.reason, lock.context_id) == (60_000, "editing", "locks")
+    again = await bus.acquire_lock("a", "b", agent_id="ann", ttl_seconds=120)
+    assert (again.lock_id, again.fencing_token) == (lock.lock_id, 1)
+    assert again.expires_at > lock.expires_at
+    assert (await bus.refresh_lock(lock.lock_id, agent_id="ann")).remaining_ms == 60_000
+    assert (await bus.refresh_lock(lock.lock_id, agent_id="ann", ttl_seconds=1)).remaining_ms == 1_000
+    assert [await bus.release_lock(lock.lock_id, agent_id="ann") for _ in range(2)] == [True, False]
+    with pytest.raises(LockLost):
+        await bus.refresh_lock(lock.lock_id, agent_id="ann")
+
+
+async def test_a_lock_shows_who_holds_it_and_whether_its_token_is_valid(bus: Bus) -> None:
+    lock = await bus.acquire_lock("repo", agent_id="ann")
+    assert bus.lock("repo/a").holders[0].lock_id == lock.lock_id
+    assert bus.is_fence_valid("repo/a", lock.fencing_token)
+    assert [(name, one.lock_id) for name, one in bus.locks(holder="ann").locks] == [("repo", lock.lock_id)]
+    assert await bus.break_lock("repo", agent_id="eve", reason="it hangs") == [lock.lock_id]
+    assert not bus.is_fence_valid("repo/a", lock.fencing_token)
+    assert bus.locks().locks == ()
+    assert bus.lock("repo").holders == ()
+
+
+async def test_an_append_shows_that_its_lock_is_held(bus: Bus) -> None:
+    lock = await bus.acquire_lock("a", agent_id="ann")
+    fence = Fence("a", lock.fencing_token)
+    await bus.append("plan", agent_id="ann", fence=fence)
+    await bus.update_context("plan", fences=["a"])
+    await bus.release_lock(lock.lock_id, agent_id="ann")
+    with pytest.raises(FenceStale):
+        await bus.append("plan", agent_id="ann", fence=fence)
+    with pytest.raises(FenceRequired):
+        await bus.append("plan", agent_id="ann", resources=["a"])
+
+
+async def test_who_waits_is_granted_in_turn(bus: Bus) -> None:
+    lock = await bus.acquire_lock("a", agent_id="ann")
+    waits = []
+    for number in range(5):
+        waits.append(asyncio.create_task(bus.acquire_lock("a", agent_id=f"bob-{number}", wait_seconds=60)))
+        await in_line(bus, number + 1)
+    tokens = []
+    for number, waiting in enumerate(waits):
+        await bus.release_lock(lock.lock_id, agent_id=lock.holder_agent)
+        lock = await waiting
+        assert lock.holder_agent == f"bob-{number}"
+        tokens.append(lock.fencing_token)
+    assert tokens == sorted(tokens)
+
+
+async def test_who_is_cancelled_leaves_the_line(bus: Bus) -> None:
+    lock = await bus.acquire_lock("a", agent_id="ann")
+    waiting = asyncio.create_task(bus.acquire_lock("a", agent_id="bob", wait_seconds=60))
+    await in_line(bus)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    await bus.release_lock(lock.lock_id, agent_id="ann")
+    assert said_of_locks(bus) == ["lock.granted", "lock.queued", "lock.wait_ended", "lock.released"]
+
+
+async def test_who_gives_up_before_anything_was_decided_asked_for_nothing(bus: Bus) -> None:
+    told: list[Answer | EngramError] = []
+    abandon = bus.submit_lock(AcquireLock(resources=("a",), agent_id="ann", ttl_ms=60_000), told.append)
+    abandon()
+    abandon()
+    await turns()
+    (outcome,) = told
+    assert isinstance(outcome, WaitEnded)
+    assert said_of_locks(bus) == []
+
+
+async def test_who_is_cancelled_in_the_turn_of_its_grant_gives_it_back(bus: Bus) -> None:
+    lock = await bus.acquire_lock("a", agent_id="ann")
+    waiting = asyncio.create_task(bus.acquire_lock("a", agent_id="bob", wait_seconds=60))
+    await in_line(bus)
+
+    def gives_up(released: Answer | EngramError) -> None:
+        waiting.cancel()
+
+    bus.submit(ReleaseLock(lock_id=lock.lock_id, agent_id="ann"), gives_up)
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    while bus.writer.state.locks.held_count:
+        await asyncio.sleep(0)
+    assert said_of_locks(bus)[2:] == ["lock.released", "lock.granted", "lock.released"]
+
+
+async def hold_and_fail(bus: Bus) -> None:
+    with bus.asking(AcquireLock(resources=("a",), agent_id="ann", ttl_ms=60_000)) as answered:
+        await answered
+        raise KeyError
+
+
+async def test_a_block_that_fails_gives_back_what_was_granted(bus: Bus) -> None:
+    with pytest.raises(KeyError):
+        await hold_and_fail(bus)
+    await turns()
+    assert said_of_locks(bus) == ["lock.granted", "lock.released"]
+
+
+async def test_a_block_that_fails_keeps_what_was_only_extended(bus: Bus) -> None:
+    lock = await bus.acquire_lock("a", agent_id="ann")
+    with pytest.raises(KeyError):
+        await hold_and_fail(bus)
+    await turns()
+    assert bus.lock("a").holders[0].lock_id == lock.lock_id
+
+
+async def test_who_waits_hears_that_the_bus_stops(path: Path | None) -> None:
+    async with Bus.open(path) as bus:
+        await bus.acquire_lock("a", agent_id="ann")
+        waiting = asyncio.create_task(bus.acquire_lock("a", agent_id="bob", wait_seconds=60))
+        await in_line(bus)
+    with pytest.raises(ShuttingDown):
+        await waiting
+
+
+async def test_a_lock_outlives_its_bus_and_a_wait_does_not(tmp_path: Path) -> None:
+    async with Bus.open(tmp_path) as bus:
+        lock = await bus.acquire_lock("a", agent_id="ann", ttl_seconds=3_600)
+        waiting = asyncio.create_task(bus.acquire_lock("a", agent_id="bob", wait_seconds=60))
+        await in_line(bus)
+    with pytest.raises(ShuttingDown):
+        await waiting
+    async with Bus.open(tmp_path) as bus:
+        await bus.append("plan", agent_id="ann")
+        (held,) = bus.lock("a").holders
+        assert (held.lock_id, held.fencing_token, held.expires_at) == (lock.lock_id, 1, lock.expires_at)
+        assert (bus.lock("a").queue_length, said_of_locks(bus)[-1]) == (0, "lock.wait_ended")
+
+
+async def test_a_session_that_comes_back_is_kept_when_the_grace_of_the_last_one_ends() -> None:
+    bus = Bus(MemoryLog(), session_grace_seconds=0.01)
+    first, second = bus.new_session(), bus.new_session()
+    asked = AcquireLock(resources=("a",), agent_id="ann", ttl_ms=3_600_000, session=first)
+    await bus.execute(asked)
+    bus.end_session(first)
+    await bus.execute(msgspec.structs.replace(asked, session=second))
+    bus.end_session(bus.new_session())  # Its grace ends after that of the first.
+    while bus._session_ends:
+        await asyncio.sleep(0)
+    await bus.append("plan", agent_id="ann")
+    assert bus.lock("a").holders[0].session == second
+    bus.end_session(second)
+    assert (await bus.acquire_lock("a", agent_id="bob", wait_seconds=60)).holder_agent == "bob"
+    await bus.stop("the test is over")
+
+
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), 1e308, -1e308, -1, 86_401])
+async def test_a_time_that_is_none_is_refused(bus: Bus, seconds: float) -> None:
+    lock = await bus.acquire_lock("b", agent_id="ann")
+    for asking, field in (
+        (bus.acquire_lock("a", agent_id="ann", ttl_seconds=seconds), "ttl_seconds"),
+        (bus.acquire_lock("a", agent_id="ann", wait_seconds=seconds), "wait_seconds"),
+        (bus.refresh_lock(lock.lock_id, agent_id="ann", ttl_seconds=seconds), "ttl_seconds"),
+    ):
+        with pytest.raises(InvalidRequest) as refused:
+            await asking
+        assert refused.value.field == field
+
+
 # --- Subscribe (more of it in tests/router/test_local.py) -----------------------------------------------------------
 
 
@@ -723,6 +905,9 @@ async def test_a_closed_bus_says_so_to_every_verb(path: Path | None) -> None:
         bus.contexts,
         lambda: bus.subscribe("plan"),
         lambda: bus.seq_of_cursor("0"),
+        lambda: bus.lock("a"),
+        bus.locks,
+        lambda: bus.is_fence_valid("a", 1),
     ):
         with pytest.raises(ShuttingDown):
             ask()
@@ -731,6 +916,10 @@ async def test_a_closed_bus_says_so_to_every_verb(path: Path | None) -> None:
         bus.append_bulk([draft()], atomic=True),
         bus.update_context("plan"),
         bus.wait_for(1),
+        bus.acquire_lock("a", agent_id="ann", wait_seconds=60),
+        bus.refresh_lock(unit_id(1), agent_id="ann"),
+        bus.release_lock(unit_id(1), agent_id="ann"),
+        bus.break_lock("a", agent_id="ann", reason="x"),
     ):
         with pytest.raises(ShuttingDown):
             await say

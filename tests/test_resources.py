@@ -26,10 +26,12 @@ RESOURCES = (
         ("src/../../other", "../other"),
         (".git/config", ".git/config"),
         ("src/...", "src/..."),
-        ("/", "/"),
+        (".", "."),
+        ("./", "."),
         ("//", "/"),
         ("https://", "https:"),
         (".", "."),
+        ("./", "."),
     ],
 )
 def test_a_resource_has_one_name(written: str, meant: str) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import lru_cache
 from typing import Any, TypeVar
 from urllib.parse import unquote
@@ -70,7 +70,7 @@ from engram_bus.limits import (
 )
 from engram_bus.log.contract import cursor_seq
 from engram_bus.projections.search.requests import SearchIn
-from engram_bus.resources import covers
+from engram_bus.resources import canonical, covers
 from engram_bus.router.filters import make_filter
 from engram_bus.subscribers.requests import from_query
 from engram_bus.subscribers.sse import HEADERS as SSE_HEADERS
@@ -166,22 +166,21 @@ class Call:
             if not message.get("more_body", False):
                 return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    async def while_there(self, answering: Coroutine[Any, Any, T]) -> T:
-        """The answer, as long as the client waits for it. Raises ClientLeft, and cancels what would answer."""
+    async def while_there(self, answer: asyncio.Future[T]) -> T:
+        """The answer, if the client is there to hear it. Raises ClientLeft."""
 
         async def left() -> None:
             while (await self._receive())["type"] != "http.disconnect":
                 pass
 
-        answer, leaving = asyncio.ensure_future(answering), asyncio.ensure_future(left())
+        leaving = asyncio.ensure_future(left())
         try:
             await asyncio.wait((answer, leaving), return_when=asyncio.FIRST_COMPLETED)
-            if not answer.done():
+            if leaving.done():
                 raise ClientLeft
             return answer.result()
         finally:
             leaving.cancel()
-            answer.cancel()
 
     def media_type(self) -> str:
         """The body's type; JSON where none is told. Raises UnsupportedMedia for one the operation does not list."""
@@ -519,7 +518,8 @@ class HttpApi:
         asked = parse(_decode_lock, await call.body(LOCK_REQUEST_BYTES_MAX))
         command = acquire_from(asked, agent_id=call.header(b"x-agent-id"))
         if command.wait_ms > 0:
-            answer = await call.while_there(self.bus.execute_lock(command))
+            with self.bus.asking(command) as answered:
+                answer = await call.while_there(answered)
         else:
             answer = await self.bus.execute(command)
         assert answer.lock is not None, "an acquire answers with its lock"
@@ -557,7 +557,9 @@ class HttpApi:
             command = ReleaseLock(resource=resource, agent_id=agent_id, lock_id=_required(call, "lock_id"))
         answer = await self.bus.execute(command)
         lock_ids = [change_of(entry.unit).lock_id or "" for entry in answer.entries]
-        released = Released(resource=resource, released=bool(lock_ids), lock_ids=lock_ids, applied_seq=self.bus.head)
+        released = Released(
+            resource=canonical(resource), released=bool(lock_ids), lock_ids=lock_ids, applied_seq=self.bus.head
+        )
         return Reply(200, encode_json(released), [_JSON_TYPE])
 
     async def _lock(self, call: Call) -> Reply:
@@ -568,6 +570,7 @@ class HttpApi:
         found = ResourceOut(
             resource=state.resource,
             holders=[lock_on(lock, _covering(lock, state.resource)) for lock in state.holders],
+            holder_count=state.holder_count,
             queue_length=state.queue_length,
             queue=list(state.queue),
             applied_seq=self.bus.head,

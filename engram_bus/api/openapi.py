@@ -23,6 +23,7 @@ characters. A parameter or field that is not known is refused. What is on the st
 _TAGS: Final = {
     "units": "Append and read work units.",
     "contexts": "The shared contexts that units stand in.",
+    "locks": "Hold resources, wait in line for them, and prove that they are still held.",
     "streams": "Units as they come.",
     "bus": "The bus itself.",
 }
@@ -73,6 +74,7 @@ _EXAMPLES: Final[dict[tuple[str, str], Any]] = {
         "display_name": "The plan",
         "add_agents": ["ann", "bob"],
     },
+    ("acquire_lock", "application/json"): {"resource": "repo/src", "agent_id": "ann", "wait_seconds": 10},
     ("update_context_by_query", "application/json"): {"agent_id": "ann", "meta": {"phase": "review"}},
 }
 
@@ -138,9 +140,14 @@ def _operation(operation: Operation) -> Schema:
 
 
 def _tag(operation: Operation) -> str:
-    return {"workunit": "units", "workunits": "units", "contexts": "contexts", "stream-sse": "streams"}.get(
-        operation.path.split("/")[1], "bus"
-    )
+    tags = {
+        "workunit": "units",
+        "workunits": "units",
+        "contexts": "contexts",
+        "locks": "locks",
+        "stream-sse": "streams",
+    }
+    return tags.get(operation.path.split("/")[1], "bus")
 
 
 def _parameter(parameter: Parameter) -> Schema:

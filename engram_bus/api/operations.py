@@ -152,6 +152,8 @@ class ResourceOut(msgspec.Struct, frozen=True):
 
     resource: str
     holders: list[LockOut]
+    """The first thousand of them."""
+    holder_count: int
     queue_length: int
     queue: list[LockWait]
     """The first hundred of them."""

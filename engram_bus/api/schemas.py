@@ -13,6 +13,13 @@ from engram_bus.limits import (
     CONTEXT_FENCES_MAX,
     DISPLAY_NAME_BYTES_MAX,
     IDEMPOTENCY_KEY_BYTES_MAX,
+    LOCK_HOLDERS_SHOWN_MAX,
+    LOCK_QUEUE_SHOWN_MAX,
+    LOCK_REASON_BYTES_MAX,
+    LOCK_RESOURCES_MAX,
+    LOCK_TTL_MS_MAX,
+    LOCK_TTL_MS_MIN,
+    LOCK_WAIT_MS_MAX,
     META_ENTRIES_MAX,
     META_KEY_BYTES_MAX,
     META_VALUE_BYTES_MAX,
@@ -24,7 +31,7 @@ from engram_bus.limits import (
     RESOURCES_MAX,
     TRACEPARENT_BYTES_MAX,
 )
-from engram_bus.units import RelationshipType, UnitType
+from engram_bus.units import LockMode, RelationshipType, UnitType
 
 Schema = dict[str, Any]
 
@@ -44,6 +51,7 @@ _META: Final[Schema] = {
 }
 _VERSION: Final[Schema] = {"minimum": 0, "maximum": 2**63 - 1}
 _KEY: Final[Schema] = {"minLength": 1, "maxLength": IDEMPOTENCY_KEY_BYTES_MAX}
+_UUID: Final = "^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
 _UNIT_BOUNDS: Final[dict[str, Schema]] = {
     "context_id": _NAME,
     "agent_id": _NAME,
@@ -62,11 +70,33 @@ _UNIT_BOUNDS: Final[dict[str, Schema]] = {
     },
     "relationships": {"maxItems": RELATIONSHIPS_MAX},
     "traceparent": {"maxLength": TRACEPARENT_BYTES_MAX, "description": "W3C Trace Context."},
-    "id": {"format": "uuid", "pattern": "^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"},
+    "id": {"format": "uuid", "pattern": _UUID},
     "idempotency_key": _KEY,
     "expected_version": _VERSION,
 }
 _CHANGES: Final[Schema] = {"maxItems": CONTEXT_CHANGES_MAX, "items": {"type": "string", **_NAME}}
+_RESOURCE: Final[Schema] = {"minLength": 1, "maxLength": RESOURCE_BYTES_MAX}
+_TTL: Final[Schema] = {
+    "description": f"How long the lease lasts unless it is refreshed: {LOCK_TTL_MS_MIN / 1_000:g} to "
+    f"{LOCK_TTL_MS_MAX / 1_000:g}."
+}
+_LOCK_BOUNDS: Final[dict[str, Schema]] = {
+    "resource": {**_RESOURCE, "description": "What to hold, with all that lies below it. This, or resources."},
+    "resources": {"minItems": 1, "maxItems": LOCK_RESOURCES_MAX, "items": {"type": "string", **_RESOURCE}},
+    "agent_id": _NAME,
+    "ttl_seconds": _TTL,
+    "mode": {"enum": list(LockMode)},
+    "wait_seconds": {
+        "description": f"How long to wait in line: 0 to {LOCK_WAIT_MS_MAX / 1_000:g}. Who goes meanwhile is out of it."
+    },
+    "reason": {"maxLength": LOCK_REASON_BYTES_MAX},
+    "context_id": _NAME,
+}
+_REFRESH_BOUNDS: Final[dict[str, Schema]] = {
+    "lock_id": {"format": "uuid", "pattern": _UUID},
+    "agent_id": _NAME,
+    "ttl_seconds": _TTL,
+}
 _BOUNDS: Final[dict[str, dict[str, Schema]]] = {
     "UnitIn": {
         **_UNIT_BOUNDS,
@@ -94,6 +124,17 @@ _BOUNDS: Final[dict[str, dict[str, Schema]]] = {
         },
         "expected_version": _VERSION,
         "idempotency_key": _KEY,
+    },
+    "LockIn": _LOCK_BOUNDS,
+    "AcquireLock": _LOCK_BOUNDS,
+    "RefreshIn": _REFRESH_BOUNDS,
+    "RefreshLock": _REFRESH_BOUNDS,
+    "ReleaseLock": {"lock_id": _REFRESH_BOUNDS["lock_id"], "agent_id": _NAME},
+    "LockList": {"locks": {"maxItems": PAGE_UNITS_MAX}},
+    "LocksOut": {"locks": {"minItems": 2, "maxItems": LOCK_RESOURCES_MAX}},
+    "ResourceOut": {
+        "holders": {"maxItems": LOCK_HOLDERS_SHOWN_MAX},
+        "queue": {"maxItems": LOCK_QUEUE_SHOWN_MAX},
     },
     "UnitList": {"work_units": {"maxItems": PAGE_UNITS_MAX}},
     "ContextList": {"contexts": {"maxItems": PAGE_UNITS_MAX}},

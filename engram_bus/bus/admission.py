@@ -30,6 +30,7 @@ from engram_bus.limits import (
     RESOURCES_MAX,
     TRACEPARENT_BYTES_MAX,
 )
+from engram_bus.resources import canonical
 from engram_bus.units import (
     FORMAT_TEXT,
     AcquireLock,
@@ -104,6 +105,8 @@ def bulk(appends: Sequence[Append]) -> int:
 def check_resource(resource: str, field: str) -> int:
     """Check what is locked, or asked about; gives its bytes. Raises InvalidRequest, TooLarge."""
     size_bytes = _text(resource, field, RESOURCE_BYTES_MAX, empty=False)
+    if canonical(resource) == ".":
+        raise InvalidRequest(f"{field} {resource!r} names nothing that can be locked", field=field)
     if (depth := resource.count("/") + 1) > LOCK_DEPTH_MAX:
         raise TooLarge(f"{field} has {depth} segments, at most {LOCK_DEPTH_MAX}", field=field, limit=LOCK_DEPTH_MAX)
     return size_bytes

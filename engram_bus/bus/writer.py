@@ -43,6 +43,7 @@ from engram_bus.limits import (
     CATCH_UP_BYTES,
     CATCH_UP_UNITS,
     LOCK_BREAK_MAX,
+    LOCK_TEND_STEP_UNITS,
     LOCK_TEND_UNITS_MAX,
     LOCK_TIMER_SECONDS_MAX,
     QUEUE_BYTES_MAX,
@@ -130,11 +131,15 @@ class _Batch:
         self.outcomes: list[tuple[Done, Answer | EngramError]] = []
         self.raw_bytes = 0
         self.tended_units = 0
+        self.ended_sessions: set[str] = set()
         self.is_recording = False
 
     @property
     def room_for_tending(self) -> int:
-        return min(LOCK_TEND_UNITS_MAX - self.tended_units, BATCH_UNITS_MAX - len(self.records))
+        if self.raw_bytes >= BATCH_BYTES_MAX // 2:
+            return 0
+        room = min(LOCK_TEND_UNITS_MAX - self.tended_units, BATCH_UNITS_MAX - len(self.records))
+        return min(room, LOCK_TEND_STEP_UNITS)
 
 
 class Writer:
@@ -165,6 +170,7 @@ class Writer:
         self._waiters: dict[str, Ticket] = {}
         self._ended_waits: dict[str, str] = {}
         self._ended_sessions: set[str] = set()
+        self._tending_failed = False
         self._timer: asyncio.TimerHandle | None = None
         self._fold()
         self._clock = clock(ts_us(log.record(log.head).unit.ts) if log.head else 0)
@@ -385,7 +391,10 @@ class Writer:
             except Exception:
                 log.exception("locks could not be tended; what is appended goes on")
                 batch.tended_units = LOCK_TEND_UNITS_MAX
+                self._tending_failed = True
                 return
+            self._tending_failed = False
+            batch.ended_sessions |= self._ended_sessions
             entries = self._record_locks(batch, drafts)
             batch.tended_units += len(entries)
             for entry in entries:
@@ -450,6 +459,8 @@ class Writer:
         if due_us is None:
             return
         seconds = (due_us - self.now_us()) / 1_000_000
+        if self._tending_failed:
+            seconds = LOCK_TIMER_SECONDS_MAX  # Not in every turn of the loop.
         if seconds <= 0:
             self._schedule()
         else:
@@ -459,6 +470,7 @@ class Writer:
 
     def _wake(self) -> None:
         self._timer = None
+        self._tending_failed = False
         self._tend_later()
 
     def _take_waiters(self) -> list[Ticket]:
@@ -554,6 +566,8 @@ class Writer:
         waiting = [done for done, _ in batch.outcomes]
         waiting += [ticket.done for ticket in self._take_waiters()]
         unfolded = self._fold_again()
+        # Sessions that ended in this batch end with the next; nobody waits any more.
+        self._ended_sessions |= batch.ended_sessions
         self._ended_waits = dict.fromkeys(self.state.locks.waits, INTERRUPTED)
         if isinstance(exc, InternalError) and unfolded is None:
             # Ours, not the disk's: what waits behind this batch may well succeed.
@@ -578,6 +592,7 @@ class Writer:
             self._log.probe()
             if not self._folded:
                 self._fold()
+                self._ended_waits = dict.fromkeys(self.state.locks.waits, INTERRUPTED)
         except Unavailable as exc:
             self._refusal = exc
             self._probe_later()

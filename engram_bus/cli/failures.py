@@ -7,6 +7,13 @@ import sys
 from collections.abc import Iterator
 from typing import NoReturn
 
+HELD = 75
+"""Another agent holds what was asked for, or the wait for it ended: what sysexits.h calls a temporary failure."""
+DEADLOCK = 76
+"""Waiting would never end."""
+LOST = 77
+"""A lock that is not held (any more), or is another agent's."""
+
 
 class Failure(Exception):
     """Ends the command: `message` goes to stderr, `code` to the shell (1: it did not work, 2: it was asked wrongly)."""
@@ -45,6 +52,12 @@ def told(url: str, *, notices: bool = False) -> Iterator[None]:
         ) from exc
     except (errors.RouteNotFound, errors.UnsupportedMedia, errors.MethodNotAllowed) as exc:
         raise Failure(f"{url} answers, but not as a bus of this version: {exc}. Is --url right?") from exc
+    except (errors.LockHeld, errors.WaitEnded) as exc:
+        raise Failure(exc.message, code=HELD) from exc
+    except errors.Deadlock as exc:
+        raise Failure(exc.message, code=DEADLOCK) from exc
+    except (errors.LockLost, errors.LockNotFound, errors.NotHolder) as exc:
+        raise Failure(exc.message, code=LOST) from exc
     except EngramError as exc:
         if exc.code == "UNKNOWN":  # not an answer of ours
             raise Failure(f"{url} answers with status {exc.status}, but not as a bus. Is --url right?") from exc

@@ -1,5 +1,7 @@
 """A unit as one line: for people in colour, for programs as JSON. Pure."""
 
+from typing import Any
+
 import msgspec
 from rich.cells import cell_len
 from rich.text import Text
@@ -53,14 +55,41 @@ class Lines:
         return self._colours.setdefault(agent_id, _AGENT_COLOURS[len(self._colours) % len(_AGENT_COLOURS)])
 
 
+class _LockChange(msgspec.Struct, frozen=True):
+    """What a lock unit says, as far as a line has room."""
+
+    agent_id: str
+    resources: list[str]
+    mode: str = "exclusive"
+    until: str = ""
+    reason: str = ""
+    why: str = ""
+    obstacle: dict[str, Any] = {}
+
+
 def summary(unit: WorkUnit) -> str:
     """What a unit says, on one line: its tool and resource, then the beginning of its payload."""
+    if (unit.kind or "").startswith("lock."):
+        try:
+            return plain(_lock_summary(unit, msgspec.json.decode(unit.payload, type=_LockChange)))
+        except msgspec.DecodeError:  # of a newer bus
+            pass
     named = unit.meta.get("tool") or ""
     touched = unit.resources[0] if unit.resources else ""
     text = unit.payload[: 4 * _SUMMARY_CHARACTERS].decode("utf-8", "replace")[:_SUMMARY_CHARACTERS]
     if not _is_readable(unit.content_type):
         text = f"{len(unit.payload):,} bytes of {unit.content_type}"
-    return " ".join(part for part in (named, touched, _plain(text)) if part)
+    return " ".join(part for part in (named, touched, plain(text)) if part)
+
+
+def _lock_summary(unit: WorkUnit, change: _LockChange) -> str:
+    """`a.py, b.py of ann, shared; behind bob: rewrite`: what is held or waited for, by whom, and what is to be said."""
+    of = f" of {change.agent_id}" if change.agent_id != unit.agent_id else ""
+    shared = ", shared" if change.mode == "shared" else ""
+    behind = f"; behind {change.obstacle['holder_agent']}" if "holder_agent" in change.obstacle else ""
+    until = f"; until {change.until[11:19]}" if unit.kind in ("lock.granted", "lock.refreshed") else ""
+    why = "".join(f": {text}" for text in (change.why, change.reason) if text)
+    return f"{', '.join(change.resources)}{of}{shared}{behind}{until}{why}"
 
 
 def unit_json(unit: WorkUnit) -> str:
@@ -85,14 +114,14 @@ def _is_readable(content_type: str) -> bool:
     return content_type.startswith("text/") or "json" in content_type
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """On one line, and without what would steer a terminal."""
     return "".join(character if character.isprintable() else " " for character in " ".join(text.split()))
 
 
 def _cell(text: str, cells: int) -> str:
     """Exactly `cells` wide; of what is longer the end is kept, which tells paths apart."""
-    text = _plain(text)
+    text = plain(text)
     if cell_len(text) > cells:
         while cell_len(text) > cells - 1:
             text = text[1:]

@@ -233,9 +233,20 @@ class LockTable:
         agent = self._agents.get(agent_id)
         return () if agent is None else list(agent.locks.values())
 
-    def knows(self, agent_id: str) -> bool:
-        """Whether it holds or waits for anything."""
-        return agent_id in self._agents
+    def may_be_waited_for(self, agent_id: str) -> bool:
+        """Whether another agent waits for one of its locks; of one that holds a great many, perhaps."""
+        agent = self._agents.get(agent_id)
+        return agent is not None and (
+            len(agent.locks) > len(self.waits) or any(self._is_waited_for(lock) for lock in agent.locks.values())
+        )
+
+    def _is_waited_for(self, lock: Held) -> bool:
+        for resource in lock.resources:
+            for places in (self.exclusive_waits, self.shared_waits) if lock.exclusive else (self.exclusive_waits,):
+                for _, at in chain(places.on_line(lineage(resource)), places.below(resource)):
+                    if any(wait.agent_id != lock.agent_id for wait in at):
+                        return True
+        return False
 
     def lock_count(self, agent_id: str) -> int:
         agent = self._agents.get(agent_id)

@@ -31,6 +31,7 @@ from engram_bus.errors import (
 from engram_bus.globs import matcher
 from engram_bus.limits import (
     LOCK_BREAK_MAX,
+    LOCK_HOLDERS_SHOWN_MAX,
     LOCK_QUEUE_SHOWN_MAX,
     LOCK_WAITS_MAX,
     LOCK_WAITS_PER_AGENT_MAX,
@@ -120,6 +121,8 @@ class LockState(msgspec.Struct, frozen=True):
 
     resource: str
     holders: tuple[Lock, ...]
+    """The first of them."""
+    holder_count: int
     queue_length: int
     queue: tuple[LockWait, ...]
     """The first who wait for just this resource."""
@@ -414,9 +417,11 @@ class Locks:
     def state(self, resource: str, now_us: int) -> LockState:
         """Who holds and who waits for a resource."""
         name = canonical(resource)
+        covering = self._table.covering(name)
         return LockState(
             resource=name,
-            holders=tuple(_lock(held, now_us) for held in self._table.covering(name)),
+            holders=tuple(_lock(held, now_us) for held in covering[:LOCK_HOLDERS_SHOWN_MAX]),
+            holder_count=len(covering),
             queue_length=self._table.queue_length(name),
             queue=tuple(_wait(wait) for wait in self._table.queue(name, LOCK_QUEUE_SHOWN_MAX)),
         )

@@ -1,10 +1,12 @@
 """The graph of who waits for whom: it finds the cycle that one more wait would close."""
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 from engram_bus.decisions.claims import LAST, Held, Waiting, Want, place
 from engram_bus.decisions.lock_table import LockTable
+from engram_bus.limits import LOCK_GRAPH_WAITS_MAX
 from engram_bus.resources import lineage
 
 
@@ -21,10 +23,10 @@ def cycle(table: LockTable, want: Want) -> list[Step] | None:
 
     A wait ends after every lock and every earlier wait in its way; a lock is taken to be held until its agent's waits
     have ended. For agents that wait for one lock at a time that is exact, and only a new wait brings new edges: who is
-    granted was in the way before.
+    granted was in the way before. Among more than `LOCK_GRAPH_WAITS_MAX` waits a circle may be missed.
     """
-    if not table.knows(want.agent_id):
-        return None  # Nobody waits for one who neither holds nor waits.
+    if not table.may_be_waited_for(want.agent_id):
+        return None  # Then nothing leads back to it, and there is no need to walk through a long queue.
     return _Search(table, want.agent_id).run(want)
 
 
@@ -41,16 +43,20 @@ class _Search:
 
     def run(self, want: Want) -> list[Step] | None:
         to_follow: list[tuple[Want, int]] = [(want, LAST)]
-        while to_follow:
+        while to_follow and len(self._came_from) < LOCK_GRAPH_WAITS_MAX:
             waiting, before = to_follow.pop()
+            holding: list[tuple[Want, int]] = []
             for lock, resource in self._locks_in_the_way(waiting):
                 if lock.agent_id == self._start:
                     return self._path(waiting, resource)
                 if lock.agent_id not in self._holders:
                     self._holders.add(lock.agent_id)
-                    to_follow += self._reached(self._table.waits_of(lock.agent_id), waiting, resource)
-            for wait, resource in self._waits_in_the_way(waiting, before):
+                    holding += self._reached(self._table.waits_of(lock.agent_id), waiting, resource)
+            in_line = islice(self._waits_in_the_way(waiting, before), LOCK_GRAPH_WAITS_MAX)
+            for wait, resource in in_line:
                 to_follow += self._reached((wait,), waiting, resource)
+            # Those who hold come next: who stands in the same line is mostly held up by the same.
+            to_follow += holding
         return None
 
     def _reached(self, waits: Sequence[Waiting], by: Want, resource: str) -> Iterator[tuple[Waiting, int]]:

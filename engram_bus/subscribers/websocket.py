@@ -27,6 +27,7 @@ from engram_bus.limits import (
 from engram_bus.router.fanout import Feed
 from engram_bus.subscribers.frames import JsonFraming, MsgpackFraming, error_fields
 from engram_bus.subscribers.messages import (
+    OPERATIONS,
     AcquireLock,
     AppendPacked,
     AppendUnit,
@@ -46,6 +47,8 @@ JSON_PROTOCOL = "engram.v1.json"
 MSGPACK_PROTOCOL = "engram.v1.msgpack"
 
 Id = str | int
+
+_NAMES = ", ".join(operation.__struct_config__.tag for operation in OPERATIONS)
 
 
 class _OnlyId(msgspec.Struct):
@@ -112,7 +115,7 @@ class Connection:
         try:
             operation = parse(self._decode, message)
         except EngramError as exc:
-            self._say_error(self._id_of(message), exc)
+            self._say_error(self._id_of(message), _naming_operations(exc))
             return
         try:
             self._operate(operation, len(message))
@@ -130,14 +133,10 @@ class Connection:
 
     def lost(self) -> None:
         self._is_over = True
-        for abandon in list(self._waits.values()):
-            abandon()
-        self._waits.clear()
-        if self._session is not None:
-            self._bus.end_session(self._session)
-        for feed in list(self._feeds.values()):
-            feed.close()
-        self._feeds.clear()
+        self._leave()
+        session, self._session = self._session, None
+        if session is not None:
+            self._bus.end_session(session)
 
     # --- Operations --------------------------------------------------------------------------------------------------
 
@@ -326,6 +325,13 @@ class Connection:
             return
         self._is_over = True
         self._socket.end(code, reason)
+        self._leave()
+
+    def _leave(self) -> None:
+        """Nobody is told anything any more: wait for nothing."""
+        waits, self._waits = list(self._waits.values()), {}
+        for abandon in waits:
+            abandon()
         for feed in list(self._feeds.values()):
             feed.close()
         self._feeds.clear()
@@ -357,6 +363,11 @@ class Connection:
         ):
             self._paused = False
             self._socket.resume_reading()
+
+
+def _naming_operations(error: EngramError) -> EngramError:
+    """The same; where it is about `op`, with those there are."""
+    return InvalidRequest(f"{error.message}; one of {_NAMES}", field="op") if error.field == "op" else error
 
 
 def _id(operation: Operation | PackedOperation) -> Id | None:

@@ -19,6 +19,7 @@ from engram_bus.limits import (
     CORRELATION_BYTES_MAX,
     HEADER_BYTES_MAX,
     JSON_DEPTH_MAX,
+    LOCK_DEPTH_MAX,
     META_BYTES_MAX,
     META_ENTRIES_MAX,
     META_VALUE_BYTES_MAX,
@@ -26,6 +27,7 @@ from engram_bus.limits import (
     NAME_BYTES_MAX,
     PAYLOAD_BYTES_MAX,
     RELATIONSHIPS_MAX,
+    RESOURCE_BYTES_MAX,
     RESOURCES_MAX,
     UNIT_REQUEST_BYTES_MAX,
 )
@@ -314,6 +316,18 @@ def test_a_context_of_any_name_is_written_and_read(bus: LiveBus, name: str) -> N
         ("/workunits/plan?min_seq=99999999999999999999", 400, "INVALID_REQUEST", "min_seq"),
         ("/workunits/plan?min_seq=999999999&timeout_ms=0", 503, "MIN_SEQ_TIMEOUT", "min_seq"),
         ("/workunits/plan?timeout_ms=60001", 400, "INVALID_REQUEST", "timeout_ms"),
+        ("/locks/", 400, "INVALID_REQUEST", "resource"),
+        ("/locks/%00", 400, "INVALID_REQUEST", "resource"),
+        ("/locks/%ff", 400, "INVALID_REQUEST", "path"),
+        ("/locks/" + "a/" * LOCK_DEPTH_MAX + "a", 413, "TOO_LARGE", "resource"),
+        ("/locks?resource=", 400, "INVALID_REQUEST", "resource"),
+        ("/locks?resource=" + "r" * (RESOURCE_BYTES_MAX + 1), 413, "TOO_LARGE", "resource"),
+        ("/locks?resource=a&resource=b", 400, "INVALID_REQUEST", "resource"),
+        ("/locks?holder=" + "h" * (NAME_BYTES_MAX + 1), 413, "TOO_LARGE", "holder"),
+        ("/locks?page=nonsense", 400, "INVALID_REQUEST", "page"),
+        ("/locks?colour=red", 400, "INVALID_REQUEST", "colour"),
+        ("/locks/plan.md?token=none", 400, "INVALID_REQUEST", "token"),
+        ("/locks/plan.md?min_seq=999999999&timeout_ms=0", 503, "MIN_SEQ_TIMEOUT", "min_seq"),
         ("/stream-sse", 400, "INVALID_REQUEST", "context"),
         ("/stream-sse?after=0", 400, "INVALID_REQUEST", "context"),
         ("/stream-sse?context=plan&colour=red", 400, "INVALID_REQUEST", "colour"),
@@ -339,6 +353,8 @@ def test_a_target_that_is_wrong_is_refused(
         ("GET", "/workunit", "POST"),
         ("PUT", "/workunits", "POST, GET"),
         ("POST", "/contexts/plan", "GET, PATCH"),
+        ("PUT", "/locks", "POST, PATCH, DELETE, GET"),
+        ("POST", "/locks/plan.md", "PATCH, DELETE, GET"),
         ("POST", "/healthz", "GET"),
         ("POST", "/docs", "GET"),
         ("DELETE", "/stream-sse", "GET"),
@@ -599,6 +615,29 @@ BAD_OPERATIONS: dict[str, tuple[str, str | None, object]] = {
     "a subscription after nonsense": ('{"op":"subscribe","id":7,"context":"*","after":"x"}', "after", 7),
     "a subscription ahead": ('{"op":"subscribe","id":7,"context":"*","after":999999999}', "after", 7),
     "the end of no subscription": ('{"op":"unsubscribe","id":7,"subscription":9}', "subscription", 7),
+    "an op that is null": ('{"op":null,"id":7}', "op", 7),
+    "an empty op": ('{"op":"","id":7}', "op", 7),
+    "a lock of nothing": ('{"op":"lock.acquire","id":7,"agent_id":"a"}', "resource", 7),
+    "a lock of nobody": ('{"op":"lock.acquire","id":7,"resource":"a"}', "agent_id", 7),
+    "a lock without a name": ('{"op":"lock.acquire","id":7,"agent_id":"a","resource":""}', "resource", 7),
+    "a lock for all time": (
+        '{"op":"lock.acquire","id":7,"agent_id":"a","resource":"a","ttl_seconds":1e308}',
+        "ttl_seconds",
+        7,
+    ),
+    "a lock in no mode": ('{"op":"lock.acquire","id":7,"agent_id":"a","resource":"a","mode":"mine"}', "mode", 7),
+    "a lock with a colour": ('{"op":"lock.acquire","id":7,"agent_id":"a","resource":"a","colour":1}', "colour", 7),
+    "a session that is a number": (
+        '{"op":"lock.acquire","id":7,"agent_id":"a","resource":"a","session":1}',
+        "session",
+        7,
+    ),
+    "a refresh of nothing": ('{"op":"lock.refresh","id":7,"agent_id":"a"}', "lock_id", 7),
+    "a refresh of what is no lock": ('{"op":"lock.refresh","id":7,"agent_id":"a","lock_id":"b"}', "lock_id", 7),
+    "a release of nothing": ('{"op":"lock.release","id":7,"agent_id":"a"}', "lock_id", 7),
+    "a release of what is no lock": ('{"op":"lock.release","id":7,"agent_id":"a","lock_id":"b"}', "lock_id", 7),
+    "a cancel of nothing": ('{"op":"lock.cancel","id":7}', "acquire", 7),
+    "a cancel of an object": ('{"op":"lock.cancel","id":7,"acquire":{}}', "acquire", 7),
     "NaN": ('{"op":"append","id":7,"unit":{"context_id":"a","agent_id":"a","payload":NaN}}', None, None),
     "deep": ('{"op":"append","id":7,"unit":' + "[" * 100_000, "unit", None),
 }
@@ -615,6 +654,15 @@ def test_an_operation_that_is_wrong_is_refused_and_the_socket_stays(
     assert (refused.get("field"), refused.get("id")) == (field, id_)
     socket.send('{"op":"ping","id":"still here"}')
     assert json.loads(socket.recv(10))["id"] == "still here"
+
+
+@pytest.mark.parametrize("message", ['{"op":"dance"}', '{"op":1}', '{"id":7}', "{}"])
+def test_who_names_no_operation_is_told_which_there_are(socket: ClientConnection, message: str) -> None:
+    socket.send(message)
+    refused = json.loads(socket.recv(10))
+    assert refused["field"] == "op"
+    named = "append, subscribe, unsubscribe, lock.acquire, lock.refresh, lock.release, lock.cancel, ping"
+    assert refused["message"].endswith(f"; one of {named}")
 
 
 def test_an_id_that_is_too_long_is_refused(socket: ClientConnection) -> None:

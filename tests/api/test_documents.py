@@ -12,9 +12,9 @@ from engram_bus.api import asyncapi, openapi
 from engram_bus.api.documents import pages
 from engram_bus.api.operations import EVERYWHERE, OPERATIONS, Operation
 from engram_bus.api.schemas import codes
-from engram_bus.codec import UnitIn
+from engram_bus.codec import LockIn, UnitIn
 from engram_bus.errors import SlowConsumer
-from engram_bus.limits import NAME_BYTES_MAX, RELATIONSHIPS_MAX
+from engram_bus.limits import LOCK_RESOURCES_MAX, NAME_BYTES_MAX, RELATIONSHIPS_MAX
 
 OPENAPI = openapi.document("1.2.3")
 ASYNCAPI = asyncapi.document("1.2.3")
@@ -73,6 +73,18 @@ def test_the_bounds_of_a_unit_stand_in_its_schema() -> None:
     assert unit["properties"]["context_id"]["maxLength"] == NAME_BYTES_MAX
     assert unit["properties"]["relationships"]["anyOf"][0]["maxItems"] == RELATIONSHIPS_MAX
     assert unit["additionalProperties"] is False
+
+
+def test_the_bounds_of_a_lock_stand_in_its_schema_on_both_transports() -> None:
+    over_http, on_a_socket = (
+        document["components"]["schemas"][name]["properties"]
+        for document, name in ((OPENAPI, "LockIn"), (ASYNCAPI, "AcquireLock"))
+    )
+    assert set(over_http) == set(LockIn.__struct_fields__)
+    assert set(on_a_socket) == {*over_http, "op", "id", "session"}
+    assert {name: on_a_socket[name] for name in over_http} == over_http
+    assert over_http["resources"]["anyOf"][0]["maxItems"] == LOCK_RESOURCES_MAX
+    assert over_http["mode"]["enum"] == ["exclusive", "shared"]
 
 
 def test_every_event_and_every_operation_of_a_socket_is_documented() -> None:

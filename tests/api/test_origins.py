@@ -144,7 +144,7 @@ def test_a_page_of_a_development_server_reads_and_writes(bus: LiveBus) -> None:
     )
     assert (asked.status_code, asked.content) == (204, b"")
     assert asked.headers["access-control-allow-origin"] == page["origin"]
-    assert {"POST", "PATCH"} <= set(asked.headers["access-control-allow-methods"].split(", "))
+    assert {"POST", "PATCH", "DELETE"} <= set(asked.headers["access-control-allow-methods"].split(", "))
     allowed = set(asked.headers["access-control-allow-headers"].split(", "))
     assert allowed == {"Content-Type", "Idempotency-Key", "If-Match", "If-None-Match", "Last-Event-ID", "X-Agent-ID"}
     written = bus.http.post("/workunit", json=UNIT, headers=page)
@@ -152,6 +152,20 @@ def test_a_page_of_a_development_server_reads_and_writes(bus: LiveBus) -> None:
     assert written.headers["access-control-allow-origin"] == page["origin"]
     assert {"ETag", "Engram-Applied-Seq"} <= set(written.headers["access-control-expose-headers"].split(", "))
     assert written.headers["vary"] == "origin"
+
+
+def test_a_page_of_a_development_server_holds_and_releases_locks(bus: LiveBus) -> None:
+    page = {"origin": "http://localhost:5173"}
+    asked = bus.http.options("/locks/plan.md", headers=page | {"access-control-request-method": "DELETE"})
+    assert asked.status_code == 204
+    assert "DELETE" in asked.headers["access-control-allow-methods"]
+    lock = bus.http.post("/locks", json={"resource": "plan.md", "agent_id": "ann"}, headers=page)
+    named = {"agent_id": "ann", "lock_id": lock.json()["lock_id"]}
+    released = bus.http.delete("/locks/plan.md", params=named, headers=page)
+    assert (lock.status_code, released.status_code) == (201, 200)
+    assert released.headers["access-control-allow-origin"] == page["origin"]
+    elsewhere = bus.http.delete("/locks/plan.md", params=named, headers={"origin": EVIL})
+    assert elsewhere.status_code == 403
 
 
 def test_refusals_and_streams_can_be_read_by_that_page_too(bus: LiveBus) -> None:

@@ -54,7 +54,10 @@ def _strict() -> dict[str, Any]:
     """The document without the stream that never ends, and stricter than it is: an answer may hold nothing more."""
     document = deepcopy(openapi.document("1.2.3"))
     del document["paths"]["/stream-sse"]
-    for name in ("UnitOut", "UnitList", "BulkOut", "BulkResult", "Context", "ContextList", "RelatedList", "RelatedOut"):
+    for name in (
+        *("UnitOut", "UnitList", "BulkOut", "BulkResult", "Context", "ContextList", "RelatedList", "RelatedOut"),
+        *("LockOut", "LocksOut", "LockList", "LockWait", "ResourceOut", "Released"),
+    ):
         document["components"]["schemas"][name]["additionalProperties"] = False
     return document
 
@@ -84,6 +87,12 @@ def test_no_answer_is_a_mistake_or_a_surprise(case: Case, shared_bus: LiveBus) -
 
 
 def _hurry(case: Case) -> None:
-    """Let no read wait for a min_seq as long as it would be allowed to."""
+    """Let no read wait for a min_seq, and nobody for a lock, as long as it would be allowed to."""
     if case.query and "min_seq" in case.query and case.query.get("timeout_ms", 60_000) in range(2, 60_001):
         case.query["timeout_ms"] = 1
+    if isinstance(case.body, dict) and _is_wait(case.body.get("wait_seconds")):
+        case.body["wait_seconds"] = 0.001
+
+
+def _is_wait(seconds: object) -> bool:
+    return isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 < seconds <= 3_600

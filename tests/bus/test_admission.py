@@ -34,6 +34,7 @@ from engram_bus.log.record import Private
 from engram_bus.units import (
     FORMAT_BYTES,
     FORMAT_JSON,
+    AcquireLock,
     Append,
     AppendAtomic,
     Draft,
@@ -315,3 +316,10 @@ def test_what_is_let_in_is_never_larger_on_the_disk_than_it_was_counted(draft: D
     unit = WorkUnit(**fields, seq=1, id=unit_id(1), version=1, ts="2026-01-01T00:00:00.000000Z")
     record = sealed(MemoryLog(), [unit], private=Private(key=key, body_digest=bytes(16)))[0]
     assert len(record.raw) <= held_bytes
+
+
+@pytest.mark.parametrize("resource", [".", "./", "a/..", "./."])
+def test_what_is_locked_has_a_name(resource: str) -> None:
+    with pytest.raises(InvalidRequest, match="names nothing") as refused:
+        admit(AcquireLock(resources=(resource,), agent_id="ann", ttl_ms=1_000))
+    assert refused.value.field == "resource"

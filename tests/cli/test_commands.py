@@ -1,17 +1,19 @@
 """The command line as a whole, and `status` and `post`: what they print, and what they say when it cannot be."""
 
 import json
+import shlex
 import socket
 import subprocess
 import sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from threading import Thread
 
 import pytest
 
 from tests.process import BusProcess, engram, environment
 
-COMMANDS = ("serve", "status", "post", "tail", "replay", "verify", "demo")
+COMMANDS = ("serve", "status", "post", "tail", "lock", "replay", "verify", "demo")
 
 
 def test_help_names_every_command_and_every_command_has_help() -> None:
@@ -19,6 +21,19 @@ def test_help_names_every_command_and_every_command_has_help() -> None:
     for command in COMMANDS:
         assert f"│ {command} " in told
         assert f"Usage: engram {command}" in engram(command, "-h").stdout
+
+
+def test_every_command_line_of_the_readme_is_one() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    block = readme[readme.index("In a terminal:") :].split("```")[1]
+    lines = [shlex.split(line, comments=True) for line in block.splitlines() if line.startswith("engram ")]
+    assert {line[1] for line in lines} >= {"post", "tail", "status", "lock", "replay", "verify", "demo"}
+    for _, *words in lines:
+        own = words[: words.index("--")] if "--" in words else words
+        told = engram(*own[: 2 if own[0] == "lock" else 1], "--help")
+        assert told.returncode == 0
+        for flag in (word for word in own if word.startswith("--")):
+            assert f" {flag} " in told.stdout, (own, flag)
 
 
 def test_help_answers_at_once_because_nothing_heavy_is_loaded() -> None:
@@ -94,7 +109,18 @@ def test_a_post_that_cannot_be_names_what_is_wrong(
     assert refused.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", [["status"], ["post", "plan", "x"], ["tail"], ["replay", __file__]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["status"],
+        ["post", "plan", "x"],
+        ["tail"],
+        ["lock", "list"],
+        ["lock", "acquire", "x", "--wait", "9"],
+        ["lock", "run", "x"],
+        ["replay", __file__],
+    ],
+)
 def test_without_a_bus_it_says_so_and_what_to_do(command: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:
     if command[0] == "replay":
         file = tmp_path_factory.mktemp("one") / "one.jsonl"
@@ -102,12 +128,13 @@ def test_without_a_bus_it_says_so_and_what_to_do(command: list[str], tmp_path_fa
         command = ["replay", str(file)]
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    failed = engram(*command, "--url", f"http://127.0.0.1:{port}")
+    runs = ["--", "true"] if command[:2] == ["lock", "run"] else []
+    failed = engram(*command, "--url", f"http://127.0.0.1:{port}", *runs)
     assert (failed.returncode, failed.stdout) == (1, "")
     assert f"no bus answers at http://127.0.0.1:{port}" in failed.stderr
     assert "engram serve" in failed.stderr
-    # A replay asks again for a moment, and says so: its bus may be starting.
-    assert failed.stderr.count("\n") == (2 if command[0] == "replay" else 1)
+    # What lasts asks again for a moment, and says so: its bus may be starting.
+    assert failed.stderr.count("\n") == (2 if command[0] == "replay" or runs else 1)
 
 
 def test_what_is_not_an_url_and_what_is_not_a_bus_is_told() -> None:

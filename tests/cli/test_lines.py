@@ -53,6 +53,32 @@ def test_bytes_are_counted_rather_than_shown() -> None:
     assert summary(unit(content_type="image/png", payload=b"\x89PNG")) == "4 bytes of image/png"
 
 
+@pytest.mark.parametrize(
+    ("kind", "agent", "said", "told"),
+    [
+        ("granted", "ann", {"until": "2026-01-01T12:35:26.000000Z", "reason": "rewrite"}, "; until 12:35:26: rewrite"),
+        ("granted", "ann", {"mode": "shared", "until": "2026-01-01T12:35:26.000000Z"}, ", shared; until 12:35:26"),
+        ("queued", "ann", {"until": "x", "obstacle": {"holder_agent": "bob", "waits": True}}, "; behind bob"),
+        (
+            "wait_ended",
+            "bus",
+            {"why": "DEADLINE", "obstacle": {"holder_agent": "bob"}},
+            " of ann; behind bob: DEADLINE",
+        ),
+        ("broken", "op", {"reason": "gone\nhome"}, " of ann: gone home"),
+        ("released", "ann", {}, ""),
+    ],
+)
+def test_a_lock_unit_says_who_has_what(kind: str, agent: str, said: dict[str, object], told: str) -> None:
+    payload = msgspec.json.encode({"agent_id": "ann", "resources": ["a.py", "b.py"], "mode": "exclusive", **said})
+    one = unit(kind=f"lock.{kind}", agent_id=agent, payload=payload, content_type="application/json")
+    assert summary(one) == f"a.py, b.py{told}"
+
+
+def test_a_lock_unit_of_a_newer_bus_is_shown_as_it_is() -> None:
+    assert summary(unit(kind="lock.lent", payload=b'{"agent_id": 1}')) == '{"agent_id": 1}'
+
+
 @given(st.text(max_size=50), st.text(min_size=1, max_size=50), st.binary(max_size=200))
 def test_whatever_it_holds_it_is_one_line_of_printable_text(context: str, agent: str, payload: bytes) -> None:
     text = Lines(context_cells=10, agent_cells=10).line(unit(context_id=context, agent_id=agent, payload=payload))

@@ -134,8 +134,13 @@ def test_the_demo_shows_every_unit_and_its_summary_and_leaves_nothing(tmp_path: 
     shown = engram("demo", name, "--seconds", "1", TMPDIR=str(tmp_path))
     assert shown.returncode == 0, shown.stderr
     units = [line for line in shown.stdout.splitlines() if re.match(r" +\d+ \d\d:\d\d:\d\d ", line)]
-    assert [int(line.split()[0]) for line in units] == list(range(1, count + 1))
-    assert f"{count} of {count} units whole" in shown.stdout
+    assert [int(line.split()[0]) for line in units[:count]] == list(range(1, count + 1))
+    waits = units[count:]
+    assert 0 < len(waits) <= 6
+    assert all("lock.queued" in line and "; behind dev" in line for line in waits)
+    assert "93 taken" in shown.stdout
+    assert re.search(r"^violations +0", shown.stdout, re.MULTILINE)
+    assert "units whole, in " in shown.stdout
     assert list(tmp_path.iterdir()) == []
 
 

@@ -409,6 +409,15 @@ def test_an_agents_own_waits_are_served_in_order_too_and_extend_one_lock(table: 
     assert len(table.locks.state("a", table.now_us).holders) == 1
 
 
+def test_a_further_wait_of_an_agent_takes_no_time_away_from_its_lock(table: Table) -> None:
+    lock = table.acquire("ann", "a")
+    table.acquire("bob", "a", wait_ms=WAIT, ttl_ms=20_000)
+    table.acquire("bob", "a", wait_ms=WAIT, ttl_ms=1_000)
+    assert table.release(lock) == ["granted bob a", "refreshed bob a"]
+    assert table.pass_time(19) == []
+    assert table.pass_time(1) == ["expired bob a"]
+
+
 def test_when_a_place_in_the_middle_is_given_up_the_order_stays(table: Table) -> None:
     lock = table.acquire("ann", "a")
     waits = [table.acquire(agent, "a", wait_ms=WAIT) for agent in ("bob", "eve", "dan")]
@@ -521,6 +530,20 @@ def test_a_resource_that_looks_like_a_glob_is_looked_at_too(table: Table) -> Non
         table.acquire("bob", "src", wait_ms=WAIT)
 
 
+def test_a_queue_is_looked_at_again_by_who_stands_further_behind(table: Table) -> None:
+    """Bob stands before dan in the line for x and is looked at first, eve behind dan; and dan waits for ann too."""
+    table.acquire("joe", "x")
+    table.acquire("ann", "q")
+    table.share("eve", "p")
+    table.share("bob", "p")
+    table.acquire("bob", "x", wait_ms=WAIT)
+    table.acquire("dan", "q", "x", wait_ms=WAIT)
+    table.acquire("eve", "x", wait_ms=WAIT)
+    with pytest.raises(Deadlock) as caught:
+        table.acquire("ann", "p", wait_ms=WAIT)
+    assert [step["agent_id"] for step in caught.value.details["cycle"]] == ["ann", "eve", "dan"]
+
+
 def test_all_waits_of_who_holds_are_followed(table: Table) -> None:
     table.acquire("dan", "a/b")
     table.acquire("bob", "c")
@@ -530,6 +553,29 @@ def test_all_waits_of_who_holds_are_followed(table: Table) -> None:
     table.acquire("ann", "c", wait_ms=WAIT)
     with pytest.raises(Deadlock):
         table.acquire("dan", "d", wait_ms=WAIT)
+
+
+def test_a_walk_through_all_who_wait_finds_no_circle_where_there_is_none(table: Table) -> None:
+    """Zoe is waited for, and would wait for everyone else: for bob and the readers, and with them for dan."""
+    table.acquire("zoe", "z")
+    table.acquire("yan", "z", wait_ms=WAIT)
+    table.acquire("dan", "a/b")
+    table.acquire("bob", "c")
+    table.acquire("bob", "a", wait_ms=WAIT)
+    table.acquire("bob", "a/b", wait_ms=WAIT)
+    for number in range(5):
+        table.share(f"reader{number}", "r")
+        table.share(f"reader{number}", "a", wait_ms=WAIT)
+        table.acquire(f"reader{number}", "a/b", wait_ms=WAIT)
+    assert said(table.acquire("zoe", "a", "c", "r", wait_ms=WAIT)) == "queued zoe a c r"
+
+
+def test_who_waits_to_be_alone_with_what_it_shares_is_in_no_circle_with_itself(table: Table) -> None:
+    for agent in ("ann", "bob"):
+        table.share(agent, "a")
+    table.acquire("eve", "b")
+    table.acquire("bob", "a", wait_ms=WAIT)
+    assert said(table.acquire("bob", "b", wait_ms=WAIT)) == "queued bob b"
 
 
 def test_many_circles_are_one_deadlock_and_no_circle_is_none(table: Table) -> None:
@@ -885,3 +931,12 @@ def test_restored_and_folded_again_it_is_the_same_table(table: Table) -> None:
 def refold(locks: Locks, units: Sequence[WorkUnit]) -> None:
     for unit in units:
         locks.evolve(unit)
+
+
+def test_a_crowd_of_holders_is_counted_and_its_first_are_named(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engram_bus.decisions.locks.LOCK_HOLDERS_SHOWN_MAX", 2)
+    for agent_id in ("ann", "bob", "cat"):
+        table.acquire(agent_id, "plan.md", mode=LockMode.SHARED)
+    state = table.locks.state("plan.md", table.now_us)
+    assert [lock.holder_agent for lock in state.holders] == ["ann", "bob"]
+    assert state.holder_count == 3

@@ -15,7 +15,6 @@ from engram_client.limits import (
     PING_SECONDS,
     PIPELINE_RETRIES,
     REQUEST_RETRIES,
-    SESSION_PING_SECONDS,
     SILENCE_SECONDS,
     TIMEOUT_SECONDS,
     WAIT_MS_DEFAULT,
@@ -118,21 +117,21 @@ class Client:
         While units wait, it gives up after `max_retries` connections in a row without an acknowledgement (None: never).
         """
         return Pipeline(
-            self._publisher(PING_SECONDS),
+            self._publisher(),
             agent_id=self.agent_id,
             window=window,
             max_retries=max_retries,
             running=self._running,
         )
 
-    def _publisher(self, ping_seconds: float) -> OpenSocket:
+    def _publisher(self) -> OpenSocket:
         """What opens a socket without a subscription."""
         return partial(
             open_socket,
             websocket_url(self.url),
             encoding="msgpack",
             timeout_seconds=self._timeout_seconds,
-            ping_seconds=ping_seconds,
+            ping_seconds=PING_SECONDS,
         )
 
     # --- Read --------------------------------------------------------------------------------------------------------
@@ -361,9 +360,7 @@ class Client:
 
     def _hold(self, request: LockRequest, *, session: bool) -> Hold:
         if session:
-            return OverSocket(
-                self._publisher(SESSION_PING_SECONDS), request, timeout_seconds=self._timeout_seconds, clock=now
-            )
+            return OverSocket(self._publisher(), request, timeout_seconds=self._timeout_seconds, clock=now)
         return OverHttp(self._http, request, timeout_seconds=self._timeout_seconds)
 
     async def refresh_lock(self, lock: Lock, ttl_seconds: float | None = None) -> Lock:

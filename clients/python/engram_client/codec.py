@@ -16,6 +16,7 @@ from engram_client.frames import (
     Locked,
     Missing,
     Other,
+    Pong,
     Refused,
     Released,
     Subscribed,
@@ -176,6 +177,11 @@ def release_frame(lock: Lock, *, frame_id: int) -> bytes:
     return encode_msgpack(asked)
 
 
+def ping_frame(frame_id: int) -> bytes:
+    """The MessagePack frame that asks for a sign of life."""
+    return encode_msgpack({"op": "ping", "id": frame_id})
+
+
 # --- Receiving -------------------------------------------------------------------------------------------------------
 
 
@@ -293,6 +299,7 @@ class _Locks(msgspec.Struct):
 class _LockState(msgspec.Struct):
     resource: str
     holders: list[_Lock]
+    holder_count: int
     queue_length: int
     queue: list[LockWait]
     applied_seq: int
@@ -390,6 +397,7 @@ def lock_state(body: bytes) -> LockState:
     return LockState(
         resource=found.resource,
         holders=[holder.lock() for holder in found.holders],
+        holder_count=found.holder_count,
         queue_length=found.queue_length,
         queue=found.queue,
         applied_seq=found.applied_seq,
@@ -523,6 +531,13 @@ class _ReleasedEvent(_Event, tag="released"):
         return Released(self.id, self.released)
 
 
+class _PongEvent(_Event, tag="pong"):
+    id: int | str | None = None
+
+    def frame(self) -> Frame:
+        return Pong(self.id)
+
+
 class _UnitsPacked(_Event, tag="units"):
     units: list[WorkUnit]
     cursor: str
@@ -540,14 +555,23 @@ class _UnitsText(_Event, tag="units"):
 
 
 _Control = (
-    _SubscribedEvent | _HeartbeatEvent | _GapEvent | _GoawayEvent | _AppendedEvent | _LockedEvent | _ReleasedEvent
+    _SubscribedEvent
+    | _HeartbeatEvent
+    | _GapEvent
+    | _GoawayEvent
+    | _AppendedEvent
+    | _LockedEvent
+    | _ReleasedEvent
+    | _PongEvent
 )
 _decode_packed: Final = msgspec.msgpack.Decoder(_UnitsPacked | _Control).decode
 _decode_text: Final = msgspec.json.Decoder(_UnitsText | _Control).decode
 _decode_packed_any: Final = msgspec.msgpack.Decoder(dict[str, Any]).decode
 _decode_text_any: Final = msgspec.json.Decoder(dict[str, Any]).decode
 
-_EVENTS: Final = frozenset(("subscribed", "heartbeat", "gap", "goaway", "appended", "locked", "released", "units"))
+_EVENTS: Final = frozenset(
+    ("subscribed", "heartbeat", "gap", "goaway", "appended", "locked", "released", "pong", "units")
+)
 
 
 def frame(message: bytes | str, *, subscription: int | None = None) -> Frame:
@@ -568,7 +592,7 @@ def _frame(
         found = event.frame()
     except (ValueError, msgspec.MsgspecError) as exc:
         return _other_frame(_read(decode_any, body), exc)
-    ours = event.subscription == subscription or isinstance(found, Appended | Locked | Released | Goaway)
+    ours = event.subscription == subscription or isinstance(found, Appended | Locked | Released | Pong | Goaway)
     return found if ours else Other("of another subscription")
 
 

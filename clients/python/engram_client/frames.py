@@ -56,6 +56,12 @@ class Released(msgspec.Struct, frozen=True):
     released: bool
 
 
+class Pong(msgspec.Struct, frozen=True):
+    """A sign of life: the answer to a ping of this id."""
+
+    id: int | str | None = None
+
+
 class Refused(msgspec.Struct, frozen=True):
     """An `error`: about the operation of this id, or the whole connection."""
 
@@ -77,7 +83,7 @@ class Goaway(msgspec.Struct, frozen=True):
 
 
 class Other(msgspec.Struct, frozen=True):
-    """A pong, or an event that a newer bus sends: a sign of life."""
+    """An event that a newer bus sends: a sign of life."""
 
     event: str
 
@@ -85,4 +91,4 @@ class Other(msgspec.Struct, frozen=True):
 StreamFrame = Subscribed | Units | Heartbeat | Missing
 """What moves a subscription on."""
 
-Frame = StreamFrame | Appended | Locked | Released | Refused | Goaway | Other
+Frame = StreamFrame | Appended | Locked | Released | Pong | Refused | Goaway | Other

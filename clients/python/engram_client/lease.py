@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, Self
 from anyio import CancelScope
 
 from engram_client.backoff import Backoff
-from engram_client.errors import EngramConnectionError, EngramError, LockLost, NotHolder
+from engram_client.errors import EngramError, LockLost, NotHolder
 from engram_client.holds import Hold
 from engram_client.limits import LEASE_RELEASE_SECONDS
 from engram_client.retry import pause, waiting
@@ -119,10 +119,6 @@ class Lease:
         try:
             if self._scope is not None:
                 was_cut_short = self._scope.__exit__(kind, error, traceback)
-        except BaseExceptionGroup as rest:  # what the group holds beside our own cancellation
-            if self._loss is not None:
-                _explain(rest, self._loss)
-            raise
         finally:
             was_cancelled = await self._leave()
         loss = self._loss
@@ -138,7 +134,7 @@ class Lease:
 
     async def _leave(self) -> bool:
         self._scope = None
-        if (loss := self._overdue()) is not None:
+        if (loss := self._overdue(self._sure_term)) is not None:
             self._lose(loss)
         self._has_left = True
         return await self._give_back()
@@ -183,31 +179,27 @@ class Lease:
         failures = 0
         failure: EngramError | None = None
         while True:
-            self._term = self._term.cut(self._hold.over_at)
-            if (loss := self._overdue(failure)) is not None:
+            asked_at, sure = now(), self._sure_term
+            if (loss := self._overdue(sure, failure)) is not None:
                 return loss
-            asked_at = now()
             try:
-                async with asyncio.timeout(self._term.try_seconds(asked_at)):
-                    lock = await self._hold.refresh(self.lock)
+                lock = await self._hold.refresh(self.lock, timeout_seconds=sure.try_seconds(asked_at))
             except LockLost as error:
                 return error
             except NotHolder as error:
                 return _lost_to(error)
-            except TimeoutError:
-                failure = EngramConnectionError(f"no answer for {now() - asked_at:.2f} s")
             except EngramError as error:
                 failure = error
             else:
-                if self._overdue() is None:
+                loss = self._overdue(sure)
+                if loss is None:
                     self._lock, self._term = lock, Term.of(lock, asked_at=asked_at)
-                    return None
-                continue
+                return loss
             failures += 1
             await self._pause(failure, failures)
 
     async def _pause(self, failure: EngramError, failures: int) -> None:
-        seconds = self._term.pause_seconds(
+        seconds = self._sure_term.pause_seconds(
             now(), failures=failures, asked_seconds=failure.retry_after_seconds, chance=random.random()
         )
         _log.warning("lease on %s: again in %.2f s, after %s", self._name, seconds, failure)
@@ -226,14 +218,19 @@ class Lease:
             return LockLost(f"the lease on {self._name} has not begun")
         if self._has_left:
             return self._loss or LockLost(f"the lease on {self._name} was given back")
-        return self._loss or self._overdue()
+        return self._loss or self._overdue(self._sure_term)
 
-    def _overdue(self, failure: EngramError | None = None) -> LockLost | None:
-        if self._lock is None or not self._term.is_over(now()):
+    @property
+    def _sure_term(self) -> Term:
+        return self._term.cut(self._hold.over_at)
+
+    def _overdue(self, term: Term, failure: EngramError | None = None) -> LockLost | None:
+        if self._lock is None or not term.is_over(now()):
             return None
-        seconds = self._term.ends_at - self._term.asked_at
+        why = "heard of" if term.ends_at < self._term.ends_at else "refreshed"
         loss = LockLost(
-            f"the lease on {self._name} was not refreshed for {seconds:.3g} s", details={"lock_id": self._lock.lock_id}
+            f"the lease on {self._name} was not {why} for {term.ends_at - term.asked_at:.3g} s",
+            details={"lock_id": self._lock.lock_id},
         )
         loss.__cause__ = failure
         return loss

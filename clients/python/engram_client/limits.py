@@ -37,8 +37,10 @@ LEASE_RELEASE_SECONDS: Final = 3.0
 """How long giving back may take; then the lease runs out by itself."""
 SESSION_GRACE_SECONDS: Final = 5.0
 """How long the bus keeps a lock whose socket has gone for a new socket to take over."""
-SESSION_PING_SECONDS: Final = 2.0
-"""How often a lease's socket asks for a sign of life, and how long it waits for one."""
+SESSION_PING_SECONDS: Final = 1.0
+"""How often a lease's socket asks for a sign of life: without one, the grace may have begun."""
+SESSION_ANSWER_SECONDS: Final = 2.0
+"""How long it waits for one, before it tries another socket."""
 
 # --- Streams ---------------------------------------------------------------------------------------------------------
 HEARTBEAT_SECONDS: Final = 15.0
@@ -79,5 +81,6 @@ CHUNK_UNITS: Final = 100
 assert APPEND_FRAME_BYTES_MAX < WINDOW_BYTES_MAX, "one append must fit the window"
 assert SILENCE_SECONDS > 2 * HEARTBEAT_SECONDS, "one lost heartbeat is no reason to leave"
 assert 0 < LEASE_REFRESHED_AT < 1, "a lease is refreshed before it is over"
-assert SESSION_PING_SECONDS < SESSION_GRACE_SECONDS, "who lost its socket hears of it in time to come back"
-assert LEASE_PAUSE_SECONDS_MAX < SESSION_GRACE_SECONDS / 2, "there is more than one try to come back"
+assert SESSION_PING_SECONDS + SESSION_ANSWER_SECONDS + LEASE_PAUSE_SECONDS_MAX < SESSION_GRACE_SECONDS, (
+    "who hears nothing more tries another socket in time"
+)

@@ -16,6 +16,7 @@ from engram_client.frames import (
     Locked,
     Missing,
     Other,
+    Pong,
     Refused,
     Released,
     Subscribed,
@@ -213,7 +214,7 @@ class Pipeline:
                     raise error
                 case Goaway():
                     raise frame.error
-                case Subscribed() | Units() | Heartbeat() | Missing() | Locked() | Released() | Other():
+                case Subscribed() | Units() | Heartbeat() | Missing() | Locked() | Released() | Pong() | Other():
                     pass
                 case _:
                     assert_never(frame)

@@ -13,6 +13,7 @@ from engram_client.frames import (
     Locked,
     Missing,
     Other,
+    Pong,
     Refused,
     Released,
     StreamFrame,
@@ -86,7 +87,7 @@ def _moves(frame: Frame) -> StreamFrame | None:
         case Goaway():
             # Leave before the bus has to close; what is on its way comes again after the cursor.
             raise frame.error
-        case Appended() | Locked() | Released() | Other():
+        case Appended() | Locked() | Released() | Pong() | Other():
             return None
         case _:
             assert_never(frame)

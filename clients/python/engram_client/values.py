@@ -277,6 +277,8 @@ class LockState(msgspec.Struct, frozen=True, kw_only=True):
 
     resource: str
     holders: list[Lock]
+    """The first thousand of them."""
+    holder_count: int
     queue_length: int
     queue: list[LockWait]
     """The first hundred of them."""

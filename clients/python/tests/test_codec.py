@@ -7,7 +7,7 @@ import pytest
 
 from engram_client import codec
 from engram_client.errors import EngramConnectionError, EpochChanged, InvalidRequest, VersionMoved
-from engram_client.frames import Appended, Goaway, Heartbeat, Missing, Other, Refused, Subscribed, Units
+from engram_client.frames import Appended, Goaway, Heartbeat, Missing, Other, Pong, Refused, Subscribed, Units
 from engram_client.values import Cursor, Draft, Receipt, Relationship, RelationshipType, UnitType, WorkUnit
 
 UNIT: dict[str, Any] = {
@@ -156,7 +156,7 @@ FRAMES: list[tuple[dict[str, Any], object]] = [
     ({"event": "heartbeat", "cursor": "e1.3", "head": 9}, Heartbeat(Cursor("e1", 3), 9)),
     ({"event": "gap", "from": 4, "to": 6, "reason": "PRUNED"}, Missing(4, 6, "PRUNED")),
     ({"event": "goaway", "reason": "stop", "retry_after_ms": 250, "cursor": "e1.3"}, Goaway("stop", 0.25)),
-    ({"event": "pong", "id": 1, "head": 3}, Other("pong")),
+    ({"event": "pong", "id": 1, "head": 3}, Pong(1)),
     (
         {"event": "appended", "id": 5, "unit_id": "u", "seq": 7, "version": 3, "durability": "fsync", "replayed": True},
         Appended(5, Receipt(unit_id="u", seq=7, version=3, durability="fsync", replayed=True)),

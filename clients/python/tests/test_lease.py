@@ -30,7 +30,7 @@ class Prepared:
 
     def __init__(
         self,
-        *refreshes: Lock | EngramError | None,
+        *refreshes: Lock | EngramError,
         acquired: Lock | EngramError | None = None,
         released: EngramError | None = None,
     ) -> None:
@@ -44,7 +44,7 @@ class Prepared:
     async def acquire(self, wait_seconds: float) -> Lock:
         return await self._say("acquire", self._acquired)
 
-    async def refresh(self, lock: Lock) -> Lock:
+    async def refresh(self, lock: Lock, *, timeout_seconds: float) -> Lock:
         return await self._say("refresh", self._refreshes.pop(0) if len(self._refreshes) > 1 else self._refreshes[0])
 
     async def release(self, lock: Lock) -> None:
@@ -58,14 +58,11 @@ class Prepared:
     async def aclose(self) -> None:
         self.said.append("close")
 
-    async def _say(self, verb: str, answer: Lock | EngramError | None) -> Lock:
+    async def _say(self, verb: str, answer: Lock | EngramError) -> Lock:
         self.said.append(verb)
         self.changed.set()
-        if answer is None:
-            await asyncio.Event().wait()
         if isinstance(answer, EngramError):
             raise answer
-        assert answer is not None
         return answer
 
     async def heard(self, verb: str, times: int) -> None:
@@ -181,11 +178,9 @@ async def test_a_block_that_does_not_want_to_be_cancelled_is_told_when_it_asks_a
 
 
 async def test_failures_are_met_by_trying_again() -> None:
-    hold = Prepared(
-        Busy("later"), EngramConnectionError("cut"), InvalidRequest("odd"), None, lock(60), acquired=lock(0.9)
-    )
+    hold = Prepared(Busy("later"), EngramConnectionError("cut"), InvalidRequest("odd"), lock(60), acquired=lock(0.9))
     async with leased(hold) as lease:
-        await hold.heard("refresh", 5)
+        await hold.heard("refresh", 4)
         await asyncio.sleep(0)
         assert lease.is_held
         assert lease.lock.remaining_seconds == 60
@@ -247,8 +242,8 @@ async def test_a_grant_after_a_long_wait_is_refreshed_before_the_block_begins(lo
 
 async def test_an_answer_that_comes_after_the_end_comes_too_late() -> None:
     class Freezing(Prepared):
-        async def refresh(self, lock: Lock) -> Lock:
-            refreshed = await super().refresh(lock)
+        async def refresh(self, lock: Lock, *, timeout_seconds: float) -> Lock:
+            refreshed = await super().refresh(lock, timeout_seconds=timeout_seconds)
             freeze(lease)
             return refreshed
 

@@ -1,4 +1,4 @@
-"""The quick start in the README, and in the docstring of the package, runs as it stands."""
+"""The examples in the README, and in the docstring of the package, run as they stand."""
 
 import asyncio
 import re
@@ -16,15 +16,15 @@ class Seen(Exception):
     """What the example has printed, which would go on for ever."""
 
 
-def quick_starts() -> list[str]:
+def examples() -> list[str]:
     readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
     in_readme = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
     in_docstring = re.findall(r"\n\n((?: {4}.*\n)+)", engram_client.__doc__ or "")
     return [*in_readme, *(textwrap.dedent(block) for block in in_docstring)]
 
 
-@pytest.mark.parametrize("code", quick_starts())
-async def test_the_quick_start_runs_as_it_stands(shared_bus: LiveBus, code: str) -> None:
+@pytest.mark.parametrize("code", examples())
+async def test_an_example_runs_as_it_stands(shared_bus: LiveBus, code: str) -> None:
     def tell(*words: Any) -> None:
         raise Seen(*words)
 
@@ -32,11 +32,11 @@ async def test_the_quick_start_runs_as_it_stands(shared_bus: LiveBus, code: str)
         "Client(agent", f'Client("{shared_bus.url}", agent'
     )
     names: dict[str, Any] = {**vars(engram_client), "print": tell}
-    exec(f"async def quick_start():\n{textwrap.indent(here, '    ')}", names)
+    exec(f"async def example():\n{textwrap.indent(here, '    ')}", names)
     async with asyncio.timeout(10):
         with pytest.raises(Seen, match=r"ann.*I take the parser"):
-            await names["quick_start"]()
+            await names["example"]()
 
 
-def test_there_are_two() -> None:
-    assert len(quick_starts()) == 2
+def test_there_are_three() -> None:
+    assert len(examples()) == 3

@@ -1,13 +1,14 @@
 """Requests say what was meant, and are sent again where that is safe and makes sense."""
 
+import asyncio
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
 import pytest
 
-from engram_client import Client, Draft, EngramConnectionError, WorkUnit
-from engram_client.errors import MinSeqTimeout, VersionMoved
+from engram_client import Client, Draft, EngramConnectionError, EngramError, WorkUnit
+from engram_client.errors import MinSeqTimeout, VersionMoved, WaitEnded
 
 BUSY = {"code": "BUSY", "detail": "full", "retryable": True}
 
@@ -146,3 +147,67 @@ def test_only_http_is_a_url() -> None:
 def test_an_agent_has_a_name_that_fits_a_header(agent_id: str) -> None:
     with pytest.raises(ValueError, match="not the name"):
         Client(agent_id=agent_id)
+
+
+# --- Locks
+
+ON_PLAN = {
+    "lock_id": "l1",
+    "resource": "plan.md",
+    "holder_agent": "bob",
+    "mode": "exclusive",
+    "fencing_token": 7,
+    "granted_at": "2026-01-01T00:00:00.000000Z",
+    "expires_at": "2026-01-01T00:00:30.000000Z",
+    "remaining_seconds": 30.0,
+}
+WAIT_ENDED = {"code": "WAIT_ENDED", "detail": "the bus was restarted", "retryable": True}
+
+
+async def test_a_wait_that_ended_is_waited_on_for_what_is_left_of_it(answering: Any) -> None:
+    ended = answering.json(503, WAIT_ENDED)
+    url, requests = await answering.start(ended, None, answering.json(429, BUSY), answering.json(200, ON_PLAN))
+    async with Client(url, agent_id="bob", max_retries=0) as bus:
+        lock = await bus.acquire_lock("plan.md", wait_seconds=60)
+    assert (lock.resources, lock.fencing_token, lock.extended) == (["plan.md"], 7, True)
+    waits = [msgspec.json.decode(request.body)["wait_seconds"] for request in requests]
+    assert waits[0] == 60
+    assert waits == sorted(waits, reverse=True)
+    assert len(waits) == 4
+
+
+async def test_a_wait_that_is_over_is_given_up_as_any_request(answering: Any) -> None:
+    url, requests = await answering.start(answering.json(503, WAIT_ENDED))
+    async with Client(url, agent_id="bob", max_retries=3) as bus:
+        with pytest.raises(WaitEnded):
+            await bus.acquire_lock("plan.md", wait_seconds=0.001)
+    waits = [msgspec.json.decode(request.body)["wait_seconds"] for request in requests]
+    assert waits[-1] == 0
+
+
+@pytest.mark.parametrize("code", ["LOCK_HELD", "DEADLOCK"])
+async def test_a_refused_lock_is_not_asked_for_again(answering: Any, code: str) -> None:
+    url, requests = await answering.start(answering.json(409, {"code": code, "retryable": False}))
+    async with Client(url, agent_id="bob") as bus:
+        with pytest.raises(EngramError) as told:
+            await bus.acquire_lock("plan.md", wait_seconds=60)
+    assert (told.value.code, len(requests)) == (code, 1)
+
+
+async def test_a_break_is_not_said_twice_where_the_first_may_have_worked(answering: Any) -> None:
+    busy = answering.json(429, BUSY, "Retry-After: 0")
+    url, requests = await answering.start(busy, None)
+    async with Client(url, agent_id="bob") as bus:
+        with pytest.raises(EngramConnectionError):
+            await bus.break_lock("a b", reason="why", lock_id="l1")
+    said = [("resource", "a b"), ("break", "true"), ("reason", "why"), ("lock_id", "l1"), ("agent_id", "bob")]
+    assert [query(request.target) for request in requests] == [said] * 2
+
+
+async def test_a_refresh_that_is_not_answered_is_tried_again_in_time(answering: Any) -> None:
+    granted = answering.json(201, {**ON_PLAN, "remaining_seconds": 1.0})
+    url, requests = await answering.start(granted, b"", answering.json(200, ON_PLAN))
+    async with Client(url, agent_id="bob") as bus, bus.lock("plan.md", ttl_seconds=1) as lease:
+        while lease.lock.remaining_seconds < 30:
+            await asyncio.sleep(0.01)
+    assert [request.method for request in requests[:3]] == ["POST", "PATCH", "PATCH"]

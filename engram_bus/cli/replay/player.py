@@ -48,7 +48,7 @@ class Player:
             async with AsyncExitStack() as connections, asyncio.TaskGroup() as tasks:
                 await self._hand_out(connections, tasks)
         except BaseExceptionGroup as failed:
-            raise _first(failed) from None
+            raise first_cause(failed) from None
 
     async def _hand_out(self, connections: AsyncExitStack, tasks: asyncio.TaskGroup) -> None:
         """Give each step to its strand when it is due."""
@@ -116,7 +116,7 @@ class _Agent:
         return cls(await connections.enter_async_context(client.pipeline()))
 
 
-def _first(failed: BaseExceptionGroup[BaseException]) -> BaseException:
+def first_cause(failed: BaseExceptionGroup[BaseException]) -> BaseException:
     """One cause is enough to tell; the others are mostly its echoes."""
     cause = failed.exceptions[0]
-    return _first(cause) if isinstance(cause, BaseExceptionGroup) else cause
+    return first_cause(cause) if isinstance(cause, BaseExceptionGroup) else cause

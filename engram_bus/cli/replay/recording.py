@@ -80,14 +80,14 @@ def parse(
     Ids and idempotency keys derive from the bytes, the run and the line: the same file played again under the same run
     sends the same units.
     """
-    rows = list(_rows(raw))
+    rows = list(rows_of(raw, needed=("agent", "text")))
     field = context_from or next((name for name in CONTEXT_FIELDS if any(name in row for row in rows)), "trace")
     if context_from is not None and not any(context_from in row for row in rows):
         raise RecordingError(f"no line has the field {context_from!r} to take contexts from")
     writer = _Writer(f"{sha256(raw).hexdigest()}/{run}", run, field)
     drafts = [writer.draft(place, row) for place, row in enumerate(rows)]
     strands = [draft.context_id if order == "context" else "" for draft in drafts]
-    dues = _dues([_time(row.get("ts"), place + 1) for place, row in enumerate(rows)], strands, pause_seconds_max)
+    dues = dues_of([time_of(row.get("ts"), place + 1) for place, row in enumerate(rows)], strands, pause_seconds_max)
     steps = [
         Step(place, strand, due, draft.agent_id or "", draft)
         for place, (strand, due, draft) in enumerate(zip(strands, dues, drafts, strict=True))
@@ -95,7 +95,8 @@ def parse(
     return Recording(run, sorted(steps, key=lambda step: step.due_seconds))
 
 
-def _rows(raw: bytes) -> Iterable[dict[str, Any]]:
+def rows_of(raw: bytes, *, needed: Sequence[str]) -> Iterable[dict[str, Any]]:
+    """The lines of a JSON Lines file, each with the texts that every step needs. Raises RecordingError."""
     decode = msgspec.json.Decoder(dict[str, Any]).decode
     for number, line in enumerate(raw.split(b"\n"), start=1):
         if not line.strip():
@@ -104,13 +105,13 @@ def _rows(raw: bytes) -> Iterable[dict[str, Any]]:
             row = decode(line)
         except (msgspec.DecodeError, UnicodeDecodeError) as exc:
             raise RecordingError(f"line {number} is not a JSON object: {exc}") from exc
-        for name in ("agent", "text"):
+        for name in needed:
             if not isinstance(row.get(name), str):
-                raise RecordingError(f"line {number} has no text in {name!r}; every step needs an agent and a text")
+                raise RecordingError(f"line {number} has no text in {name!r}; every step needs {' and '.join(needed)}")
         yield row
 
 
-def _dues(times: Sequence[float | None], strands: Sequence[str], pause_seconds_max: float | None) -> Sequence[float]:
+def dues_of(times: Sequence[float | None], strands: Sequence[str], pause_seconds_max: float | None) -> Sequence[float]:
     """When each step is due. Time does not go back, and a step without one comes with the one before.
 
     Where none has a time, every strand begins at once and takes one step after another.
@@ -128,7 +129,8 @@ def _dues(times: Sequence[float | None], strands: Sequence[str], pause_seconds_m
     return dues
 
 
-def _time(ts: Any, number: int) -> float | None:
+def time_of(ts: Any, number: int) -> float | None:
+    """The `ts` of a line, in seconds. Raises RecordingError."""
     if ts is None:
         return None
     try:
@@ -152,7 +154,7 @@ class _Writer:
         hint = str(row.get("type_hint") or "message").upper()
         payload, cut = _cut(row["text"], PAYLOAD_BYTES_MAX)
         return Draft(
-            context_id=_name(f"{self._run}/{row.get(self._context_field) or row.get('trace') or 'steps'}"),
+            context_id=name_of(f"{self._run}/{row.get(self._context_field) or row.get('trace') or 'steps'}"),
             payload=payload,
             type=hint if hint in UnitType.__members__ else UnitType.UNKNOWN,
             kind=_kind(row),
@@ -161,7 +163,7 @@ class _Writer:
             relationships=self._relationships(row, hint, unit_id) or None,
             id=unit_id,
             idempotency_key=f"replay-{unit_id}",
-            agent_id=_name(row["agent"]),
+            agent_id=name_of(row["agent"]),
         )
 
     def _relationships(self, row: dict[str, Any], hint: str, unit_id: str) -> list[Relationship]:
@@ -196,7 +198,7 @@ def _kind(row: dict[str, Any]) -> str | None:
 def _resources(row: dict[str, Any], hint: str) -> list[str] | None:
     """What a step touches: the file it changes, the task it is about."""
     touched = row.get("path") if hint == "FILE_CHANGE" else row.get("item")
-    return [_cut(_plain(str(touched)), RESOURCE_BYTES_MAX)[0]] if touched else None
+    return [resource_of(str(touched))] if touched else None
 
 
 def _meta(row: dict[str, Any], *, extra: dict[str, str]) -> dict[str, str]:
@@ -220,7 +222,12 @@ def _plain(text: str) -> str:
     return _CONTROL.sub(" ", text)
 
 
-def _name(text: str) -> str:
+def resource_of(text: str) -> str:
+    """A resource's name as the bus takes it, its end cut off where it is too long."""
+    return _cut(_plain(text), RESOURCE_BYTES_MAX)[0]
+
+
+def name_of(text: str) -> str:
     """A name the bus takes; of one that is too long the end becomes its digest, so that it stays its own."""
     text = _plain(text) or "-"
     if len(text.encode()) <= NAME_BYTES_MAX:

@@ -58,10 +58,10 @@ def summarise(recording: Recording, played: Sequence[Played], watched: Watched, 
         contexts=recording.contexts,
         seconds=round(seconds, 3),
         units_per_second=round(len(appended) / seconds, 1) if seconds else 0.0,
-        delivery_ms=_percentiles(
+        delivery_ms=percentiles(
             received_ns[one.receipt.unit_id] - one.sent_ns for one in appended if one.receipt.unit_id in received_ns
         ),
-        acknowledgement_ms=_percentiles(one.acknowledged_ns - one.sent_ns for one in appended),
+        acknowledgement_ms=percentiles(one.acknowledged_ns - one.sent_ns for one in appended),
         lost=sum(one.receipt.unit_id not in received_ns for one in appended),
         repeated=watched.repeats + sum(times - 1 for times in Counter(seen.unit_id for seen in watched.seen).values()),
         out_of_order=_out_of_order(recording, watched.seen),
@@ -82,7 +82,8 @@ def _out_of_order(recording: Recording, seen: Iterable[Seen]) -> int:
     return count
 
 
-def _percentiles(durations_ns: Iterable[int]) -> Percentiles | None:
+def percentiles(durations_ns: Iterable[int]) -> Percentiles | None:
+    """None of nothing."""
     ordered = sorted(durations_ns)
     if not ordered:
         return None

@@ -1,0 +1,224 @@
+"""`engram lock run`: a command that runs under a lock, and not without it."""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+
+import typer
+from typer.core import TyperCommand
+
+from engram_bus.cli.failures import LOST, Failure, told
+from engram_bus.cli.lock.commands import RETRIES, TTL_SECONDS, Reason, Resources, Shared, Ttl
+from engram_bus.cli.options import URL_DEFAULT, Url, agent_or_user
+
+if TYPE_CHECKING:
+    from asyncio.subprocess import Process
+
+    from engram_bus.cli.lock.guard import Guard
+    from engram_bus.cli.lock.terminal import Terminal
+    from engram_client import Lease
+
+WAIT_SECONDS: Final = 3_600.0
+"""As long as the bus lets anyone wait."""
+NOT_FOUND: Final = 127
+NOT_RUNNABLE: Final = 126
+"""As shells say it."""
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+_REASON_CHARACTERS: Final = 200
+_NEVER_BEGAN: Final = -1
+_COMMAND: Final = "engram.command"
+
+OnLost = Literal["kill", "warn"]
+
+
+class WithCommand(TyperCommand):
+    """A command line whose part after `--` is another command's."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        own, ctx.meta[_COMMAND] = _split(args)
+        return super().parse_args(ctx, own)
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        return [*super().collect_usage_pieces(ctx), "--", "COMMAND", "[ARGS]..."]
+
+
+def _split(args: list[str]) -> tuple[list[str], list[str]]:
+    place = args.index("--") if "--" in args else len(args)
+    return args[:place], args[place + 1 :]
+
+
+def run(
+    context: typer.Context,
+    resources: Resources,
+    ttl: Ttl = TTL_SECONDS,
+    wait: Annotated[
+        float, typer.Option(metavar="SECONDS", help="How long to wait in line for it; 0 is not at all.")
+    ] = WAIT_SECONDS,
+    shared: Shared = False,
+    on_lost: Annotated[
+        OnLost,
+        typer.Option(help="When the lock is lost: end the command (SIGTERM, after 5 s SIGKILL), or say so on stderr."),
+    ] = "kill",
+    reason: Reason = "",
+    agent: Annotated[
+        str | None,
+        typer.Option(help="Who holds it.", show_default="your user name, host and process: no two runs share a lock"),
+    ] = None,
+    url: Url = URL_DEFAULT,
+) -> None:
+    """Run a command while holding resources: waits for the lock, keeps it as long as the command runs, releases it.
+
+    engram lock run deploy/production --wait 600 -- make deploy
+
+    The command finds ENGRAM_FENCING_TOKEN, ENGRAM_LOCK_ID and ENGRAM_LOCK_RESOURCE (the first) in its environment,
+    and ENGRAM_AGENT and ENGRAM_URL, so that what it posts is its holder's. Signals are passed on to it. A loss is
+    noticed when the lock is refreshed: after a third of --ttl at the latest.
+
+    The exit code is the command's (128 + the signal that ended it; 127 when there is no such command), or 75 when
+    another agent holds the lock, 76 when waiting would never end, 77 when the lock was lost and the command ended for
+    it. If this process is killed, the command is ended as well, and the lock runs out after --ttl.
+    """
+    command: list[str] = context.meta[_COMMAND]
+    if not command:
+        raise Failure("name the command to run after --", code=2)
+    from engram_bus.cli.lock.guard import Guard
+    from engram_bus.cli.lock.terminal import Terminal
+
+    holder = agent or f"{agent_or_user(None)}@{socket.gethostname()}:{os.getpid()}"
+    asked = {
+        "ttl_seconds": ttl,
+        "wait_seconds": wait,
+        "mode": "shared" if shared else "exclusive",
+        # Its arguments stay out of it: they may hold secrets, and the log is for ever.
+        "reason": reason or Path(command[0]).name.encode("utf-8", "replace").decode()[:_REASON_CHARACTERS],
+    }
+    guard = Guard()  # before any thread, socket or loop is there to be inherited
+    try:
+        with told(url, notices=True):
+            code = asyncio.run(_Run(guard, Terminal(), command, on_lost).under(url, holder, resources, asked))
+    finally:
+        guard.over()
+    sys.exit(code)
+
+
+class _Run:
+    """One command and its lock."""
+
+    def __init__(self, guard: "Guard", terminal: "Terminal", command: Sequence[str], on_lost: OnLost) -> None:
+        self._guard = guard
+        self._terminal = terminal
+        self._command = command
+        self._on_lost = on_lost
+        self._signals: list[int] = []
+        self._receiver: Callable[[int], object] | None = None
+        self._has_told = False
+        """That the lock was lost."""
+
+    async def under(self, url: str, holder: str, resources: Sequence[str], asked: dict[str, Any]) -> int:
+        """The exit code. Raises EngramError where there is no lock, Failure where a signal ended the wait for it."""
+        from engram_client import Client
+        from engram_client.errors import LockLost
+
+        self._listen()
+        task = asyncio.current_task()
+        assert task is not None, "it runs in a loop"
+        self._receiver = lambda number: task.cancel()
+        code = _NEVER_BEGAN
+        variables = {"ENGRAM_AGENT": holder, "ENGRAM_URL": url, "ENGRAM_LOCK_RESOURCE": resources[0]}
+        try:
+            async with Client(url, agent_id=holder, max_retries=RETRIES) as bus:
+                await bus.status()  # a bus that is not there is told at once; one that goes away later is waited for
+                async with bus.lock(*resources, on_lost="raise", **asked) as lease:
+                    await asyncio.sleep(0)  # a signal that came together with the lock ends it here
+                    self._receiver = None
+                    code = await self._run(lease, variables)
+        except LockLost as loss:
+            if code == _NEVER_BEGAN:
+                raise
+            if not self._has_told:
+                _say(f"the lock was lost before the command had ended: {loss.message}")
+        except asyncio.CancelledError:
+            if not self._signals:
+                raise
+            raise Failure(f"no longer waiting for {', '.join(resources)}", code=128 + self._signals[0]) from None
+        return code
+
+    def _listen(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in _SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup stays nohup
+                loop.add_signal_handler(number, self._receive, number)
+
+    def _receive(self, number: int) -> None:
+        self._signals.append(number)
+        if self._receiver is not None:
+            self._receiver(number)
+
+    async def _run(self, lease: "Lease", variables: dict[str, str]) -> int:
+        lock = lease.lock
+        variables = {
+            **os.environ,
+            **variables,
+            "ENGRAM_LOCK_ID": lock.lock_id,
+            "ENGRAM_FENCING_TOKEN": str(lock.fencing_token),
+        }
+        if lock.extended:
+            _say(f"{lock.holder_agent} held the lock already; it is released when this command has ended")
+        try:
+            # In the child only two system calls' worth of Python runs before it becomes the command.
+            process = await asyncio.create_subprocess_exec(
+                *self._command,
+                env=variables,
+                process_group=0,
+                preexec_fn=self._begin,
+            )
+        except OSError as exc:
+            _say(f"{self._command[0]}: {exc.strerror}")
+            return NOT_FOUND if isinstance(exc, FileNotFoundError) else NOT_RUNNABLE
+        try:
+            return await self._watch(lease, process)
+        finally:
+            self._receiver = None
+            self._terminal.take_back(process.pid)
+
+    def _begin(self) -> None:
+        """In the child."""
+        self._guard.tell()
+        self._terminal.take_as_child()
+
+    async def _watch(self, lease: "Lease", process: "Process") -> int:
+        """Until the command has ended, by itself or because the lock was lost."""
+        from engram_bus.cli.lock.guard import end_group, signal_group
+
+        asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self._terminal.follow_stop, process.pid)
+        self._receiver = partial(signal_group, process.pid)
+        for number in self._signals:  # those that came while it began
+            self._receiver(number)
+        ended, lost = asyncio.create_task(process.wait()), asyncio.create_task(lease.lost())
+        try:
+            await asyncio.wait([ended, lost], return_when=asyncio.FIRST_COMPLETED)
+            if not ended.done():
+                loss = lost.result()
+                assert loss is not None, "nobody gives it back while the command runs"
+                self._has_told = True
+                if self._on_lost == "kill":
+                    _say(f"the lock was lost, so the command is ended: {loss.message}")
+                    await asyncio.to_thread(end_group, process.pid)
+                    await ended
+                    return LOST
+                _say(f"the lock was lost, and the command runs on without it: {loss.message}")
+            code = await ended
+        finally:
+            lost.cancel()
+            await asyncio.wait([lost])
+        return code if code >= 0 else 128 - code
+
+
+def _say(text: str) -> None:
+    print(f"engram: {text}", file=sys.stderr, flush=True)

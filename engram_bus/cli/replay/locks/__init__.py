@@ -1,0 +1,1 @@
+"""`engram replay --locks` in its parts: the workload, the agents that play it, the fold that checks, the figures."""
