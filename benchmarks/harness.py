@@ -92,6 +92,11 @@ def report(question: str, figures: dict[str, Any], *, small: bool) -> None:
     """Print the figures; keep those of a full run in results/."""
     print(json.dumps({"question": question, **figures}, indent=2))
     if not small:
-        RESULTS.mkdir(exist_ok=True)
-        name = Path(sys.argv[0]).stem
-        (RESULTS / f"{name}.json").write_text(json.dumps({"question": question, **figures}, indent=2) + "\n")
+        keep(question, figures)
+
+
+def keep(question: str, figures: dict[str, Any]) -> None:
+    """Write the figures into results/."""
+    RESULTS.mkdir(exist_ok=True)
+    name = Path(sys.argv[0]).stem
+    (RESULTS / f"{name}.json").write_text(json.dumps({"question": question, **figures}, indent=2) + "\n")
