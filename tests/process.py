@@ -15,9 +15,12 @@ ENGRAM = (sys.executable, "-m", "engram_bus.cli")
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """This process's, without what would set a bus's or a terminal's ways."""
+    """This process's, without what would set a bus's or a terminal's ways.
+
+    A bus searches only when it is asked to: the process that indexes costs half a second of each start.
+    """
     kept = {name: value for name, value in os.environ.items() if not name.startswith("ENGRAM_")}
-    return {**kept, "NO_COLOR": "1", "COLUMNS": "200", **variables}
+    return {**kept, "NO_COLOR": "1", "COLUMNS": "200", "ENGRAM_SEARCH": "false", **variables}
 
 
 def engram(

@@ -1,6 +1,7 @@
 """A real bus in a process of its own, that can be stopped, killed and started again, and a wire to it that breaks."""
 
 import asyncio
+import os
 import random
 import re
 import signal
@@ -27,7 +28,11 @@ class LiveBus:
         """Return when it answers."""
         command = [sys.executable, "-m", "engram_bus.cli", "serve", "--port", self._port, "--log-level", "warning"]
         self._process = subprocess.Popen(
-            [*command, "--data-dir", str(self._data_dir), *self._flags], stdout=subprocess.PIPE, text=True
+            [*command, "--data-dir", str(self._data_dir), *self._flags],
+            stdout=subprocess.PIPE,
+            text=True,
+            # What indexes starts with the first search, so that a bus which is not asked costs nothing.
+            env={**os.environ, "ENGRAM_SEARCH": "false"},
         )
         assert self._process.stdout is not None
         said = self._process.stdout.readline()
