@@ -147,7 +147,7 @@ async def _filled(bus: Bus, collection: Collection) -> dict[int, int]:
 async def _found(bus: Bus, asked: SearchIn) -> list[int]:
     while True:
         try:
-            return [one.seq for one in (await bus.search(asked)).results]
+            return [one.seq for one in (await bus.execute_search(asked)).results]
         except SearchBuilding:
             await asyncio.sleep(0.2)
 

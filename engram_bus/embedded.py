@@ -12,7 +12,7 @@ import msgspec
 from engram_bus import clock
 from engram_bus.bus.admission import admit, check_name, check_resource, check_token
 from engram_bus.bus.writer import Answer, Done, Ticket, Writer
-from engram_bus.codec import Entry, encode_json, lock_mode, milliseconds
+from engram_bus.codec import Entry, encode_json, lock_mode, milliseconds, parse
 from engram_bus.decisions.locks import GRANTED, LockState, change_of
 from engram_bus.errors import (
     ContextNotFound,
@@ -80,6 +80,7 @@ from engram_bus.units import (
 )
 
 _PULSE_SECONDS = 1.0
+_decode_search = msgspec.json.Decoder(SearchIn).decode
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -342,14 +343,14 @@ class Bus:
     async def wait_for(self, min_seq: int, *, timeout_ms: int = MIN_SEQ_TIMEOUT_MS_DEFAULT) -> None:
         """Return when the head has reached `min_seq`. Raises MinSeqTimeout after `timeout_ms`, ShuttingDown."""
         self._require_open()
-        if min_seq <= self.head:
-            return
         if not 0 <= timeout_ms <= MIN_SEQ_TIMEOUT_MS_MAX:
             raise InvalidRequest(
                 f"timeout_ms {timeout_ms}, at most {MIN_SEQ_TIMEOUT_MS_MAX}",
                 field="timeout_ms",
                 limit=MIN_SEQ_TIMEOUT_MS_MAX,
             )
+        if min_seq <= self.head:
+            return
         if self.writer.is_closed:
             raise ShuttingDown(f"the bus is stopping: the log stays at {self.head}")
         reached: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -653,15 +654,65 @@ class Bus:
 
     # --- Search ------------------------------------------------------------------------------------------------------
 
-    async def search(self, asked: SearchIn) -> SearchOut:
-        """What is found by its words and its meaning, over everything acknowledged so far.
+    async def search(
+        self,
+        query: str,
+        *,
+        mode: str = "hybrid",
+        limit: int = 10,
+        context_id: str | Sequence[str] | None = None,
+        agent_id: str | Sequence[str] | None = None,
+        type: str | int | Sequence[str | int] | None = None,
+        kind: str | Sequence[str] | None = None,
+        resource: str | Sequence[str] | None = None,
+        meta: dict[str, str] | None = None,
+        related_to: str | Sequence[str] | None = None,
+        after_seq: int | None = None,
+        before_seq: int | None = None,
+        after_ts: str | None = None,
+        before_ts: str | None = None,
+        as_of_seq: int | None = None,
+        page: str | None = None,
+        facets: bool = False,
+        explain: bool = False,
+        max_tokens: int | None = None,
+        fusion: str = "z",
+    ) -> SearchOut:
+        """What is found by its words and its meaning, over everything acknowledged so far; `get` gives a hit's unit.
 
         The first search starts what answers it. Raises InvalidRequest, TooLarge, SearchBuilding, SearchUnavailable.
         """
+        asked = {
+            "query": query,
+            "mode": mode,
+            "limit": limit,
+            "context_id": context_id,
+            "agent_id": agent_id,
+            "type": type,
+            "kind": kind,
+            "resource": resource,
+            "meta": meta or {},
+            "related_to": related_to,
+            "after_seq": after_seq,
+            "before_seq": before_seq,
+            "after_ts": after_ts,
+            "before_ts": before_ts,
+            "as_of_seq": as_of_seq,
+            "page": page,
+            "facets": facets,
+            "explain": explain,
+            "max_tokens": max_tokens,
+            "fusion": fusion,
+        }
+        return await self.execute_search(_search_in(asked))
+
+    async def execute_search(self, asked: SearchIn) -> SearchOut:
+        """As `search`, of what came over a wire; its `min_seq` is to be waited for before."""
         self._require_open()
         window = window_of(asked)
         question = asked_from(asked, window)
         found = await self.start_search().search(question)
+        self._require_open()
         hits = found.hits[: asked.limit]
         return answer(asked, window, found, [(hit, self.log.record(hit.seq).unit) for hit in hits])
 
@@ -877,6 +928,15 @@ def _payload(payload: Any, content_type: str | None) -> tuple[str, bytes]:
                 return content_type or FORMAT_JSON, encode_json(payload)
             except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as exc:
                 raise InvalidRequest(f"payload cannot be written as JSON: {exc}", field="payload") from exc
+
+
+def _search_in(asked: dict[str, Any]) -> SearchIn:
+    """The same search as if it came over a wire: held to the same types, by the same words."""
+    try:
+        body = encode_json(asked)
+    except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as exc:
+        raise InvalidRequest(f"the search cannot be written as JSON: {exc}") from exc
+    return parse(_decode_search, body)
 
 
 def _lock_place(page: str) -> tuple[str, int]:

@@ -602,6 +602,82 @@ async def test_what_an_unknown_unit_relates_to_is_not_found(bus: Bus) -> None:
         bus.related(unit_id(1))
 
 
+# --- Search ----------------------------------------------------------------------------------------------------------
+
+
+async def test_what_was_appended_is_found_by_its_words_and_by_its_meaning(bus: Bus) -> None:
+    said = await bus.append("plan", "I take the parser", agent_id="ann")
+    await bus.append("plan", "the parser is mine", agent_id="bob")
+    found = await bus.search("parser", context_id="plan", agent_id=["ann", "eve"], limit=5)
+    assert [(hit.unit_id, hit.seq) for hit in found.results] == [(said.id, 1)]
+    assert (found.total, found.applied_seq, found.next_page) == (1, 2, None)
+    assert bus.get(found.results[0].unit_id).unit == said
+    meant = await bus.append("cars", "the automobile broke down", agent_id="ann")
+    assert (await bus.search("a car with engine trouble", mode="semantic")).results[0].unit_id == meant.id
+
+
+@pytest.mark.parametrize(
+    ("asked", "field"),
+    [
+        ({"limit": 0}, "limit"),
+        ({"limit": "many"}, "limit"),
+        ({"mode": "psychic"}, "mode"),
+        ({"type": UnitType.ERROR, "fusion": "cold"}, "fusion"),
+        ({"after_ts": "yesterday"}, "after_ts"),
+        ({"page": "2"}, "page"),
+        ({"meta": {"run": 7}}, "meta"),
+        ({"context_id": "\ud800"}, None),
+        ({"context_id": object()}, None),
+    ],
+)
+async def test_a_search_that_cannot_be_is_refused_by_the_field(asked: dict[str, Any], field: str | None) -> None:
+    async with Bus.open(None) as bus:
+        with pytest.raises(InvalidRequest) as refused:
+            await bus.search("parser", **asked)
+        assert refused.value.field == field
+
+
+async def test_everything_a_search_has_can_be_said() -> None:
+    """Each of these lets one unit of two through, so that what is not heeded shows."""
+    async with Bus.open(None) as bus:
+        root = await bus.append("a", "the parser, once", agent_id="ann", type="ERROR", kind="x.y", meta={"run": "7"})
+        edge = Relationship(root.id, RelationshipType.CAUSES)
+        last = await bus.append("b", "the parser, again", agent_id="bob", resources=["src/a"], relationships=[edge])
+        for only, filters in [
+            (root, {"type": [UnitType.ERROR, 3]}),
+            (root, {"kind": "x.*"}),
+            (root, {"meta": {"run": "7"}}),
+            (root, {"before_seq": 2}),
+            (root, {"before_ts": last.ts}),
+            (root, {"as_of_seq": 1}),
+            (last, {"resource": ("src/*", "lib")}),
+            (last, {"related_to": root.id}),
+            (last, {"after_seq": 1}),
+            (last, {"after_ts": root.ts}),
+        ]:
+            found = await bus.search("parser", facets=True, **filters)  # type: ignore[arg-type]
+            assert [hit.seq for hit in found.results] == [only.seq], filters
+            assert isinstance(found.facets, dict)
+            assert found.facets["agent"] == {only.agent_id: 1}, filters
+
+
+async def test_a_search_goes_on_page_by_page() -> None:
+    async with Bus.open(None) as bus:
+        await fill(bus, *["plan"] * 5)
+        first = await bus.search("hi", limit=3, explain=True, fusion="rrf")
+        rest = await bus.search("hi", limit=3, page=first.next_page)
+        assert sorted(hit.seq for page in (first, rest) for hit in page.results) == [1, 2, 3, 4, 5]
+        assert rest.next_page is None
+
+
+async def test_a_bus_that_is_closed_searches_nothing(tmp_path: Path) -> None:
+    async with Bus.open(tmp_path) as bus:
+        pass
+    with pytest.raises(ShuttingDown):
+        await bus.search("hi")
+    assert bus.searcher is None
+
+
 # --- Locks -----------------------------------------------------------------------------------------------------------
 
 

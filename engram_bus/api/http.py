@@ -601,7 +601,7 @@ class HttpApi:
         asked = parse(_decode_search, await call.body(SEARCH_REQUEST_BYTES_MAX))
         timeout_ms = MIN_SEQ_TIMEOUT_MS_DEFAULT if asked.timeout_ms is None else asked.timeout_ms
         await self.bus.wait_for(asked.min_seq, timeout_ms=timeout_ms)
-        return self._read_reply(encode_json(await self.bus.search(asked)))
+        return self._read_reply(encode_json(await self.bus.execute_search(asked)))
 
     # --- The bus itself ----------------------------------------------------------------------------------------------
 

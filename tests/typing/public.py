@@ -7,6 +7,7 @@ from typing import assert_type
 from engram_bus import Bus, Context, Draft, EngramError, Gap, Relationship, RelationshipType, UnitType, WorkUnit
 from engram_bus.codec import Entry
 from engram_bus.embedded import ContextPage, Page, RelatedPage
+from engram_bus.projections.search.requests import SearchHit, SearchOut
 from engram_bus.router.local import LocalSubscription
 
 
@@ -59,6 +60,10 @@ async def reading(bus: Bus) -> None:
     assert_type(bus.related("id", depth=2), RelatedPage)
     assert_type(bus.context("plan"), Context)
     assert_type(bus.contexts(prefix="a/"), ContextPage)
+    found = await bus.search("parser", context_id="plan", type=[UnitType.ERROR, 3], meta={"run": "7"}, limit=5)
+    assert_type(found, SearchOut)
+    assert_type(found.results, list[SearchHit])
+    assert_type([(hit.unit_id, hit.seq, hit.score) for hit in found.results], list[tuple[str, int, float]])
 
 
 async def subscribing(bus: Bus) -> None:
