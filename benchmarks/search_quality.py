@@ -18,10 +18,9 @@ import numpy as np
 import uvloop
 
 from benchmarks.harness import keep, machine, scratch
-from benchmarks.search_sets import COLLECTIONS, Absent, Collection, cut
+from benchmarks.search_sets import COLLECTIONS, Absent, Collection, Question, cut
 from engram_bus import Bus
 from engram_bus.errors import SearchBuilding
-from engram_bus.projections.search.requests import SearchIn
 from engram_bus.units import WorkUnit
 
 QUESTION = "quality of search by mode, on sets whose answers are known"
@@ -127,8 +126,7 @@ async def scored(collection: Collection, measures: Mapping[str, Measure], path: 
     async with Bus.open(path) as bus:
         places = await _filled(bus, collection)
         for question, mode in itertools.product(collection.questions, MODES):
-            asked = SearchIn(query=question.text, mode=mode, limit=DEPTH, context_id=question.context_id)
-            ranking = [places[seq] for seq in await _found(bus, asked)]
+            ranking = [places[seq] for seq in await _found(bus, question, mode)]
             for name, measure in measures.items():
                 by_mode[mode][name].append(measure(ranking, question.wanted))
     return Scores([question.group for question in collection.questions], by_mode)
@@ -144,12 +142,15 @@ async def _filled(bus: Bus, collection: Collection) -> dict[int, int]:
     return places
 
 
-async def _found(bus: Bus, asked: SearchIn) -> list[int]:
+async def _found(bus: Bus, question: Question, mode: str) -> list[int]:
+    """The seqs, once the index has caught up."""
     while True:
         try:
-            return [one.seq for one in (await bus.execute_search(asked)).results]
+            found = await bus.search(question.text, mode=mode, limit=DEPTH, context_id=question.context_id)
         except SearchBuilding:
             await asyncio.sleep(0.2)
+        else:
+            return [one.seq for one in found.results]
 
 
 def figures(scores: Scores) -> dict[str, Any]:
