@@ -1,6 +1,7 @@
 """The client: every verb of the bus for one agent, over HTTP, WebSocket and SSE."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import datetime
 from functools import partial
 from typing import Any, Literal, Self, Unpack, assert_never
 from urllib.parse import quote, urlsplit
@@ -37,6 +38,7 @@ from engram_client.values import (
     Outcome,
     Page,
     Related,
+    SearchPage,
     Status,
     WorkUnit,
 )
@@ -47,6 +49,11 @@ Names = list[str]
 Named = str | Sequence[str] | None
 """One name, several, or all."""
 Direction = Literal["out", "in", "both"]
+Mode = Literal["hybrid", "keyword", "semantic"]
+Fusion = Literal["z", "rrf", "relative"]
+Include = Literal["ids", "units"]
+Time = str | datetime | None
+"""RFC 3339 with a zone (`2026-01-31T12:00:00Z`), or a datetime with one."""
 
 
 class Client:
@@ -230,8 +237,72 @@ class Client:
 
     async def _read(self, path: str, query: Query, min_seq: int | None, timeout_ms: int | None) -> bytes:
         asked = {**query, "min_seq": min_seq, "timeout_ms": timeout_ms}
-        wait_ms = 0 if min_seq is None else WAIT_MS_DEFAULT if timeout_ms is None else timeout_ms
-        return await self._http.request("GET", path, asked, wait_ms=wait_ms)
+        return await self._http.request("GET", path, asked, wait_ms=_wait_ms(min_seq, timeout_ms))
+
+    # --- Search ------------------------------------------------------------------------------------------------------
+
+    async def search(
+        self,
+        query: str,
+        *,
+        mode: Mode | None = None,
+        limit: int | None = None,
+        context_id: Named = None,
+        agent_id: Named = None,
+        type: Named = None,
+        kind: Named = None,
+        resource: Named = None,
+        meta: Mapping[str, str] | None = None,
+        related_to: Named = None,
+        after_seq: int | None = None,
+        before_seq: int | None = None,
+        after_ts: Time = None,
+        before_ts: Time = None,
+        as_of_seq: int | None = None,
+        page: str | None = None,
+        facets: bool = False,
+        explain: bool = False,
+        include: Include | None = None,
+        max_tokens: int | None = None,
+        fusion: Fusion | None = None,
+        min_seq: int | None = None,
+        timeout_ms: int | None = None,
+    ) -> SearchPage:
+        """Units by their words and by their meaning, best first, over everything acknowledged so far.
+
+        Any text is a query; by its words, a part in double quotes counts as a phrase. Filters are joined by and, the
+        names of one by or; `kind` and `resource` may be globs; seqs and times are themselves left out; `related_to` are
+        ids that a unit names. `as_of_seq` searches the log as if it ended there. With `max_tokens` a page holds what
+        fits, in order of rank. Raises SearchBuilding and SearchUnavailable after having asked again for a while.
+        """
+        asked = {
+            "query": query,
+            "mode": mode,
+            "limit": limit,
+            "context_id": _named(context_id),
+            "agent_id": _named(agent_id),
+            "type": _named(type),
+            "kind": _named(kind),
+            "resource": _named(resource),
+            "meta": meta or None,
+            "related_to": _named(related_to),
+            "after_seq": after_seq,
+            "before_seq": before_seq,
+            "after_ts": after_ts,
+            "before_ts": before_ts,
+            "as_of_seq": as_of_seq,
+            "page": page,
+            "facets": facets or None,
+            "explain": explain or None,
+            "include": include,
+            "max_tokens": max_tokens,
+            "fusion": fusion,
+            "min_seq": min_seq,
+            "timeout_ms": timeout_ms,
+        }
+        body = codec.search_body(asked)
+        wait_ms = _wait_ms(min_seq, timeout_ms)
+        return codec.search_page(await self._http.request("POST", "/search", body=body, wait_ms=wait_ms))
 
     # --- Contexts ----------------------------------------------------------------------------------------------------
 
@@ -467,6 +538,11 @@ class Client:
             case _:
                 assert_never(transport)
         return Subscription(open_stream, after=after, max_retries=max_retries, running=self._running)
+
+
+def _wait_ms(min_seq: int | None, timeout_ms: int | None) -> int:
+    """How long the bus may take to answer a read, beyond what any request may."""
+    return 0 if min_seq is None else WAIT_MS_DEFAULT if timeout_ms is None else timeout_ms
 
 
 def _named(names: Named) -> list[str] | None:

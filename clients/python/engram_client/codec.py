@@ -28,6 +28,7 @@ from engram_client.values import (
     Cursor,
     Draft,
     Fence,
+    Highlight,
     Lock,
     LockMode,
     LockRequest,
@@ -40,6 +41,10 @@ from engram_client.values import (
     RelatedUnit,
     Relationship,
     RelationshipType,
+    SearchExplained,
+    SearchHit,
+    SearchLeg,
+    SearchPage,
     Status,
     UnitType,
     WorkUnit,
@@ -177,6 +182,11 @@ def release_frame(lock: Lock, *, frame_id: int) -> bytes:
     return encode_msgpack(asked)
 
 
+def search_body(asked: Mapping[str, object]) -> bytes:
+    """The JSON body of a search: what is not None."""
+    return _encode(encode_json, {name: value for name, value in asked.items() if value is not None})
+
+
 def ping_frame(frame_id: int) -> bytes:
     """The MessagePack frame that asks for a sign of life."""
     return encode_msgpack({"op": "ping", "id": frame_id})
@@ -257,6 +267,39 @@ class _Related(msgspec.Struct):
     applied_seq: int
 
 
+class _SearchHit(msgspec.Struct, kw_only=True):
+    unit_id: str
+    seq: int
+    score: float
+    tokens: int
+    keyword: SearchLeg | None = None
+    vector: SearchLeg | None = None
+    highlights: list[Highlight] = []
+    explain: SearchExplained | None = None
+    unit: _Unit | None = None
+
+    def hit(self) -> SearchHit:
+        return SearchHit(
+            unit_id=self.unit_id,
+            seq=self.seq,
+            score=self.score,
+            tokens=self.tokens,
+            keyword=self.keyword,
+            vector=self.vector,
+            highlights=self.highlights,
+            explain=self.explain,
+            unit=None if self.unit is None else self.unit.unit(),
+        )
+
+
+class _SearchPage(msgspec.Struct):
+    results: list[_SearchHit]
+    total: int
+    applied_seq: int
+    next_page: str | None
+    facets: dict[str, dict[str, int]] | None = None
+
+
 class _Lock(msgspec.Struct, kw_only=True):
     """A lock on one resource."""
 
@@ -331,6 +374,7 @@ _decode_any: Final = msgspec.json.Decoder().decode
 _decode_unit: Final = msgspec.json.Decoder(_Unit).decode
 _decode_page: Final = msgspec.json.Decoder(_Page).decode
 _decode_related: Final = msgspec.json.Decoder(_Related).decode
+_decode_search: Final = msgspec.json.Decoder(_SearchPage).decode
 _decode_results: Final = msgspec.json.Decoder(_Results).decode
 _decode_context: Final = msgspec.json.Decoder(Context).decode
 _decode_contexts: Final = msgspec.json.Decoder(ContextPage).decode
@@ -358,6 +402,13 @@ def related(body: bytes) -> Related:
         for item in found.related
     ]
     return Related(units, found.missing, found.truncated, found.applied_seq)
+
+
+def search_page(body: bytes) -> SearchPage:
+    found = _read(_decode_search, body)
+    return SearchPage(
+        [item.hit() for item in found.results], found.total, found.applied_seq, found.next_page, found.facets
+    )
 
 
 def outcomes(body: bytes) -> list[Outcome]:

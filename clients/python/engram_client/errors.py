@@ -32,6 +32,8 @@ EngramError
 │   ├── Busy
 │   ├── MinSeqTimeout          min_seq was not reached in time
 │   ├── WaitEnded              a wait for a lock ended without a grant, a refusal or its deadline
+│   ├── SearchBuilding         the search index is being built: `taken_seq` of `head` are in it
+│   ├── SearchUnavailable      search is being started
 │   ├── StorageFull
 │   ├── StorageReadOnly
 │   ├── StorageFailed
@@ -287,6 +289,24 @@ class MinSeqTimeout(Unavailable):
 
 class WaitEnded(Unavailable):
     code = "WAIT_ENDED"
+
+
+class SearchBuilding(Unavailable):
+    code = "SEARCH_BUILDING"
+
+    @property
+    def taken_seq(self) -> int:
+        """How far the index is."""
+        return int(self.details.get("taken_seq", 0))
+
+    @property
+    def head(self) -> int:
+        """How far it has to come."""
+        return int(self.details.get("head", 0))
+
+
+class SearchUnavailable(Unavailable):
+    code = "SEARCH_UNAVAILABLE"
 
 
 class StorageFull(Unavailable):

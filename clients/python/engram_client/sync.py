@@ -161,6 +161,7 @@ class SyncClient:
     list = _waiting(Client.list)
     units = _iterating(Client.units)
     related = _waiting(Client.related)
+    search = _waiting(Client.search)
     status = _waiting(Client.status)
     get_context = _waiting(Client.get_context)
     update_context = _waiting(Client.update_context)

@@ -226,6 +226,67 @@ class Related(msgspec.Struct, frozen=True):
     applied_seq: int
 
 
+class SearchLeg(msgspec.Struct, frozen=True):
+    """Where a unit stands in one ranking: by its words (BM25), or by its meaning (cosine)."""
+
+    rank: int
+    score: float
+
+
+class Highlight(msgspec.Struct, frozen=True):
+    """A part of a unit's text; `spans` are [first, end) of what matched, in characters of the part."""
+
+    text: str
+    spans: list[tuple[int, int]] = []
+
+
+class SearchExplained(msgspec.Struct, frozen=True):
+    """The arithmetic: a hit's score is `keyword_part` + `vector_part`."""
+
+    fusion: str
+    vector_weight: float
+    keyword_part: float
+    vector_part: float
+
+
+class SearchHit(msgspec.Struct, frozen=True, kw_only=True):
+    """One unit that was found, and why. `tokens` is about how much of a model's context it fills."""
+
+    unit_id: str
+    seq: int
+    score: float
+    tokens: int
+    keyword: SearchLeg | None = None
+    """None where no word of the query is in it, or `mode` is semantic."""
+    vector: SearchLeg | None = None
+    highlights: list[Highlight] = []
+    explain: SearchExplained | None = None
+    """With `explain`."""
+    unit: WorkUnit | None = None
+    """With `include="units"`."""
+
+
+class SearchPage(msgspec.Struct, frozen=True):
+    """The best units, best first. `next_page` is the `page` of the next request, None at the end.
+
+    `total` counts what the filters let through (in mode keyword: and holds a word of the query), `facets` by context,
+    agent, type and kind; both over all pages.
+    """
+
+    results: list[SearchHit]
+    total: int
+    applied_seq: int
+    next_page: str | None
+    facets: dict[str, dict[str, int]] | None = None
+    """With `facets`."""
+
+    def __iter__(self) -> Iterator[SearchHit]:
+        return iter(self.results)
+
+    def __len__(self) -> int:
+        return len(self.results)
+
+
 class LockRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What one asks to hold."""
 
@@ -295,6 +356,14 @@ class Disk(msgspec.Struct, frozen=True):
     free_bytes: int | None = None
 
 
+class SearchStatus(msgspec.Struct, frozen=True):
+    """How far the bus's search index is behind its log."""
+
+    taken_seq: int
+    lag_units: int = 0
+    lag_ms: int = 0
+
+
 class Status(msgspec.Struct, frozen=True, kw_only=True):
     """How the bus is."""
 
@@ -313,6 +382,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     subscribers: int = 0
     queue_commands: int = 0
     lag_units: int = 0
+    search: SearchStatus | None = None
+    """None where nobody has searched yet, and the bus was told not to index before."""
     disk: Disk = Disk()
 
 

@@ -8,7 +8,18 @@ import pytest
 from engram_client import codec
 from engram_client.errors import EngramConnectionError, EpochChanged, InvalidRequest, VersionMoved
 from engram_client.frames import Appended, Goaway, Heartbeat, Missing, Other, Pong, Refused, Subscribed, Units
-from engram_client.values import Cursor, Draft, Receipt, Relationship, RelationshipType, UnitType, WorkUnit
+from engram_client.values import (
+    Cursor,
+    Draft,
+    Highlight,
+    Receipt,
+    Relationship,
+    RelationshipType,
+    SearchExplained,
+    SearchLeg,
+    UnitType,
+    WorkUnit,
+)
 
 UNIT: dict[str, Any] = {
     "seq": 7,
@@ -132,6 +143,28 @@ def test_what_a_newer_bus_says_is_kept_or_left_out_but_no_error() -> None:
 def test_a_page() -> None:
     page = codec.page(msgspec.json.encode({"work_units": [UNIT, UNIT], "next_page": None, "applied_seq": 9}))
     assert (len(page), [unit.seq for unit in page], page.next_page, page.applied_seq) == (2, [7, 7], None, 9)
+
+
+def test_a_search_answer_says_why_each_unit_is_there() -> None:
+    hit = {"unit_id": "u7", "seq": 7, "score": 1.5, "tokens": 3}
+    why = {
+        "keyword": {"rank": 1, "score": 2.5},
+        "highlights": [{"text": "the parser", "spans": [[4, 10]]}],
+        "explain": {"fusion": "z", "vector_weight": 0.4, "keyword_part": 1.0, "vector_part": 0.5},
+        "unit": {**UNIT, "payload": "the parser"},
+    }
+    body = {"results": [{**hit, **why}, hit], "total": 9, "applied_seq": 7, "next_page": "7.2"}
+    page = codec.search_page(msgspec.json.encode({**body, "facets": {"agent": {"ann": 9}}}))
+    assert (len(page), page.total, page.next_page, page.facets) == (2, 9, "7.2", {"agent": {"ann": 9}})
+    first, second = page
+    assert (first.keyword, first.vector) == (SearchLeg(1, 2.5), None)
+    assert (first.highlights, first.explain) == (
+        [Highlight("the parser", [(4, 10)])],
+        SearchExplained("z", 0.4, 1.0, 0.5),
+    )
+    assert first.unit == read(payload="the parser")
+    assert (second.keyword, second.highlights, second.explain, second.unit) == (None, [], None, None)
+    assert codec.search_page(msgspec.json.encode(body)).facets is None
 
 
 def test_a_bulk_answer_is_units_and_errors() -> None:

@@ -38,5 +38,5 @@ async def test_an_example_runs_as_it_stands(shared_bus: LiveBus, code: str) -> N
             await names["example"]()
 
 
-def test_there_are_three() -> None:
-    assert len(examples()) == 3
+def test_there_are_four() -> None:
+    assert len(examples()) == 4

@@ -1,6 +1,7 @@
 """Requests say what was meant, and are sent again where that is safe and makes sense."""
 
 import asyncio
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -8,7 +9,7 @@ import msgspec
 import pytest
 
 from engram_client import Client, Draft, EngramConnectionError, EngramError, WorkUnit
-from engram_client.errors import MinSeqTimeout, VersionMoved, WaitEnded
+from engram_client.errors import InvalidRequest, MinSeqTimeout, SearchBuilding, VersionMoved, WaitEnded
 
 BUSY = {"code": "BUSY", "detail": "full", "retryable": True}
 
@@ -147,6 +148,71 @@ def test_only_http_is_a_url() -> None:
 def test_an_agent_has_a_name_that_fits_a_header(agent_id: str) -> None:
     with pytest.raises(ValueError, match="not the name"):
         Client(agent_id=agent_id)
+
+
+# --- Search
+
+NOTHING = {"results": [], "total": 0, "applied_seq": 1, "next_page": None}
+
+
+async def test_a_search_asks_for_what_is_named_only(answering: Any) -> None:
+    url, requests = await answering.start(answering.json(200, NOTHING))
+    async with Client(url, agent_id="bob") as bus:
+        await bus.search("who has the parser?")
+        await bus.search(
+            "parser",
+            mode="keyword",
+            limit=5,
+            context_id="plan",
+            agent_id=["ann", "bob"],
+            type=("ERROR",),
+            meta={"run": "7"},
+            after_seq=0,
+            after_ts=datetime(2026, 1, 31, 12, tzinfo=UTC),
+            before_ts="2026-02-01T00:00:00Z",
+            facets=True,
+            include="units",
+            min_seq=3,
+        )
+    assert [(request.method, request.target) for request in requests] == [("POST", "/search")] * 2
+    assert [msgspec.json.decode(request.body) for request in requests] == [
+        {"query": "who has the parser?"},
+        {
+            "query": "parser",
+            "mode": "keyword",
+            "limit": 5,
+            "context_id": ["plan"],
+            "agent_id": ["ann", "bob"],
+            "type": ["ERROR"],
+            "meta": {"run": "7"},
+            "after_seq": 0,
+            "after_ts": "2026-01-31T12:00:00Z",
+            "before_ts": "2026-02-01T00:00:00Z",
+            "facets": True,
+            "include": "units",
+            "min_seq": 3,
+        },
+    ]
+
+
+@pytest.mark.parametrize("code", ["SEARCH_BUILDING", "SEARCH_UNAVAILABLE"])
+async def test_an_index_that_is_not_ready_is_asked_again_but_not_for_ever(answering: Any, code: str) -> None:
+    refused = answering.json(503, {"code": code, "retryable": True, "taken_seq": 3, "head": 9}, "Retry-After: 0")
+    url, requests = await answering.start(refused, refused, answering.json(200, NOTHING), refused)
+    async with Client(url, agent_id="bob", max_retries=2) as bus:
+        assert len(await bus.search("parser")) == 0
+        with pytest.raises(EngramError) as told:
+            await bus.search("parser")
+    assert (told.value.code, len(requests)) == (code, 3 + 3)
+    if isinstance(told.value, SearchBuilding):
+        assert (told.value.taken_seq, told.value.head) == (3, 9)
+
+
+@pytest.mark.parametrize("asked", [{"query": "\ud800"}, {"query": "parser", "context_id": "\ud800"}])
+async def test_what_is_no_text_is_refused_here(closed_url: str, asked: dict[str, Any]) -> None:
+    async with Client(closed_url, agent_id="bob") as bus:
+        with pytest.raises(InvalidRequest):
+            await bus.search(**asked)
 
 
 # --- Locks
