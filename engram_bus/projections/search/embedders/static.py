@@ -1,36 +1,22 @@
-"""Texts to vectors: the interface, and the small static model that ships with the package."""
+"""The small static model that ships with the package."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-Vectors = NDArray[np.float32]
+from engram_bus.projections.search.embedders.contract import Vectors
 
-SHIPPED = Path(__file__).parent / "model"
-
-
-class Embedder(Protocol):
-    """Gives texts a place where near means alike. The same name and version always give the same vectors."""
-
-    @property
-    def name(self) -> str:
-        """Which model, with its version: an index belongs to one."""
-
-    @property
-    def dimension(self) -> int:
-        """Numbers per vector."""
-
-    def embed(self, texts: Sequence[str]) -> Vectors:
-        """One row per text, of length 1, or all zero for a text the model cannot see. Shape (len(texts), dimension)."""
+SHIPPED = Path(__file__).parent.parent / "model"
 
 
 class StaticEmbedder:
     """A bag of word pieces: the sum of a row for each, scaled to length 1. English, no network, about 90 us a text."""
+
+    is_at_hand = True
 
     def __init__(self, path: Path = SHIPPED) -> None:
         self._rows = _tensor(path / "model.safetensors", "embeddings")
@@ -52,6 +38,9 @@ class StaticEmbedder:
                 vector = self._rows[pieces].sum(axis=0, dtype=np.float32)
                 vectors[row] = vector / (np.linalg.norm(vector) or 1.0)
         return vectors
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 def _tensor(path: Path, name: str) -> NDArray[np.int8]:
