@@ -5,21 +5,31 @@ from collections.abc import Iterator
 
 # Scripts written without spaces: every two neighbouring characters are a word.
 _UNSPACED = (
-    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"
-    "\U00020000-\U0002ffff"
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
+    "\uf900-\ufaff\U00020000-\U0002ffff"
 )
-_UNSPACED_RUN = re.compile(f"[{_UNSPACED}]+")
+UNSPACED_RUN = re.compile(f"[{_UNSPACED}]+")
 _AROUND = ".,;:!?()[]{}<>\"'`*=+|~&%$^"
 """What stands around a name without being of it."""
 _SEPARATORS = re.compile(r"[^\w]+")
-_PART = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+|[^\W\d_A-Za-z]+")
+# In any script: `\w` of re knows letters, digits and _, but not which of them are capitals.
+_PART = re.compile(r"[^\W\d_]+|\d+")
+_ASCII_PART = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+")
+_SIGN = re.compile("[\u2600-\u27bf\U0001f000-\U0001faff]")
+"""Pictures that are looked for by themselves."""
 _NAME_CHARACTERS_MAX = 128
 """Longer runs are data, not names."""
 
 
 def words(text: str) -> str:
-    """The text with scripts that have no spaces cut into overlapping pairs, so that any part of a phrase is found."""
-    return _UNSPACED_RUN.sub(_pairs, text)
+    """A text that is looked for: scripts that have no spaces are cut into overlapping pairs, so that any part of what
+    stands there is found."""
+    return UNSPACED_RUN.sub(_pairs, text)
+
+
+def indexed_words(text: str) -> str:
+    """A text that is to be found: beside the pairs each character too, for who looks for one alone."""
+    return UNSPACED_RUN.sub(_pairs_and_characters, text)
 
 
 def _pairs(match: re.Match[str]) -> str:
@@ -27,6 +37,11 @@ def _pairs(match: re.Match[str]) -> str:
     if len(run) == 1:
         return f" {run} "
     return f" {' '.join(run[at : at + 2] for at in range(len(run) - 1))} "
+
+
+def _pairs_and_characters(match: re.Match[str]) -> str:
+    run = match.group()
+    return _pairs(match) if len(run) == 1 else f"{_pairs(match)}{' '.join(run)} "
 
 
 def identifiers(text: str) -> Iterator[str]:
@@ -39,14 +54,44 @@ def identifiers(text: str) -> Iterator[str]:
     """
     for token in text.split():
         name = token.strip(_AROUND)
-        if len(name) < 2 or len(name) > _NAME_CHARACTERS_MAX or (name.isalpha() and name[1:].islower()):
+        if len(name) > _NAME_CHARACTERS_MAX or _is_plain(name):
             continue
         whole = name.lower()
         seen = {whole}
         yield whole
-        for segment in _SEPARATORS.split(name):
-            for part in (segment, *_PART.findall(segment)):
+        for segment in (*_SEPARATORS.split(name), *_SIGN.findall(name)):
+            for part in (segment, *_parts(segment)):
                 lower = part.lower().strip("_")
                 if lower and lower not in seen:
                     seen.add(lower)
                     yield lower
+
+
+def _is_plain(name: str) -> bool:
+    """A word, or a lone sign that is no picture."""
+    if len(name) < 2:
+        return _SIGN.match(name) is None
+    return name.isalpha() and name[1:] == name[1:].lower()
+
+
+def _parts(segment: str) -> Iterator[str]:
+    """The words that were written together: `parse`, `HTTP`."""
+    if segment.isascii():
+        yield from _ASCII_PART.findall(segment)
+    else:
+        for run in _PART.findall(segment):
+            yield from _humps(run)
+
+
+def _humps(letters: str) -> Iterator[str]:
+    """As `_ASCII_PART` cuts, in any script: before a capital after a small letter, and before the last of capitals that
+    a small letter follows."""
+    start = 0
+    for at in range(1, len(letters)):
+        is_start = letters[at].isupper() and (
+            letters[at - 1].islower() or (at + 1 < len(letters) and letters[at + 1].islower())
+        )
+        if is_start:
+            yield letters[start:at]
+            start = at
+    yield letters[start:]

@@ -17,12 +17,16 @@ _K1, _B = 1.2, 0.75
 _EXACT_LENGTHS = 40
 
 
+Phrase = tuple[tuple[int, str], ...]
+"""Words and their places, the first of them at 0."""
+
+
 class Question(msgspec.Struct, frozen=True):
     """The words and names that are looked for, and phrases that must be there."""
 
     words: list[str]
     names: list[str]
-    phrases: list[list[str]]
+    phrases: list[Phrase]
 
 
 class Terms(msgspec.Struct, frozen=True):
@@ -50,6 +54,11 @@ class Statistics(msgspec.Struct, frozen=True):
             {word: self.having_word[word] + sum(word in one.words for one in more) for word in question.words},
             {name: self.having_name[name] + sum(name in one.names for one in more) for name in question.names},
         )
+
+
+def holds(question: Question, terms: Terms) -> bool:
+    """Whether anything that is looked for is there."""
+    return any(word in terms.words for word in question.words) or any(name in terms.names for name in question.names)
 
 
 def scores(question: Question, statistics: Statistics, texts: Sequence[Terms]) -> list[float]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from engram_bus.projections.search.analysis import words
 from engram_bus.units import WorkUnit, is_json, is_own_kind, is_text
 
 PAIR_WORDS_MAX = 200
@@ -38,12 +39,17 @@ def line_of(unit: WorkUnit, text: str) -> str:
     return f"{unit.agent_id} ({about}): {text}" if about else f"{unit.agent_id}: {text}"
 
 
+def parts_of(unit: WorkUnit, text: str) -> list[str]:
+    """The same in parts: a phrase stands in one of them."""
+    return [unit.agent_id, unit.kind or "", *unit.meta.values(), *unit.resources, text]
+
+
 def together(line: str, before: list[str]) -> str:
     """A line after those that come before it in its context (oldest first), as far as all stay short."""
-    words, kept = len(line.split()), [line]
+    count, kept = len(words(line).split()), [line]
     for earlier in reversed(before[-PAIR_UNITS:]):
-        words += len(earlier.split())
-        if words > PAIR_WORDS_MAX:
+        count += len(words(earlier).split())
+        if count > PAIR_WORDS_MAX:
             break
         kept.append(earlier)
     return "\n".join(reversed(kept))

@@ -1,29 +1,29 @@
 """One search index: units in, in order, and answers out, over what is indexed and what only came a moment ago."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from engram_bus.projections.search import bm25, fusion
-from engram_bus.projections.search.bm25 import Question, Terms
-from engram_bus.projections.search.documents import PAIR_UNITS, is_searched, line_of, text_of, together
+from engram_bus.projections.search.bm25 import Question, Statistics, Terms
+from engram_bus.projections.search.columns import FACETS, Columns, Mask, Places, id_digest
+from engram_bus.projections.search.documents import PAIR_UNITS, is_searched, line_of, parts_of, text_of, together
 from engram_bus.projections.search.embedders import Embedder
 from engram_bus.projections.search.highlights import highlight
-from engram_bus.projections.search.keywords import FACETS, Keyworded, Keywords
-from engram_bus.projections.search.scope import EVERYTHING, Scope, predicate
+from engram_bus.projections.search.keywords import DIGITS, Keyworded, Keywords, check
+from engram_bus.projections.search.scope import Scope, predicate
 from engram_bus.projections.search.values import Asked, Found, Hit, Leg
-from engram_bus.projections.search.vectors import Rows
+from engram_bus.projections.search.vectors import KeptRows
 from engram_bus.units import WorkUnit, ts_us
 
 DEPTH = 200
 """Candidates of each leg: 50 cost recall, 1,000 gained nothing."""
-AS_OF_DEPTH = 1_000
-"""Candidates that are scored again as of a seq."""
+THEN_DEPTH = 1_000
+"""Candidates that are scored again by the statistics of then."""
 LOOK_BACK_UNITS = 8
 FACET_VALUES_MAX = 100
 _CONTEXTS_REMEMBERED = 10_000
@@ -33,8 +33,7 @@ class _Recent(msgspec.Struct):
     """A unit that was added and not committed: the keyword leg looks at it by itself."""
 
     unit: WorkUnit
-    text: str
-    line: str
+    document: Keyworded
     terms: Terms | None = None
 
 
@@ -52,19 +51,31 @@ class SearchIndex:
     """Keyword and vector leg of one log. What is taken in is found at once; after `commit` it outlives a restart."""
 
     def __init__(self, path: Path, embedder: Embedder, source: Source) -> None:
+        """Open what was committed. Raises Damaged, and what tantivy raises, where it cannot be used."""
         self._embedder = embedder
+        check(path / "keywords")
         self._keywords = Keywords(path / "keywords")
-        self._rows = Rows(path / "vectors", dimension=embedder.dimension, count=self._keywords.rows)
+        count, cursor = self._keywords.count, self._keywords.cursor
+        self._columns = Columns(path / "columns", count=count, cursor=cursor)
+        dimension = embedder.dimension
+        assert dimension is not None, "it is at hand"
+        self._vectors = KeptRows(path / "vectors", dimension=dimension, count=count)
         self._source = source
         self._lines: OrderedDict[str, list[tuple[int, str]]] = OrderedDict()
         self._recent: dict[int, _Recent] = {}
-        self.taken = self._keywords.cursor
+        self.taken = cursor
         self.taken_us = 0
 
     @property
     def cursor(self) -> int:
         """The seq of the newest unit that outlives a restart."""
         return self._keywords.cursor
+
+    def is_of(self, source: Source, head: int) -> bool:
+        """Whether this is the log, up to its head, that was indexed: the newest unit is there and the same."""
+        if self.cursor == 0:
+            return True
+        return self.cursor <= head and id_digest(source.unit(self.cursor).id) == self._columns.last_id
 
     @property
     def uncommitted(self) -> int:
@@ -78,16 +89,16 @@ class SearchIndex:
         texts = [text_of(unit) for unit in searched]
         lines = [line_of(unit, text) for unit, text in zip(searched, texts, strict=True)]
         vectors = self._embedder.embed(lines)
-        for unit, line, vector in zip(searched, lines, vectors, strict=True):
-            seen = bool(vector.any())
-            row = self._rows.add(vector, unit.seq) if seen else 0
-            document = self._keyworded(unit, line, row)
+        for unit, text, line, vector in zip(searched, texts, lines, vectors, strict=True):
+            document = self._keyworded(unit, text, line)
+            self._columns.add(unit)
+            self._vectors.add(vector)
             self._keywords.add(document)
-            self._recent[unit.seq] = _Recent(unit, document.text, line)
+            self._recent[unit.seq] = _Recent(unit, document)
         if units:
             self.taken, self.taken_us = units[-1].seq, ts_us(units[-1].ts)
 
-    def _keyworded(self, unit: WorkUnit, line: str, row: int) -> Keyworded:
+    def _keyworded(self, unit: WorkUnit, text: str, line: str) -> Keyworded:
         before = self._lines.pop(unit.context_id, None)
         if before is None:
             before = [(one.version, line_of(one, text_of(one))) for one in self._searched_before(unit)]
@@ -107,7 +118,7 @@ class SearchIndex:
             targets=[edge.target_id for edge in unit.relationships],
             text=together(line, recent),
             line=line,
-            row=row,
+            parts=parts_of(unit, text),
         )
 
     def _searched_before(self, unit: WorkUnit) -> list[WorkUnit]:
@@ -116,33 +127,97 @@ class SearchIndex:
         return before[-PAIR_UNITS:]
 
     def commit(self) -> None:
-        """Make what was taken in outlive a restart: vectors first, for the keyword index counts them."""
-        self._rows.flush()
+        """Make what was taken in outlive a restart: the keyword index last, for it counts the others' rows."""
+        self._columns.flush()
+        self._vectors.flush()
         self._keywords.commit()
         self._recent.clear()
 
     def close(self) -> None:
         self._keywords.close()
-        self._rows.close()
 
     # --- Answering ---------------------------------------------------------------------------------------------------
 
     def search(self, asked: Asked) -> Found:
-        """The best units that the scope lets through."""
-        scope = asked.scope if asked.as_of_seq is None else _cut(asked.scope, asked.as_of_seq)
-        recent = self._recent_within(scope)
-        question = self._keywords.question(asked.query)
-        keyword = self._keyword_leg(question, scope, recent, asked.as_of_seq) if asked.mode != "semantic" else {}
-        vector = self._vector_leg(asked.query, scope, recent, keyword) if asked.mode != "keyword" else {}
-        counted = question if asked.mode == "keyword" else None
-        if counted is not None:
-            recent = [one for one, score in self._scored(counted, recent) if score > 0]
+        """The best units that the scope lets through and in which the query's phrases stand."""
+        moment = self._moment(asked)
+        within = self._within(_cut(asked.scope, moment), asked.query)
+        if within is None:
+            return Found([], 0, moment.as_of_seq, moment.statistics_seq, {name: {} for name in FACETS})
+        keyword = self._keyword_leg(within, moment) if asked.mode != "semantic" else {}
+        vector = self._vector_leg(asked.query, within, keyword) if asked.mode != "keyword" else {}
+        total, facets = self._counted_words(within) if asked.mode == "keyword" else self._counted(within)
         return Found(
-            self._hits(asked, question, keyword, vector),
-            self._keywords.total(counted, scope) + len(recent),
-            self.taken if asked.as_of_seq is None else min(self.taken, asked.as_of_seq),
-            self._facets(counted, scope, recent) if asked.facets else {},
+            self._hits(asked, within.question, keyword, vector),
+            total,
+            moment.as_of_seq,
+            moment.statistics_seq,
+            facets() if asked.facets else {},
         )
+
+    def _moment(self, asked: Asked) -> "_Moment":
+        """Statistics are the index's own, where nothing else is asked for: those of the log up to what is committed.
+        What was taken in since is scored by them too, so that equal units are equal."""
+        as_of_seq = self.taken if asked.as_of_seq is None else min(self.taken, asked.as_of_seq)
+        own = self.cursor or self.taken
+        if asked.statistics_seq is not None:
+            statistics_seq = asked.statistics_seq
+        else:
+            statistics_seq = own if asked.as_of_seq is None else as_of_seq
+        is_own = statistics_seq == own or (statistics_seq > own and not self._recent)
+        is_now = as_of_seq == self.taken and is_own
+        return _Moment(as_of_seq, statistics_seq, is_now=is_now)
+
+    def _within(self, scope: Scope, query: str) -> "_Within | None":
+        """What may be found at all; None where that is nothing."""
+        question = self._keywords.question(query)
+        mask = self._columns.mask(scope)
+        # The keyword index knows names, not globs. (A glob that matches none of them lets nothing through.)
+        exact = msgspec.structs.replace(
+            scope,
+            kinds=tuple(self._columns.matching("kind", scope.kinds)) if scope.kinds else (),
+            resources=tuple(self._columns.matching("resource", scope.resources)) if scope.resources else (),
+        )
+        if mask is not None and not mask.any():
+            return None
+        wanted = predicate(scope)
+        recent = [
+            one
+            for one in self._recent.values()
+            if wanted(one.unit) and self._keywords.says(one.document.parts, question.phrases)
+        ]
+        if question.phrases:
+            seqs = self._keywords.seqs(question, exact, with_words=False)
+            mask = np.zeros(self._columns.count, np.bool_)
+            mask[self._columns.places_of([*seqs, *(one.unit.seq for one in recent)])] = True
+        return _Within(question, exact, mask, recent)
+
+    def _counted(self, within: "_Within") -> "_Counted":
+        total = self._columns.count if within.mask is None else int(np.count_nonzero(within.mask))
+        return total, lambda: self._facets(within.mask)
+
+    def _counted_words(self, within: "_Within") -> "_Counted":
+        """Only those with a word of the query."""
+        recent = [
+            one.unit.seq
+            for one, terms in zip(within.recent, self._terms(within.recent), strict=True)
+            if bm25.holds(within.question, terms)
+        ]
+
+        def facets() -> dict[str, dict[str, int]]:
+            seqs = self._keywords.seqs(within.question, within.scope, with_words=True)
+            return self._facets(self._columns.places_of([*seqs, *recent]))
+
+        return self._keywords.total(within.question, within.scope) + len(recent), facets
+
+    def _facets(self, places: Places | Mask | None) -> dict[str, dict[str, int]]:
+        """The commonest values, commonest first."""
+        facets = {}
+        for field in FACETS:
+            counts = self._columns.counted(field, places)
+            commonest = sorted(counts, key=lambda value: (-counts[value], value))[:FACET_VALUES_MAX]
+            facets[field] = {value: counts[value] for value in commonest}
+        return facets
 
     def _hits(self, asked: Asked, question: Question, keyword: dict[int, float], vector: dict[int, float]) -> list[Hit]:
         parts = _fused(asked, keyword, vector)
@@ -160,27 +235,30 @@ class SearchIndex:
             for seq in fusion.ranked(scores)[asked.offset : asked.offset + asked.limit]
         ]
 
-    def _keyword_leg(
-        self, question: Question, scope: Scope, recent: Sequence[_Recent], as_of_seq: int | None
-    ) -> dict[int, float]:
-        if as_of_seq is None:
-            scores = self._keywords.search(question, scope, DEPTH)
-            scores.update((one.unit.seq, score) for one, score in self._scored(question, recent) if score > 0)
+    def _keyword_leg(self, within: "_Within", moment: "_Moment") -> dict[int, float]:
+        question, recent = within.question, within.recent
+        if moment.is_now:
+            scores = self._keywords.search(question, within.scope, DEPTH)
+            statistics = self._statistics(question)
+            terms = self._terms(recent)
         else:
-            scores = self._scores_as_of(question, scope, recent, as_of_seq)
+            # How rare a word was then is counted again, and the best of today are scored by it.
+            statistics = self._statistics_then(question, moment.statistics_seq)
+            seqs = list(self._keywords.search(question, within.scope, THEN_DEPTH))
+            scores = _scores(seqs, question, statistics, [self._terms_of(seq) for seq in seqs])
+            terms = self._terms(recent)
+        scores.update(_scores([one.unit.seq for one in recent], question, statistics, terms))
         return {seq: scores[seq] for seq in fusion.ranked(scores)[:DEPTH]}
 
-    def _scores_as_of(
-        self, question: Question, scope: Scope, recent: Sequence[_Recent], as_of_seq: int
-    ) -> dict[int, float]:
-        """What the index would have said when the log ended there: how rare a word was then is counted again."""
-        cut = _cut(EVERYTHING, as_of_seq)
-        more = self._terms(self._recent_within(cut))
-        statistics = self._keywords.statistics(question, cut).with_more(question, more)
-        seqs = list(self._keywords.search(question, scope, AS_OF_DEPTH))
-        terms = [self._terms_of(seq) for seq in seqs] + self._terms(recent)
-        found = zip([*seqs, *(one.unit.seq for one in recent)], bm25.scores(question, statistics, terms), strict=True)
-        return {seq: score for seq, score in found if score > 0}
+    def _statistics(self, question: Question) -> Statistics:
+        """Of what is committed; before there is anything, of what is not."""
+        statistics = self._keywords.statistics(question)
+        return statistics if self.cursor else statistics.with_more(question, self._terms(list(self._recent.values())))
+
+    def _statistics_then(self, question: Question, seq: int) -> Statistics:
+        """Of the log up to a seq."""
+        more = self._terms([one for one in self._recent.values() if one.unit.seq <= seq])
+        return self._keywords.statistics(question, Scope(before_seq=seq + 1)).with_more(question, more)
 
     def _terms_of(self, seq: int) -> Terms:
         """What a unit consists of as it was indexed: it and what came before it."""
@@ -193,41 +271,53 @@ class SearchIndex:
         """What they consist of: most are committed before anyone asks."""
         for one in recent:
             if one.terms is None:
-                one.terms = self._keywords.terms(one.text, one.line)
+                one.terms = self._keywords.terms(one.document.text, one.document.line)
         return [one.terms for one in recent if one.terms is not None]
 
-    def _vector_leg(
-        self, query: str, scope: Scope, recent: Sequence[_Recent], keyword: dict[int, float]
-    ) -> dict[int, float]:
+    def _vector_leg(self, query: str, within: "_Within", keyword: dict[int, float]) -> dict[int, float]:
         vector = self._embedder.embed([query])[0]
         if not vector.any():
             return {}
-        nearest = self._rows.nearest(vector, self._rows_within(scope, recent), DEPTH)
-        return nearest | self._rows.cosines_of(vector, [seq for seq in keyword if seq not in nearest])
+        rows = self._vectors.rows
+        places, cosines = rows.nearest(vector, within.mask, DEPTH)
+        found = dict(zip(self._columns.seqs_of(places), cosines, strict=True))
+        more = [seq for seq in keyword if seq not in found]
+        cosines_of_more = rows.cosines(vector, self._columns.places_of(more))
+        found.update((seq, one) for seq, one in zip(more, cosines_of_more, strict=True) if one is not None)
+        return found
 
-    def _rows_within(self, scope: Scope, recent: Sequence[_Recent]) -> NDArray[np.intp] | None:
-        """The rows that a scope lets through; None for all of them."""
-        if scope == EVERYTHING:
-            return None
-        allowed = np.array([*self._keywords.seqs(scope), *(one.unit.seq for one in recent)], np.uint64)
-        return np.flatnonzero(np.isin(self._rows.seqs, allowed))
 
-    def _recent_within(self, scope: Scope) -> list[_Recent]:
-        wanted = predicate(scope)
-        return [one for one in self._recent.values() if wanted(one.unit)]
+_Counted = tuple[int, Callable[[], dict[str, dict[str, int]]]]
+"""How many units are found in all, and what counts them by facet."""
 
-    def _scored(self, question: Question, recent: Sequence[_Recent]) -> list[tuple[_Recent, float]]:
-        """Units that the index does not hold yet, by its statistics with all of theirs."""
-        statistics = self._keywords.statistics(question).with_more(question, self._terms(list(self._recent.values())))
-        return list(zip(recent, bm25.scores(question, statistics, self._terms(recent)), strict=True))
 
-    def _facets(self, question: Question | None, scope: Scope, recent: Sequence[_Recent]) -> dict[str, dict[str, int]]:
-        facets = self._keywords.facets(question, scope, FACET_VALUES_MAX)
-        for one in recent:
-            unit = one.unit
-            for name, value in zip(FACETS, (unit.context_id, unit.agent_id, unit.type, unit.kind or ""), strict=True):
-                facets[name][value] = facets[name].get(value, 0) + 1
-        return facets
+class _Within(msgspec.Struct, frozen=True):
+    """What may be found: in the columns, in the keyword index (with names instead of globs), and not committed yet."""
+
+    question: Question
+    scope: Scope
+    mask: Mask | None
+    recent: list[_Recent]
+
+
+class _Moment(msgspec.Struct, frozen=True):
+    """As if the log ended at `as_of_seq`, with its statistics at another seq; `is_now` if that changes nothing."""
+
+    as_of_seq: int
+    statistics_seq: int
+    is_now: bool
+
+
+def _scores(
+    seqs: Sequence[int], question: Question, statistics: Statistics, terms: Sequence[Terms]
+) -> dict[int, float]:
+    """Of those that hold anything of the question."""
+    scores = bm25.scores(question, statistics, terms)
+    return {
+        seq: round(score, DIGITS)
+        for seq, score, one in zip(seqs, scores, terms, strict=True)
+        if bm25.holds(question, one)
+    }
 
 
 def _fused(asked: Asked, keyword: dict[int, float], vector: dict[int, float]) -> fusion.Parts:
@@ -248,7 +338,9 @@ def _ranks(scores: dict[int, float]) -> dict[int, int]:
     return {seq: rank for rank, seq in enumerate(fusion.ranked(scores), start=1)}
 
 
-def _cut(scope: Scope, as_of_seq: int) -> Scope:
+def _cut(scope: Scope, moment: _Moment) -> Scope:
     """The same of a log that ends there."""
-    before_seq = as_of_seq + 1 if scope.before_seq is None else min(scope.before_seq, as_of_seq + 1)
-    return msgspec.structs.replace(scope, before_seq=before_seq)
+    if moment.is_now:
+        return scope
+    end = moment.as_of_seq + 1
+    return msgspec.structs.replace(scope, before_seq=end if scope.before_seq is None else min(scope.before_seq, end))

@@ -3,9 +3,9 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from fnmatch import translate
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import msgspec
 from tantivy import (
@@ -21,14 +21,21 @@ from tantivy import (
 )
 
 from engram_bus.projections.search import analysis
-from engram_bus.projections.search.bm25 import NAME_WEIGHT, Question, Statistics, Terms
+from engram_bus.projections.search.bm25 import NAME_WEIGHT, Phrase, Question, Statistics, Terms
 from engram_bus.projections.search.scope import Scope
+from engram_bus.projections.search.tables import Damaged
 
-VERSION = "keywords-1"
+VERSION = "keywords-2"
 QUERY_TERMS_MAX = 64
+DIGITS = 5
+"""Of a score that count: tantivy's are float32, whose last digits depend on the order of its sums."""
+_PARTS = ("fast", "fieldnorm", "idx", "pos", "store", "term")
+"""The files of one segment."""
 _HEAP_BYTES = 64 * 1024 * 1024
 _WORD = re.compile(r"\w{2,}")
 _SUMS: dict[str, Any] = {"words": {"sum": {"field": "words"}}, "named": {"sum": {"field": "named"}}}
+_APART = "the " * 8
+"""Before each part of a unit: words that say nothing take up places, so that no phrase goes on into the next part."""
 
 
 class Keyworded(msgspec.Struct, frozen=True):
@@ -47,8 +54,8 @@ class Keyworded(msgspec.Struct, frozen=True):
     """Itself and what comes before it."""
     line: str
     """Itself alone: its names."""
-    row: int
-    """Its vector's row, from 1; 0 for none."""
+    parts: Sequence[str]
+    """Itself alone: where phrases must stand."""
 
 
 class Keywords:
@@ -68,9 +75,8 @@ class Keywords:
     def _reload(self) -> None:
         self._index.reload()
         self._searcher = self._index.searcher()
-        ends = self._aggregate({name: {"max": {"field": name}} for name in ("seq", "row")} | _SUMS)
+        ends = self._aggregate({"seq": {"max": {"field": "seq"}}} | _SUMS)
         self.cursor = int(ends["seq"].get("value") or 0)
-        self.rows = int(ends["row"].get("value") or 0)
         self.count = int(self._searcher.num_docs)
         self._all_words = float(ends["words"].get("value") or 0)
         self._all_names = float(ends["named"].get("value") or 0)
@@ -85,16 +91,16 @@ class Keywords:
 
     def add(self, unit: Keyworded) -> None:
         """Add a unit, to be found after the next commit."""
-        text, names = analysis.words(unit.text), list(analysis.identifiers(unit.line))
+        text, names = analysis.indexed_words(unit.text), list(analysis.identifiers(unit.line))
         document = Document()
         document.add_unsigned("seq", unit.seq)
         document.add_unsigned("ts", unit.ts_us)
-        document.add_unsigned("row", unit.row)
         document.add_unsigned("words", len(self._words.analyze(text)))
         document.add_unsigned("named", len(names))
         document.add_text("text", text)
         document.add_text("names", " ".join(names))
         for field, values in (
+            ("own", (_APART + analysis.words(part) for part in unit.parts)),
             ("context", (unit.context_id,)),
             ("agent", (unit.agent_id,)),
             ("type", (unit.type,)),
@@ -109,7 +115,7 @@ class Keywords:
 
     def terms(self, text: str, line: str) -> Terms:
         """What a text consists of, as the index sees it."""
-        return Terms(Counter(self._words.analyze(analysis.words(text))), Counter(analysis.identifiers(line)))
+        return Terms(Counter(self._words.analyze(analysis.indexed_words(text))), Counter(analysis.identifiers(line)))
 
     def stem(self, word: str) -> list[str]:
         """A word as the index knows it."""
@@ -132,37 +138,47 @@ class Keywords:
         # A plain word may be a part of a name (`http` of `parseHTTP`), unless it is one of those that say nothing.
         plain = (word.lower() for word in _WORD.findall(text) if self.stem(word))
         names = list(dict.fromkeys((*analysis.identifiers(text), *plain)))[:QUERY_TERMS_MAX]
-        phrases = [self._words.analyze(analysis.words(part)) for part in text.split('"')[1:-1:2]]
-        return Question(words, names, [phrase for phrase in phrases if len(phrase) > 1])
+        phrases = dict.fromkeys(self._phrase(part) for part in text.split('"')[1:-1:2])
+        return Question(words, names, [phrase for phrase in phrases if phrase])
+
+    def _phrase(self, text: str) -> Phrase:
+        tokens = self._words.pre_tokenize(analysis.words(text)).tokens
+        return tuple((token.position - tokens[0].position, token.text) for token in tokens)
+
+    def says(self, parts: Sequence[str], phrases: Sequence[Phrase]) -> bool:
+        """Whether all of these phrases stand in a unit, each in one of its parts."""
+        if not phrases:
+            return True
+        said = [{(place, word) for place, word in self._phrase(part)} for part in parts]
+        return all(any(_stands(phrase, places) for places in said) for phrase in phrases)
 
     def search(self, question: Question, scope: Scope, limit: int) -> dict[int, float]:
-        """The best units by BM25: seq -> score."""
+        """The best units by BM25, of equal ones the newest: seq -> score."""
         query = self._asked(question)
         if query is None:
             return {}
-        return self._hits(self._within(query, scope), limit)
+        query, asked = self._within(query, question, scope), limit
+        while True:
+            found = self._searcher.search(query, asked, count=False).hits
+            scores = [round(float(score), DIGITS) for score, _ in found]
+            if len(found) < asked or scores[-1] < scores[limit - 1]:
+                break
+            asked *= 4  # Units that score alike go on: which of them are the newest?
+        best = sorted(zip(scores, self._seqs_of(found), strict=True), reverse=True)[:limit]
+        return {seq: score for score, seq in best}
 
-    def seqs(self, scope: Scope) -> list[int]:
-        """Every unit let through."""
-        hits = self._searcher.search(self._within(None, scope), max(1, self.count), count=False).hits
+    def seqs(self, question: Question, scope: Scope, *, with_words: bool) -> list[int]:
+        """Every unit let through that has the question's phrases (and, if so, one of its words)."""
+        query = self._asked(question) if with_words else None
+        if with_words and query is None:
+            return []
+        hits = self._searcher.search(self._within(query, question, scope), max(1, self.count), count=False).hits
         return self._seqs_of(hits)
 
-    def total(self, question: Question | None, scope: Scope) -> int:
-        """How many units are let through (and hold a word of the question)."""
-        query = None if question is None else self._asked(question)
-        if question is not None and query is None:
-            return 0
-        found: Any = self._searcher.search(self._within(query, scope), 1, count=True)
-        return int(found.count or 0)
-
-    def facets(self, question: Question | None, scope: Scope, size: int) -> dict[str, dict[str, int]]:
-        """The commonest contexts, agents, types and kinds among them."""
-        query = None if question is None else self._asked(question)
-        if question is not None and query is None:
-            return {name: {} for name in FACETS}
-        asked = {name: {"terms": {"field": name, "size": size}} for name in FACETS}
-        found = self._aggregate(asked, self._within(query, scope))
-        return {name: {bucket["key"]: int(bucket["doc_count"]) for bucket in found[name]["buckets"]} for name in FACETS}
+    def total(self, question: Question, scope: Scope) -> int:
+        """How many units are let through, have the question's phrases, and one of its words."""
+        query = self._asked(question)
+        return 0 if query is None else self._count(self._within(query, question, scope))
 
     def statistics(self, question: Question, scope: Scope | None = None) -> Statistics:
         """What BM25 asks of the whole: of everything indexed, or of what a scope lets through."""
@@ -174,9 +190,10 @@ class Keywords:
                 {word: self._searcher.doc_freq("text", word) for word in question.words},
                 {name: self._searcher.doc_freq("names", name) for name in question.names},
             )
-        sums = self._aggregate(_SUMS, self._within(None, scope))
+        within = self._within(None, None, scope)
+        sums = self._aggregate(_SUMS, within)
         return Statistics(
-            self.total(None, scope),
+            self._count(within),
             float(sums["words"].get("value") or 0),
             float(sums["named"].get("value") or 0),
             {word: self._having("text", word, scope) for word in question.words},
@@ -184,7 +201,9 @@ class Keywords:
         )
 
     def _having(self, field: str, term: str, scope: Scope) -> int:
-        query = self._within(Query.term_query(self._schema, field, term), scope)
+        return self._count(self._within(Query.term_query(self._schema, field, term), None, scope))
+
+    def _count(self, query: Any) -> int:
         found: Any = self._searcher.search(query, 1, count=True)
         return int(found.count or 0)
 
@@ -194,18 +213,21 @@ class Keywords:
             (Occur.Should, Query.boost_query(Query.term_query(self._schema, "names", name), NAME_WEIGHT))
             for name in question.names
         ]
-        must = [(Occur.Must, Query.phrase_query(self._schema, "text", list(phrase))) for phrase in question.phrases]
-        if not parts and not must:
-            return None
-        return Query.boolean_query([*must, *parts])
+        return Query.boolean_query(parts) if parts else None
 
-    def _within(self, query: Any | None, scope: Scope) -> Any:
-        filters = list(self._filters(scope))
+    def _within(self, query: Any | None, question: Question | None, scope: Scope) -> Any:
+        phrases = [] if question is None else [self._standing(phrase) for phrase in question.phrases]
+        filters = [*phrases, *self._filters(scope)]
         if query is None and not filters:
             return Query.all_query()
         parts = [] if query is None else [(Occur.Must, query)]
         parts += [(Occur.Must, Query.const_score_query(one, 0.0)) for one in filters]
         return Query.boolean_query(parts)
+
+    def _standing(self, phrase: Phrase) -> Any:
+        if len(phrase) == 1:
+            return Query.term_query(self._schema, "own", phrase[0][1])
+        return Query.phrase_query(self._schema, "own", list(phrase))
 
     def _filters(self, scope: Scope) -> Iterable[Any]:
         for field, values in (
@@ -213,12 +235,11 @@ class Keywords:
             ("agent", scope.agents),
             ("type", tuple(str(one) for one in scope.types)),
             ("target", scope.related_to),
+            ("kind", scope.kinds),
+            ("resource", scope.resources),
         ):
             if values:
                 yield Query.term_set_query(self._schema, field, list(values))
-        for field, globs in (("kind", scope.kinds), ("resource", scope.resources)):
-            if globs:
-                yield _any_of([_glob(self._schema, field, glob) for glob in globs])
         by_key: dict[str, list[str]] = {}
         for key, value in scope.meta:
             by_key.setdefault(key, []).append(f"{key}\0{value}")
@@ -233,32 +254,63 @@ class Keywords:
                     self._schema,
                     field,
                     FieldType.Unsigned,
-                    0 if after is None else after,
+                    max(0, after or 0),
                     2**63 if before is None else before,
-                    include_lower=after is None,
+                    include_lower=after is None or after < 0,
                     include_upper=False,
                 )
-
-    def _hits(self, query: Any, limit: int) -> dict[int, float]:
-        hits = self._searcher.search(query, limit, count=False).hits
-        return dict(zip(self._seqs_of(hits), (float(score) for score, _ in hits), strict=True))
 
     def _seqs_of(self, hits: Sequence[tuple[Any, Any]]) -> list[int]:
         return [int(seq or 0) for seq in self._searcher.fast_field_values("seq", [address for _, address in hits])]
 
 
-FACETS = ("context", "agent", "type", "kind")
+def check(path: Path) -> None:
+    """Compare the files of an index with the checksums at their ends, as tantivy itself does not. Raises Damaged."""
+    if not (path / "meta.json").exists():
+        return
+    try:
+        segments = msgspec.json.decode((path / "meta.json").read_bytes(), type=_Meta).segments
+    except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
+        raise Damaged(f"{path / 'meta.json'} is not what was written: {exc}") from exc
+    for segment in segments:
+        for part in _PARTS:
+            _check_file(path / f"{segment.segment_id.replace('-', '')}.{part}")
+
+
+def _check_file(path: Path) -> None:
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError as exc:
+        raise Damaged(f"{path} is gone") from exc
+    size = int.from_bytes(raw[-8:-4], "little")
+    try:
+        crc = msgspec.json.decode(raw[-8 - size : -8], type=_Footer).crc
+    except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
+        raise Damaged(f"{path} has no checksum") from exc
+    if crc32(memoryview(raw)[: -8 - size]) != crc:
+        raise Damaged(f"{path} is not what was written")
+
+
+class _Segment(msgspec.Struct):
+    segment_id: str
+
+
+class _Meta(msgspec.Struct):
+    segments: list[_Segment]
+
+
+class _Footer(msgspec.Struct):
+    crc: int
 
 
 def _schema() -> Any:
     builder = SchemaBuilder()
-    builder.add_text_field("text", tokenizer_name="words", index_option="position")
+    builder.add_text_field("text", tokenizer_name="words", index_option="freq")
+    builder.add_text_field("own", tokenizer_name="words", index_option="position")
     builder.add_text_field("names", tokenizer_name="names", index_option="freq")
-    for field in ("context", "agent", "type", "kind"):
-        builder.add_text_field(field, tokenizer_name="raw", index_option="basic", fast=True)
-    for field in ("resource", "meta", "target"):
+    for field in ("context", "agent", "type", "kind", "resource", "meta", "target"):
         builder.add_text_field(field, tokenizer_name="raw", index_option="basic")
-    for field in ("seq", "ts", "row", "words", "named"):
+    for field in ("seq", "ts", "words", "named"):
         builder.add_unsigned_field(field, indexed=True, fast=True)
     return builder.build()
 
@@ -275,13 +327,8 @@ def _analyzer() -> Any:
     )
 
 
-def _any_of(queries: Sequence[Any]) -> Any:
-    return Query.boolean_query([(Occur.Should, query) for query in queries])
-
-
-def _glob(schema: Any, field: str, glob: str) -> Any:
-    """A glob as a regular expression of tantivy's, which matches whole terms and knows no flags."""
-    if not any(sign in glob for sign in "*?["):
-        return Query.term_query(schema, field, glob)
-    expression = translate(glob).removeprefix("(?s:").removesuffix(")\\Z").replace("(?>", "(").replace(".*?", ".*")
-    return Query.regex_query(schema, field, expression)
+def _stands(phrase: Phrase, places: set[tuple[int, str]]) -> bool:
+    first = phrase[0][1]
+    return any(
+        all((start + offset, word) in places for offset, word in phrase) for start, one in places if one == first
+    )

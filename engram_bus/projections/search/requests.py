@@ -1,5 +1,6 @@
 """A search as it stands on the wire: what one asks, as a value, and what is answered."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +24,10 @@ FUSIONS = ("z", "rrf", "relative")
 Names = str | list[str] | None
 BYTES_PER_TOKEN = 4
 """A rule of thumb for English and code; a context's budget is an estimate either way."""
+
+
+_PAGE = re.compile(r"([0-9]{1,18})\.([0-9]{1,18})\.([0-9]{1,6})")
+_INTEGER_MAX = 2**62
 
 
 class SearchIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -92,6 +97,7 @@ class Window(msgspec.Struct, frozen=True):
 
     offset: int
     as_of_seq: int | None
+    statistics_seq: int | None = None
 
 
 def asked_from(search: SearchIn, window: Window) -> Asked:
@@ -126,6 +132,7 @@ def asked_from(search: SearchIn, window: Window) -> Asked:
         offset=window.offset,
         limit=search.limit + 1,
         as_of_seq=window.as_of_seq,
+        statistics_seq=window.statistics_seq,
         facets=search.facets,
         fusion=search.fusion,
     )
@@ -135,10 +142,11 @@ def window_of(search: SearchIn) -> Window:
     """Which part of which ranking. Raises InvalidRequest."""
     if search.page is None:
         return Window(0, search.as_of_seq)
-    seq, _, offset = search.page.partition(".")
-    if not (seq.isascii() and seq.isdigit() and offset.isascii() and offset.isdigit() and len(search.page) < 32):
+    found = _PAGE.fullmatch(search.page)
+    if found is None:
         raise InvalidRequest(f"page {search.page[:64]!r} is not one a search gave", field="page")
-    return Window(int(offset), int(seq))
+    seq, statistics_seq, offset = map(int, found.groups())
+    return Window(offset, seq, statistics_seq)
 
 
 def answer(search: SearchIn, window: Window, found: Found, units: Sequence[tuple[Hit, WorkUnit]]) -> SearchOut:
@@ -166,12 +174,12 @@ def answer(search: SearchIn, window: Window, found: Found, units: Sequence[tuple
                 unit=unit_out(unit) if search.include == "units" else UNSET,
             )
         )
-    as_of = found.applied_seq if window.as_of_seq is None else window.as_of_seq
+    following = f"{found.applied_seq}.{found.statistics_seq}.{window.offset + search.limit}"
     return SearchOut(
         results,
         found.total,
         found.applied_seq,
-        f"{as_of}.{window.offset + search.limit}" if len(found.hits) > search.limit else None,
+        following if len(found.hits) > search.limit else None,
         found.facets if search.facets else UNSET,
     )
 

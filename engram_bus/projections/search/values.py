@@ -21,6 +21,8 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     facets: bool = False
     as_of_seq: int | None = None
     """As if the log ended here."""
+    statistics_seq: int | None = None
+    """How rare a word is, and how long a unit usually, is told by the log up to here; None: as it suits."""
     fusion: str = "z"
     vector_weight: float = VECTOR_WEIGHT
 
@@ -50,4 +52,6 @@ class Found(msgspec.Struct, frozen=True):
     hits: list[Hit]
     total: int
     applied_seq: int
+    statistics_seq: int
+    """Asked for with `applied_seq`, gives the same ranking again."""
     facets: dict[str, dict[str, int]] = {}

@@ -1,118 +1,116 @@
-"""The vector leg: one int8 row per unit in a file that only grows, and an exact scan over it."""
+"""The vector leg: an exact scan over int8 rows, row n of the n-th unit, kept in a file of their own."""
 
-import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from engram_bus.projections.search.tables import Growing, Table
+
 BLOCK_ROWS = 8_192
 """Rows widened at a time: what the processor's cache holds."""
+WIDE = 0.5
+"""Of all rows: where more are let through, scanning all is cheaper than picking them."""
+DIGITS = 5
+"""Of a score that count: what lies behind them depends on which rows were multiplied together, so that without this
+the order of equal texts would."""
+_NONE = -2.0
+"""Below every cosine."""
+
+Places = NDArray[np.intp]
+Query = NDArray[np.float32]
 
 
 class Rows:
-    """The vectors of one embedder, row n of unit seqs[n]. Appended before the index that counts them is committed."""
+    """Vectors that are looked through, with their scales. A mask may be longer than they are."""
 
-    def __init__(self, path: Path, *, dimension: int, count: int) -> None:
-        """Open with the first `count` rows; what lies after them was never counted, and goes. Raises ValueError where
-        there are fewer."""
-        path.mkdir(parents=True, exist_ok=True)
-        self._vectors = _Growing(path / "vectors.i8", np.dtype((np.int8, (dimension,))), count)
-        self._seqs = _Growing(path / "seqs.u64", np.dtype(np.uint64), count)
+    def __init__(self, vectors: NDArray[np.int8], scales: NDArray[np.float32]) -> None:
+        self._vectors = vectors
+        self._scales = scales
 
-    @property
-    def count(self) -> int:
-        return self._vectors.count
+    def nearest(self, query: Query, mask: NDArray[np.bool_] | None, limit: int) -> tuple[Places, list[float]]:
+        """The nearest by cosine among those that the mask lets through (None: all); of equally near ones the newest."""
+        mask = None if mask is None else mask[: len(self._vectors)]
+        if mask is None or np.count_nonzero(mask) >= WIDE * len(mask):
+            cosines = self._cosines(query, None)
+            if mask is not None:
+                cosines[~mask] = _NONE
+            best = _best(cosines, limit)
+            return best, _told(cosines[best])
+        places = np.flatnonzero(mask)
+        cosines = self._cosines(query, places)
+        best = _best(cosines, limit)
+        return places[best], _told(cosines[best])
 
-    @property
-    def seqs(self) -> NDArray[np.uint64]:
-        """Which unit each row is of; they grow."""
-        return self._seqs.array
+    def cosines(self, query: Query, places: Places) -> list[float | None]:
+        """The cosine of each of these; None where there is no vector."""
+        return [None if cosine == _NONE else cosine for cosine in _told(self._cosines(query, places))]
 
-    def add(self, vector: NDArray[np.float32], seq: int) -> int:
-        """Keep one vector; gives its row, from 1."""
-        peak = float(np.abs(vector).max())
-        self._vectors.add(np.rint(vector * (127.0 / peak)).astype(np.int8))
-        self._seqs.add(np.array(seq, np.uint64))
-        return self.count
-
-    def flush(self) -> None:
-        """Make what was added durable."""
-        self._vectors.flush()
-        self._seqs.flush()
-
-    def close(self) -> None:
-        self._vectors.close()
-        self._seqs.close()
-
-    def nearest(self, query: NDArray[np.float32], rows: NDArray[np.intp] | None, limit: int) -> dict[int, float]:
-        """The nearest of these rows (None: all) by cosine: seq -> cosine."""
-        if self.count == 0 or (rows is not None and len(rows) == 0):
-            return {}
-        cosines = self._cosines(query, rows)
-        best = np.argpartition(-cosines, limit - 1)[:limit] if limit < len(cosines) else np.arange(len(cosines))
-        chosen = best if rows is None else rows[best]
-        seqs = self._seqs.array[chosen]
-        return dict(zip(seqs.tolist(), cosines[best].tolist(), strict=True))
-
-    def cosines_of(self, query: NDArray[np.float32], seqs: list[int]) -> dict[int, float]:
-        """The cosine of each of these units that has a vector."""
-        known = self._seqs.array
-        places = np.searchsorted(known, np.array(seqs, np.uint64))
-        rows = np.array(
-            [at for at, seq in zip(places, seqs, strict=True) if at < len(known) and known[at] == seq], np.intp
-        )
-        return self.nearest(query, rows, len(rows)) if len(rows) else {}
-
-    def _cosines(self, query: NDArray[np.float32], rows: NDArray[np.intp] | None) -> NDArray[np.float32]:
-        vectors = self._vectors.array
-        count = len(vectors) if rows is None else len(rows)
+    def _cosines(self, query: Query, places: Places | None) -> NDArray[np.float32]:
+        vectors = self._vectors
+        count = len(vectors) if places is None else len(places)
         cosines = np.empty(count, np.float32)
         for first in range(0, count, BLOCK_ROWS):
-            part = slice(first, min(first + BLOCK_ROWS, count))
-            block = (vectors[part] if rows is None else vectors[rows[part]]).astype(np.float32)
-            lengths = np.sqrt(np.einsum("ij,ij->i", block, block))
-            cosines[part] = (block @ query) / np.maximum(lengths, 1.0)
+            part = slice(first, first + BLOCK_ROWS)
+            block = vectors[part] if places is None else vectors[places[part]]
+            cosines[part] = block.astype(np.float32) @ query
+        scales = self._scales if places is None else self._scales[places]
+        cosines *= scales
+        cosines[scales == 0] = _NONE
         return cosines
 
 
-class _Growing:
-    """An array in memory and in a file, to whose end both grow."""
+class KeptRows:
+    """The vectors of one embedder in a file. Opened with the first `count`. Raises Damaged where they are not there."""
 
-    def __init__(self, path: Path, dtype: np.dtype[Any], count: int) -> None:
-        self._dtype = dtype
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        size = count * dtype.itemsize
-        if os.fstat(self._file).st_size < size:
-            os.close(self._file)
-            raise ValueError(f"{path} holds fewer than {count} rows")
-        os.ftruncate(self._file, size)
-        base = dtype.base
-        read = np.fromfile(path, base).reshape((count, *dtype.shape)) if count else np.empty((0, *dtype.shape), base)
-        self._rows = np.empty((max(1_024, count + count // 4), *dtype.shape), base)
-        self._rows[:count] = read
-        self.count = count
-        self._written = count
+    def __init__(self, path: Path, *, dimension: int, count: int) -> None:
+        path.mkdir(parents=True, exist_ok=True)
+        self._table = Table(path / "rows", [("vector", "i1", (dimension,))], count)
+        self._scales = Growing(np.dtype(np.float32), scales_of(self._table.column("vector")))
 
     @property
-    def array(self) -> NDArray[Any]:
-        return self._rows[: self.count]
+    def rows(self) -> Rows:
+        """Those there are now."""
+        return Rows(self._table.column("vector"), self._scales.array)
 
-    def add(self, row: NDArray[Any]) -> None:
-        if self.count == len(self._rows):
-            grown = np.empty((len(self._rows) * 3 // 2, *self._rows.shape[1:]), self._rows.dtype)
-            grown[: self.count] = self._rows
-            self._rows = grown
-        self._rows[self.count] = row
-        self.count += 1
+    def add(self, vector: NDArray[np.float32]) -> None:
+        """Keep the vector of the next unit."""
+        row = quantized(vector)
+        self._table.add(vector=row)
+        self._scales.add(scales_of(row[None])[0])
 
     def flush(self) -> None:
-        if self._written < self.count:
-            raw = self._rows[self._written : self.count].tobytes()
-            os.pwrite(self._file, raw, self._written * self._dtype.itemsize)
-            os.fdatasync(self._file)
-            self._written = self.count
+        """Make what was added durable."""
+        self._table.flush()
 
-    def close(self) -> None:
-        os.close(self._file)
+
+def quantized(vector: NDArray[np.float32]) -> NDArray[np.int8]:
+    """As whole numbers: a length does not matter for a cosine."""
+    peak = float(np.abs(vector).max())
+    return np.rint(vector * (127.0 / peak)).astype(np.int8) if peak > 0 else np.zeros(len(vector), np.int8)
+
+
+def scales_of(vectors: NDArray[np.int8]) -> NDArray[np.float32]:
+    """1 / length of each; 0 of a vector of zeros, which is none."""
+    scales = np.empty(len(vectors), np.float32)
+    for first in range(0, len(vectors), BLOCK_ROWS):
+        block = vectors[first : first + BLOCK_ROWS].astype(np.float32)
+        lengths = np.sqrt(np.einsum("ij,ij->i", block, block))
+        scales[first : first + BLOCK_ROWS] = np.divide(1, lengths, out=np.zeros_like(lengths), where=lengths > 0)
+    return scales
+
+
+def _best(cosines: NDArray[np.float32], limit: int) -> Places:
+    """The places of the largest, as far as their digits count; of equal ones the last. None that is no cosine."""
+    if limit < len(cosines):
+        least = np.partition(cosines, -limit)[-limit]
+        places = np.flatnonzero(cosines > max(least - 10.0**-DIGITS, _NONE))
+    else:
+        places = np.flatnonzero(cosines > _NONE)
+    order = np.lexsort((-places, -np.array(_told(cosines[places]))))
+    return places[order[:limit]]
+
+
+def _told(cosines: Sequence[float] | NDArray[np.float32]) -> list[float]:
+    return [round(float(one), DIGITS) for one in cosines]

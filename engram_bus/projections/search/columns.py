@@ -1,0 +1,220 @@
+"""What a search asks of every indexed unit, as columns: entry n is of the n-th unit.
+
+`units` holds what each unit has one of, `pairs` what it may have many of (resources, meta, targets) as digests, `names`
+what columns hold as numbers. They are flushed before the keyword index is committed, which says how many units count.
+"""
+
+from collections.abc import Callable, Sequence
+from hashlib import blake2b
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from engram_bus.globs import matcher
+from engram_bus.projections.search.scope import EVERYTHING, Scope
+from engram_bus.projections.search.tables import AppendedFile, Array, Damaged, Table
+from engram_bus.units import UnitType, WorkUnit, ts_us
+
+Mask = NDArray[np.bool_]
+Places = NDArray[np.intp]
+
+FACETS = ("context", "agent", "type", "kind")
+_NUMBERS = {name: number for number, name in enumerate(UnitType)}
+_TYPES = [str(name) for name in UnitType]
+
+
+class Columns:
+    """Opened with the first `count` units, the last one at `cursor`. Raises Damaged where they are not there."""
+
+    def __init__(self, path: Path, *, count: int, cursor: int) -> None:
+        path.mkdir(parents=True, exist_ok=True)
+        fields = [
+            *((name, "<i8") for name in ("seq", "ts", "pairs_end", "names_end")),
+            ("id", "<u8"),
+            *((name, "<u4") for name in (*FACETS, "names_crc")),
+        ]
+        self._units = Table(path / "units", fields, count)
+        if self._units.last("seq") != cursor:
+            raise Damaged(f"unit {count} of {path} is at {self._units.last('seq')}, not {cursor}")
+        self._pairs = Table(path / "pairs", [("unit", "<u4"), ("digest", "<u8")], self._units.last("pairs_end"))
+        self._names = _Names(path / "names", self._units.last("names_end"))
+        if count and self._names.crc != self._units.last("names_crc"):
+            raise Damaged(f"{path / 'names'} is not what was written")
+
+    # --- Taking in ---------------------------------------------------------------------------------------------------
+
+    @property
+    def count(self) -> int:
+        return self._units.count
+
+    @property
+    def last_id(self) -> int:
+        """A digest of the newest unit's id."""
+        return self._units.last("id")
+
+    def add(self, unit: WorkUnit) -> None:
+        for one in _digests(unit):
+            self._pairs.add(unit=self.count, digest=one)
+        for name in unit.resources:
+            self._names.number("resource", name)
+        self._units.add(
+            seq=unit.seq,
+            ts=ts_us(unit.ts),
+            id=id_digest(unit.id),
+            context=self._names.number("context", unit.context_id),
+            agent=self._names.number("agent", unit.agent_id),
+            type=_NUMBERS[unit.type],
+            kind=self._names.number("kind", unit.kind or ""),
+            pairs_end=self._pairs.count,
+            names_end=self._names.size_bytes,
+        )
+
+    def flush(self) -> None:
+        """Make what was added durable."""
+        if self._units.unwritten:
+            self._pairs.flush()
+            self._names.flush()
+            self._units.set_last("names_crc", self._names.crc)
+            self._units.flush()
+
+    # --- Answering ---------------------------------------------------------------------------------------------------
+
+    def mask(self, scope: Scope) -> Mask | None:
+        """Which units a scope lets through; None for all of them."""
+        if scope == EVERYTHING:
+            return None
+        mask = np.ones(self.count, np.bool_)
+        for field, names in (
+            ("context", scope.contexts or None),
+            ("agent", scope.agents or None),
+            ("kind", self.matching("kind", scope.kinds) if scope.kinds else None),
+        ):
+            if names is not None:
+                known = self._names.of(field)
+                mask &= _any_of(self._units.column(field), [known[name] for name in names if name in known])
+        if scope.types:
+            mask &= _any_of(self._units.column("type"), [_NUMBERS[one] for one in scope.types])
+        for field, after, before in (
+            ("seq", scope.after_seq, scope.before_seq),
+            ("ts", scope.after_us, scope.before_us),
+        ):
+            if after is not None:
+                mask &= self._units.column(field) > after
+            if before is not None:
+                mask &= self._units.column(field) < before
+        for wanted in self._wanted_digests(scope):
+            mask &= self._having(wanted)
+        return mask
+
+    def matching(self, field: str, globs: Sequence[str]) -> list[str]:
+        """The names of a field (kind, resource) that one of the globs matches."""
+        matches = matcher(globs)
+        return [name for name in self._names.of(field) if matches(name) is not None]
+
+    def places_of(self, seqs: Sequence[int]) -> Places:
+        """The places of units, which must be there."""
+        return np.searchsorted(self._units.column("seq"), np.array(seqs, np.int64))
+
+    def seqs_of(self, places: Places) -> list[int]:
+        seqs: list[int] = self._units.column("seq")[places].tolist()
+        return seqs
+
+    def counted(self, field: str, places: Places | Mask | None) -> dict[str, int]:
+        """How many of these units (None: of all) have which value of a facet's field."""
+        column = self._units.column(field)
+        numbers, counts = np.unique(column if places is None else column[places], return_counts=True)
+        name_of: Callable[[int], str] = _TYPES.__getitem__ if field == "type" else self._names.name
+        return {name_of(int(one)): int(count) for one, count in zip(numbers, counts, strict=True)}
+
+    def _wanted_digests(self, scope: Scope) -> list[list[int]]:
+        """Of each of these, a unit must have one."""
+        wanted = []
+        if scope.resources:
+            wanted.append([_digest("resource", name) for name in self.matching("resource", scope.resources)])
+        if scope.related_to:
+            wanted.append([_digest("target", name) for name in scope.related_to])
+        by_key: dict[str, list[int]] = {}
+        for key, value in scope.meta:
+            by_key.setdefault(key, []).append(_digest("meta", f"{key}\0{value}"))
+        return [*wanted, *by_key.values()]
+
+    def _having(self, wanted: Sequence[int]) -> Mask:
+        mask = np.zeros(self.count, np.bool_)
+        mask[self._pairs.column("unit")[_any_of(self._pairs.column("digest"), wanted)]] = True
+        return mask
+
+
+def id_digest(unit_id: str) -> int:
+    """What stands for a unit's id."""
+    return _digest("id", unit_id)
+
+
+def _digest(field: str, value: str) -> int:
+    """What stands for one value of a field that can have many."""
+    return int.from_bytes(blake2b(f"{field}\0{value}".encode(), digest_size=8).digest(), "little")
+
+
+def _digests(unit: WorkUnit) -> set[int]:
+    return {
+        *(_digest("resource", name) for name in unit.resources),
+        *(_digest("target", edge.target_id) for edge in unit.relationships),
+        *(_digest("meta", f"{key}\0{value}") for key, value in unit.meta.items()),
+    }
+
+
+def _any_of(column: Array, wanted: Sequence[int]) -> Mask:
+    if len(wanted) == 1:
+        return np.asarray(column == column.dtype.type(wanted[0]))
+    return np.isin(column, np.array(wanted, column.dtype))
+
+
+class _Names:
+    """Names by field, each with a number: contexts, agents, kinds, and the resources that globs are matched with."""
+
+    def __init__(self, path: Path, end: int) -> None:
+        self._file = AppendedFile(path, end)
+        self._entries: list[str] = []
+        self._by_field: dict[str, dict[str, int]] = {field: {} for field in ("context", "agent", "kind", "resource")}
+        self._unwritten: list[bytes] = []
+        self.size_bytes = end
+        try:
+            for line in self._file.raw.splitlines():
+                self._keep(*_decode(line))
+        except (msgspec.MsgspecError, UnicodeDecodeError, KeyError) as exc:
+            raise Damaged(f"{path} is not what was written: {exc}") from exc
+        self._file.forget()
+
+    @property
+    def crc(self) -> int:
+        return self._file.crc
+
+    def number(self, field: str, name: str) -> int:
+        """Its number: a new one, where it was not known."""
+        known = self._by_field[field].get(name)
+        if known is not None:
+            return known
+        line = _encode((field, name)) + b"\n"
+        self._unwritten.append(line)
+        self.size_bytes += len(line)
+        return self._keep(field, name)
+
+    def _keep(self, field: str, name: str) -> int:
+        number = self._by_field[field][name] = len(self._entries)
+        self._entries.append(name)
+        return number
+
+    def name(self, number: int) -> str:
+        return self._entries[number]
+
+    def of(self, field: str) -> dict[str, int]:
+        return self._by_field[field]
+
+    def flush(self) -> None:
+        self._file.append(b"".join(self._unwritten))
+        self._unwritten.clear()
+
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(tuple[str, str]).decode

@@ -1,0 +1,340 @@
+"""The index finds what a reader of the whole log would find, whatever is committed, filtered, cut off or asked."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+
+import msgspec
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from engram_bus.projections.search import engine
+from engram_bus.projections.search.documents import PAIR_UNITS, is_searched, line_of, parts_of, text_of, together
+from engram_bus.projections.search.engine import LOOK_BACK_UNITS, SearchIndex
+from engram_bus.projections.search.scope import Scope
+from engram_bus.projections.search.values import Asked, Found
+from engram_bus.units import WorkUnit
+from tests.projections.search.worlds import (
+    EMBEDDER,
+    QUERIES,
+    SCOPES,
+    Log,
+    all_of,
+    counts,
+    indexed,
+    let_through,
+    log,
+    logs,
+    told,
+)
+from tests.values import unit
+
+MODES = st.sampled_from(["keyword", "semantic", "hybrid"])
+
+
+def text_in_index(unit: WorkUnit, units: Sequence[WorkUnit]) -> tuple[str, str]:
+    """A unit's text with those before it, and its line, as said in documents.py."""
+    line = line_of(unit, text_of(unit))
+    before = [one for one in Log(units).before(unit, LOOK_BACK_UNITS) if is_searched(one)]
+    return together(line, [line_of(one, text_of(one)) for one in before[-PAIR_UNITS:]]), line
+
+
+def holding_a_word(index: SearchIndex, query: str, units: Sequence[WorkUnit], of: Sequence[WorkUnit]) -> set[int]:
+    question = index._keywords.question(query)
+    found = set()
+    for one in of:
+        terms = index._keywords.terms(*text_in_index(one, units))
+        if any(word in terms.words for word in question.words) or any(name in terms.names for name in question.names):
+            found.add(one.seq)
+    return found
+
+
+def saying(index: SearchIndex, query: str, units: Sequence[WorkUnit]) -> list[WorkUnit]:
+    phrases = index._keywords.question(query).phrases
+    return [one for one in units if index._keywords.says(parts_of(one, text_of(one)), phrases)]
+
+
+@given(logs(), SCOPES, QUERIES, MODES, st.integers(0, 40))
+def test_what_is_found_counted_and_sorted_is_what_a_scan_finds(
+    units: list[WorkUnit], scope: Scope, query: str, mode: str, committed: int
+) -> None:
+    with indexed(units, min(committed, len(units))) as index:
+        found = index.search(all_of(query, mode, scope=scope))
+        expected = saying(index, query, let_through(units, scope))
+        holding = holding_a_word(index, query, units, expected)
+    counted = [one for one in expected if one.seq in holding] if mode == "keyword" else expected
+    seen = {one.seq for one in expected if EMBEDDER.embed([line_of(one, text_of(one))]).any()}
+    by_meaning = seen if EMBEDDER.embed([query]).any() else set()
+    by_mode = {"keyword": holding, "semantic": by_meaning, "hybrid": holding | by_meaning}
+    assert {hit.seq for hit in found.hits} == by_mode[mode]
+    assert len({hit.seq for hit in found.hits}) == len(found.hits)
+    assert found.total == len(counted)
+    assert found.applied_seq == len(units)
+    assert found.facets == {
+        "context": counts(counted, lambda one: one.context_id),
+        "agent": counts(counted, lambda one: one.agent_id),
+        "type": counts(counted, lambda one: one.type),
+        "kind": counts(counted, lambda one: one.kind or ""),
+    }
+
+
+@given(logs(), SCOPES, QUERIES, MODES, st.integers(0, 40))
+def test_what_is_not_committed_is_found_as_if_it_were(
+    units: list[WorkUnit], scope: Scope, query: str, mode: str, committed: int
+) -> None:
+    asked = all_of(query, mode, scope=scope)
+    with indexed(units, min(committed, len(units))) as index:
+        before = index.search(asked)
+        then = index.search(msgspec.structs.replace(asked, as_of_seq=before.applied_seq))
+        index.commit()
+        after = index.search(asked)
+        same_statistics = index.search(again(asked, before))
+    assert {hit.seq for hit in before.hits} == {hit.seq for hit in after.hits}
+    assert (before.total, before.facets, before.applied_seq) == (after.total, after.facets, after.applied_seq)
+    assert told(then) == told(after)
+    assert told(same_statistics) == told(before)
+
+
+def again(asked: Asked, found: Found) -> Asked:
+    """The same ranking once more, whatever has come since."""
+    return msgspec.structs.replace(asked, as_of_seq=found.applied_seq, statistics_seq=found.statistics_seq)
+
+
+@given(logs(), SCOPES, QUERIES, MODES, st.integers(0, 40), st.integers(0, 45))
+def test_as_of_a_seq_is_what_an_index_of_the_log_up_to_there_says(
+    units: list[WorkUnit], scope: Scope, query: str, mode: str, committed: int, as_of: int
+) -> None:
+    with indexed(units, min(committed, len(units))) as whole:
+        then = whole.search(all_of(query, mode, scope=scope, as_of_seq=as_of))
+    with indexed(units[:as_of], len(units[:as_of])) as cut:
+        expected = cut.search(all_of(query, mode, scope=scope))
+    assert told(then) == told(expected)
+    assert (then.total, then.facets, then.applied_seq) == (expected.total, expected.facets, expected.applied_seq)
+
+
+@given(logs(), QUERIES, MODES, st.integers(0, 40), st.lists(st.integers(0, 9), max_size=9), st.integers(1, 7))
+def test_pages_of_a_growing_log_neither_repeat_nor_miss(
+    units: list[WorkUnit], query: str, mode: str, committed: int, arriving: list[int], size: int
+) -> None:
+    half = len(units) // 2
+    with indexed(units[:half], *((committed,) if committed < half else ())) as index:
+        index._source = Log(units)
+        first = index.search(all_of(query, mode))
+        expected, paged = told(first), told(index.search(Asked(query=query, mode=mode, limit=size)))
+        while len(paged) < len(expected):
+            count = arriving.pop() if arriving else 0
+            index.take(units[index.taken : index.taken + count])
+            if count % 2:
+                index.commit()
+            page = again(Asked(query=query, mode=mode, offset=len(paged), limit=size), first)
+            more = told(index.search(page))
+            assert more
+            paged += more
+    assert paged == expected
+
+
+@given(logs(), st.lists(st.integers(0, 40), max_size=4))
+@settings(max_examples=20)
+def test_an_index_made_in_several_runs_is_one_made_in_one(
+    tmp_path_factory: pytest.TempPathFactory, units: list[WorkUnit], stops: list[int]
+) -> None:
+    path = tmp_path_factory.mktemp("index")
+    for stop in sorted(stop % (len(units) + 1) for stop in stops):
+        with indexed(units[:stop], stop, path=path):
+            pass
+    with indexed(units, len(units), path=path) as in_parts, indexed(units, len(units)) as at_once:
+        for query in ("parser", "日本", "src/parseHTTP.py fails", '"end of the world"', "E0308", "ann"):
+            assert told(in_parts.search(all_of(query))) == told(at_once.search(all_of(query)))
+
+
+def test_what_was_not_committed_is_taken_in_again(tmp_path: Path) -> None:
+    units = log(Random(1), 30)
+    with indexed(units, 12, path=tmp_path) as index:
+        assert index.taken == 30
+        committed = index.cursor
+    with indexed(units, path=tmp_path) as index:
+        assert index.taken == 30
+        assert index.cursor == committed
+        assert index.search(all_of("parser")).total == len(let_through(units, Scope()))
+
+
+@pytest.mark.parametrize("own", range(12))
+def test_units_of_the_bus_between_two_do_not_change_what_is_indexed_together(tmp_path: Path, own: int) -> None:
+    units = [
+        unit(1, payload=b"which parser?"),
+        *(unit(seq, kind="lock.granted", payload=b"{}") for seq in range(2, own + 2)),
+        unit(own + 2, payload=b"that one"),
+        unit(own + 3, payload=b"or another"),
+    ]
+    at_once, in_parts = tmp_path / "once", tmp_path / "parts"
+    for stop in (1, own + 1, own + 2):
+        with indexed(units[:stop], stop, path=in_parts):
+            pass
+    with indexed(units, len(units), path=at_once) as one, indexed(units, len(units), path=in_parts) as other:
+        found = one.search(all_of("parser", "keyword"))
+        assert told(found) == told(other.search(all_of("parser", "keyword")))
+        assert len(found.hits) == (3 if own < LOOK_BACK_UNITS - 1 else 2 if own < LOOK_BACK_UNITS else 1)
+
+
+def test_a_context_that_was_forgotten_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    units = log(Random(2), 60)
+    with indexed(units, len(units)) as remembered:
+        monkeypatch.setattr(engine, "_CONTEXTS_REMEMBERED", 1)
+        with indexed(units, len(units)) as forgotten:
+            for query in ("parser", "world", "日本"):
+                assert told(forgotten.search(all_of(query))) == told(remembered.search(all_of(query)))
+
+
+SYNTAX = ("seq:1", "AND", "(", ")", '"', "OR", "NOT", "*", "?", "~2", "^3", "[1 TO 2]", "\\", "\0", "'", "--", "text:")
+ODD = ("\u202e", "\ufeff", "İ", "ß", "日", "日本", "ก", "🎉", "e\u0301", "\U0010ffff", "the", "parser", "\n", "\x85")
+ANY_TEXT = st.text(max_size=60) | st.lists(st.sampled_from([*SYNTAX, *ODD]), max_size=12).map(" ".join)
+
+
+@pytest.fixture(scope="module")
+def half_committed(tmp_path_factory: pytest.TempPathFactory) -> SearchIndex:
+    units = log(Random(3), 60)
+    index = SearchIndex(tmp_path_factory.mktemp("index"), EMBEDDER, Log(units))
+    index.take(units[:40])
+    index.commit()
+    index.take(units[40:])
+    return index
+
+
+@given(ANY_TEXT, MODES, st.none() | st.integers(0, 60))
+@example("seq:1 AND (", "hybrid", None)
+@example('"', "keyword", 3)
+@example('""', "hybrid", 50)
+@example('"a"', "keyword", None)
+@example('"the"', "keyword", None)
+@example("x" * 8_192, "hybrid", None)
+@example('"' * 8_192, "hybrid", None)
+@example("日" * 2_730, "hybrid", 50)
+@example('"日本語"', "keyword", None)
+@settings(max_examples=1_000)
+def test_any_text_is_a_query(half_committed: SearchIndex, query: str, mode: str, as_of: int | None) -> None:
+    found = half_committed.search(all_of(query, mode, as_of_seq=as_of))
+    assert found.total <= 60
+
+
+@pytest.mark.parametrize("committed", [False, True])
+@pytest.mark.parametrize("mode", ["keyword", "semantic", "hybrid"])
+@pytest.mark.parametrize(
+    ("phrase", "expected"),
+    [
+        ("zebra crossing", {1}),
+        ("crossing zebra", set()),
+        ("crossing here", {2}),
+        ("zebras cross", {1}),
+        ("end of the line", {3}),
+        ("end line", set()),
+        ("line ann", set()),
+        ("build failed", {4}),
+        ("failed src", set()),
+        ("src/main.py", {4}),
+        ("zebra", {1}),
+        ("日本語", {5}),
+        ("本日", set()),
+        ("the", {1, 2, 3, 4, 5}),
+    ],
+)
+def test_a_phrase_stands_in_the_unit_itself(phrase: str, expected: set[int], mode: str, committed: bool) -> None:
+    units = [
+        unit(1, payload=b"a zebra crossing"),
+        unit(2, payload=b"crossing here"),
+        unit(3, payload=b"the end of the line"),
+        unit(4, kind="build.failed", payload=b"see main.py"),
+        unit(5, payload="これは日本語です".encode()),
+    ]
+    units[3].resources.append("src/main.py")
+    with indexed(units, *((5,) if committed else ())) as index:
+        found = index.search(all_of(f'"{phrase}" here', mode))
+        assert {hit.seq for hit in found.hits} <= expected
+        assert found.total <= len(expected)
+        if mode != "semantic" and phrase != "the":
+            assert {hit.seq for hit in index.search(all_of(f'"{phrase}"', mode)).hits} >= expected
+
+
+def test_equal_units_are_found_newest_first_however_many_there_are() -> None:
+    units = [unit(seq, context_id=f"c{seq}", version=1, payload=b"same text here") for seq in range(1, 701)]
+    with indexed(units, 300, 301, 650) as index:
+        for mode in ("keyword", "semantic", "hybrid"):
+            found = [hit.seq for hit in index.search(Asked(query="same text", mode=mode, limit=200)).hits]
+            assert found == list(range(700, 500, -1))
+            then = [hit.seq for hit in index.search(Asked(query="same text", mode=mode, limit=9, as_of_seq=400)).hits]
+            assert then == list(range(400, 391, -1))
+
+
+def test_what_has_no_words_is_found_by_nothing_and_counted() -> None:
+    with indexed([unit(1, payload=b""), unit(2, agent_id="日本", payload=b"")], 2) as index:
+        found = index.search(all_of("zebra"))
+        assert found.total == 2
+        assert index.search(all_of("zebra", "keyword")).total == 0
+
+
+def test_the_commonest_values_are_shown_and_counted_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "FACET_VALUES_MAX", 2)
+    names = ["a", "b", "b", "c", "c", "d"]
+    units = [unit(seq, context_id=name, version=seq, payload=b"hello") for seq, name in enumerate(names, start=1)]
+    with indexed(units, 5) as index:
+        assert list(index.search(all_of("hello", "keyword")).facets["context"].items()) == [("b", 2), ("c", 2)]
+
+
+def test_an_index_of_another_log_is_known(tmp_path: Path) -> None:
+    units = [unit(seq, id=f"one-{seq}") for seq in range(1, 4)]
+    others = [unit(seq, id=f"other-{seq}") for seq in range(1, 4)]
+    with indexed(units, 3, path=tmp_path) as index:
+        assert index.is_of(Log(units), 3)
+        assert index.is_of(Log(units), 4)
+        assert not index.is_of(Log(others), 3)
+        assert not index.is_of(Log(units[:2]), 2)
+
+
+def test_an_empty_index_is_of_any_log(tmp_path: Path) -> None:
+    with indexed([], path=tmp_path) as index:
+        assert index.is_of(Log([]), 0)
+        assert index.search(all_of("hello")).hits == []
+
+
+def committed_files(path: Path) -> list[Path]:
+    with indexed(log(Random(4), 50), 20, 35, 50, path=path):
+        pass
+    return sorted(file for file in path.rglob("*") if file.is_file() and file.suffix not in (".lock", ".json"))
+
+
+def test_a_flipped_bit_anywhere_is_damage(tmp_path: Path) -> None:
+    dice = Random(5)
+    for file in committed_files(tmp_path):
+        raw = file.read_bytes()
+        if not raw:
+            continue
+        at = dice.randrange(len(raw))
+        file.write_bytes(raw[:at] + bytes([raw[at] ^ 1 << dice.randrange(8)]) + raw[at + 1 :])
+        with pytest.raises(ValueError):  # noqa: PT011 (Damaged, or tantivy's)
+            SearchIndex(tmp_path, EMBEDDER, Log([]))
+        file.write_bytes(raw)
+    SearchIndex(tmp_path, EMBEDDER, Log([])).close()
+
+
+def test_a_file_that_was_cut_off_or_taken_away_is_damage(tmp_path: Path) -> None:
+    for file in committed_files(tmp_path):
+        raw = file.read_bytes()
+        if not raw:
+            continue
+        file.write_bytes(raw[:-1])
+        with pytest.raises(ValueError):  # noqa: PT011 (Damaged, or tantivy's)
+            SearchIndex(tmp_path, EMBEDDER, Log([]))
+        file.unlink()
+        with pytest.raises(ValueError):  # noqa: PT011 (Damaged, or tantivy's)
+            SearchIndex(tmp_path, EMBEDDER, Log([]))
+        file.write_bytes(raw)
+
+
+def test_what_lies_behind_the_commit_is_cut_off(tmp_path: Path) -> None:
+    units = log(Random(6), 50)
+    with indexed(units, 30, path=tmp_path) as index:
+        index._columns.flush()
+        index._vectors.flush()
+    with indexed(units, 50, path=tmp_path) as again, indexed(units, 50) as fresh:
+        for query in ("parser", "日本", "world"):
+            assert told(again.search(all_of(query))) == told(fresh.search(all_of(query)))
