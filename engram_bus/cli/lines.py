@@ -31,22 +31,28 @@ _SUMMARY_CHARACTERS = 240
 class Lines:
     """Units as lines, each agent in its colour: the next one of the palette when it first appears."""
 
-    def __init__(self, *, context_cells: int = 20, agent_cells: int = 18) -> None:
+    def __init__(self, *, context_cells: int = 20, agent_cells: int = 18, dated: bool = False) -> None:
         self._context_cells = context_cells
         self._agent_cells = agent_cells
+        self._dated = dated
         self._colours: dict[str, str] = {}
 
     def line(self, unit: WorkUnit) -> Text:
         """seq, time, context, agent, what kind of unit, and what it says."""
+        style = _GLYPHS["ERROR"][1] if unit.type == "ERROR" else "default"
+        return self.head(unit).append(summary(unit), style)
+
+    def head(self, unit: WorkUnit) -> Text:
+        """The same without what it says."""
         glyph, style = _GLYPHS.get(unit.type, ("?", "white"))
+        date = f"{unit.ts[:10]} " if self._dated else ""
         return Text.assemble(
-            (f"{unit.seq:>7} {unit.ts[11:19]} ", "bright_black"),
+            (f"{unit.seq:>7} {date}{unit.ts[11:19]} ", "bright_black"),
             (_cell(unit.context_id, self._context_cells), "default"),
             " ",
             (_cell(unit.agent_id, self._agent_cells), self._colour(unit.agent_id)),
             " ",
             (f"{glyph} {_cell(unit.kind or unit.type.lower(), _KIND_CELLS)} ", style),
-            (summary(unit), style if unit.type == "ERROR" else "default"),
         )
 
     def _colour(self, agent_id: str) -> str:

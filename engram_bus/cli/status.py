@@ -7,7 +7,7 @@ from engram_bus.cli.failures import told
 from engram_bus.cli.options import URL_DEFAULT, AsJson, Url
 
 if TYPE_CHECKING:
-    from engram_client import Status
+    from engram_client import SearchStatus, Status
 
 
 def status(url: Url = URL_DEFAULT, as_json: AsJson = False) -> None:
@@ -51,9 +51,18 @@ def _rows(url: str, found: "Status") -> list[tuple[str, str]]:
         ("durability", found.durability),
         ("waiting", f"{found.queue_commands:,} commands to be written"),
         ("subscribers", f"{found.subscribers:,}; the furthest behind lags {found.lag_units:,} units"),
+        ("search", _search(found.search)),
         ("disk", f"log {_size(disk.log_bytes)}, index {_size(disk.index_bytes)}, free {_free(disk.free_bytes)}"),
         ("up", f"{_duration(found.uptime_seconds)}, since {found.started_at}"),
     ]
+
+
+def _search(search: "SearchStatus | None") -> str:
+    if search is None:
+        return "not started: it is with the first search"
+    if search.lag_units == 0:
+        return "has everything"
+    return f"{search.lag_units:,} units to take in, {search.lag_ms / 1_000:.1f} s behind"
 
 
 def _free(size_bytes: int | None) -> str:

@@ -13,7 +13,7 @@ import pytest
 
 from tests.process import BusProcess, engram, environment
 
-COMMANDS = ("serve", "status", "post", "tail", "lock", "replay", "verify", "demo")
+COMMANDS = ("serve", "status", "post", "tail", "search", "lock", "replay", "verify", "demo")
 
 
 def test_help_names_every_command_and_every_command_has_help() -> None:
@@ -27,7 +27,7 @@ def test_every_command_line_of_the_readme_is_one() -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     block = readme[readme.index("In a terminal:") :].split("```")[1]
     lines = [shlex.split(line, comments=True) for line in block.splitlines() if line.startswith("engram ")]
-    assert {line[1] for line in lines} >= {"post", "tail", "status", "lock", "replay", "verify", "demo"}
+    assert {line[1] for line in lines} >= {"post", "tail", "search", "status", "lock", "replay", "verify", "demo"}
     for _, *words in lines:
         own = words[: words.index("--")] if "--" in words else words
         told = engram(*own[: 2 if own[0] == "lock" else 1], "--help")
@@ -51,7 +51,7 @@ def test_a_word_it_does_not_know_is_told_with_exit_code_2() -> None:
 
 def test_status_for_people_and_for_programs(served: BusProcess) -> None:
     shown = engram("status", ENGRAM_URL=served.url).stdout
-    for name in ("head", "epoch", "durability", "fsync", "subscribers", "disk", "waiting"):
+    for name in ("head", "epoch", "durability", "fsync", "subscribers", "disk", "waiting", "search"):
         assert name in shown
     status = json.loads(engram("status", "--json", "--url", served.url).stdout)
     assert {"epoch", "head", "cursor", "durability", "subscribers", "disk", "lag_units"} <= status.keys()
@@ -116,6 +116,7 @@ def test_a_post_that_cannot_be_names_what_is_wrong(
         ["status"],
         ["post", "plan", "x"],
         ["tail"],
+        ["search", "x"],
         ["lock", "list"],
         ["lock", "acquire", "x", "--wait", "9"],
         ["lock", "run", "x"],
