@@ -15,9 +15,10 @@ from engram_bus.projections.search.documents import PAIR_UNITS, is_searched, lin
 from engram_bus.projections.search.embedders import Embedder
 from engram_bus.projections.search.highlights import highlight
 from engram_bus.projections.search.keywords import DIGITS, Keyworded, Keywords, check
+from engram_bus.projections.search.late import Late, Units, Wanted
 from engram_bus.projections.search.scope import Scope, predicate
 from engram_bus.projections.search.values import Asked, Found, Hit, Leg
-from engram_bus.projections.search.vectors import KeptRows
+from engram_bus.projections.search.vectors import KeptRows, Query, Rows
 from engram_bus.units import WorkUnit, ts_us
 
 DEPTH = 200
@@ -50,8 +51,12 @@ class Source(Protocol):
 class SearchIndex:
     """Keyword and vector leg of one log. What is taken in is found at once; after `commit` it outlives a restart."""
 
+    late: Late | None = None
+    """Vectors that rank instead of the index's own, when they can."""
+
     def __init__(self, path: Path, embedder: Embedder, source: Source) -> None:
-        """Open what was committed. Raises Damaged, and what tantivy raises, where it cannot be used."""
+        """Open what was committed; the embedder is at hand. Raises Damaged, and what tantivy raises, where it cannot be
+        used."""
         self._embedder = embedder
         check(path / "keywords")
         self._keywords = Keywords(path / "keywords")
@@ -76,6 +81,17 @@ class SearchIndex:
         if self.cursor == 0:
             return True
         return self.cursor <= head and id_digest(source.unit(self.cursor).id) == self._columns.last_id
+
+    def rank_with(self, embedder: Embedder, path: Path) -> Late:
+        """Let this one say what is near, whenever it can; its vectors are kept under the path."""
+        assert self.late is None, "one embedder is chosen"
+        self.late = Late(path, embedder, Units(lambda: self._columns.count, self._wanted))
+        return self.late
+
+    def _wanted(self, first: int, count: int) -> list[Wanted]:
+        last = min(first + count, self._columns.count)
+        units = [self._source.unit(seq) for seq in self._columns.seqs_of(np.arange(first, last))]
+        return [Wanted(unit.seq, unit.id, line_of(unit, text_of(unit))) for unit in units]
 
     @property
     def uncommitted(self) -> int:
@@ -135,6 +151,8 @@ class SearchIndex:
 
     def close(self) -> None:
         self._keywords.close()
+        if self.late is not None:
+            self.late.close()
 
     # --- Answering ---------------------------------------------------------------------------------------------------
 
@@ -145,7 +163,7 @@ class SearchIndex:
         if within is None:
             return Found([], 0, moment.as_of_seq, moment.statistics_seq, {name: {} for name in FACETS})
         keyword = self._keyword_leg(within, moment) if asked.mode != "semantic" else {}
-        vector = self._vector_leg(asked.query, within, keyword) if asked.mode != "keyword" else {}
+        vector, is_degraded = self._vector_leg(asked.query, within, keyword) if asked.mode != "keyword" else ({}, False)
         total, facets = self._counted_words(within) if asked.mode == "keyword" else self._counted(within)
         return Found(
             self._hits(asked, within.question, keyword, vector),
@@ -153,6 +171,7 @@ class SearchIndex:
             moment.as_of_seq,
             moment.statistics_seq,
             facets() if asked.facets else {},
+            is_degraded,
         )
 
     def _moment(self, asked: Asked) -> "_Moment":
@@ -274,16 +293,26 @@ class SearchIndex:
                 one.terms = self._keywords.terms(one.document.text, one.document.line)
         return [one.terms for one in recent if one.terms is not None]
 
-    def _vector_leg(self, query: str, within: "_Within", keyword: dict[int, float]) -> dict[int, float]:
-        vector = self._embedder.embed([query])[0]
+    def _vector_leg(self, query: str, within: "_Within", keyword: dict[int, float]) -> tuple[dict[int, float], bool]:
+        """The nearest, and whether the chosen embedder did not say of each unit how near it is."""
+        vector = None if self.late is None else self.late.vector_of(query)
+        if self.late is not None and vector is not None:
+            return self._nearest(vector, self.late.rows, self.late.count, within, keyword), self.late.missing > 0
+        own = self._embedder.embed([query])[0]
+        return self._nearest(own, self._vectors.rows, self._columns.count, within, keyword), self.late is not None
+
+    def _nearest(
+        self, vector: Query, rows: Rows, count: int, within: "_Within", keyword: dict[int, float]
+    ) -> dict[int, float]:
+        """Among the first units, as many as have a vector."""
         if not vector.any():
             return {}
-        rows = self._vectors.rows
         places, cosines = rows.nearest(vector, within.mask, DEPTH)
         found = dict(zip(self._columns.seqs_of(places), cosines, strict=True))
-        more = [seq for seq in keyword if seq not in found]
-        cosines_of_more = rows.cosines(vector, self._columns.places_of(more))
-        found.update((seq, one) for seq, one in zip(more, cosines_of_more, strict=True) if one is not None)
+        more = self._columns.places_of([seq for seq in keyword if seq not in found])
+        more = more[more < count]
+        told = zip(self._columns.seqs_of(more), rows.cosines(vector, more), strict=True)
+        found.update((seq, one) for seq, one in told if one is not None)
         return found
 
 

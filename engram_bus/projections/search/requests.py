@@ -83,13 +83,17 @@ class SearchHit(msgspec.Struct, frozen=True, omit_defaults=True):
 
 class SearchOut(msgspec.Struct, frozen=True):
     """The best units, best first; `total` counts what the filters let through (mode keyword: and holds a word of the
-    query), `applied_seq` says up to which seq was looked."""
+    query), `applied_seq` says up to which seq was looked.
+
+    `degraded`: the embedder that was chosen is out of reach, or has not seen all units yet. What it has not ranked is
+    ranked by the shipped model, or found by its words only."""
 
     results: list[SearchHit]
     total: int
     applied_seq: int
     next_page: str | None
     facets: dict[str, dict[str, int]] | UnsetType = UNSET
+    degraded: bool = False
 
 
 class Window(msgspec.Struct, frozen=True):
@@ -181,6 +185,7 @@ def answer(search: SearchIn, window: Window, found: Found, units: Sequence[tuple
         found.applied_seq,
         following if len(found.hits) > search.limit else None,
         found.facets if search.facets else UNSET,
+        found.degraded,
     )
 
 

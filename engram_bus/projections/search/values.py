@@ -55,3 +55,5 @@ class Found(msgspec.Struct, frozen=True):
     statistics_seq: int
     """Asked for with `applied_seq`, gives the same ranking again."""
     facets: dict[str, dict[str, int]] = {}
+    degraded: bool = False
+    """The chosen embedder did not rank all of it: the shipped one did, or some units were found by words only."""
