@@ -7,6 +7,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+KEY_VARIABLE = "ENGRAM_EMBEDDER_KEY"
+"""The environment variable that holds the key of a server: not a setting, for settings are shown."""
 STATIC = "static"
 SENTENCE_TRANSFORMERS = "sentence-transformers"
 PROTOCOLS = ("openai", "ollama")
@@ -53,7 +55,7 @@ def parsed(setting: str) -> Choice:
     except ValueError as exc:
         raise UnknownEmbedder(f"{setting!r} holds no address: {exc}") from exc
     if has_password:
-        raise UnknownEmbedder("the embedder's address holds a name or password: a key is read from ENGRAM_EMBEDDER_KEY")
+        raise UnknownEmbedder(f"the embedder's address holds a name or password: a key is read from {KEY_VARIABLE}")
     if url.scheme not in ("http", "https") or not host or not model:
         raise UnknownEmbedder(f"{setting!r} is not {kind}:URL#MODEL, as {kind}:http://127.0.0.1:8000#a-model")
     return Choice(kind, model, address)

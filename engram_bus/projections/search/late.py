@@ -20,12 +20,14 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from engram_bus.log.record import RecordError
 from engram_bus.projections.search.embedders.contract import Embedder, EmbedderError, EmbedderRefused, Vectors
 from engram_bus.projections.search.tables import Damaged
 from engram_bus.projections.search.vectors import KeptRows, Rows
 
 log = logging.getLogger(__name__)
 
+VERSION = "late-1"
 BATCH_UNITS = 32
 QUERY_SECONDS = 2.0
 """How long a search waits for the embedder; then it is answered without."""
@@ -66,6 +68,7 @@ class Late:
         """Why it is out of use, if it failed last time."""
         self.wakes, self._done = socket.socketpair()
         self.wakes.setblocking(False)
+        self.path = path
         self._embedder = embedder
         self._units = units
         self._now = now
@@ -141,12 +144,23 @@ class Late:
         if not self._is_known and newest is not None:
             if self._units.count() < newest.count:
                 return False
-            last = self._units.wanted(newest.count - 1, 1)[0]
+            read = self._read(newest.count - 1, 1)
+            if read is None:
+                return False
+            last = read[0]
             if (last.seq, last.id) != (newest.seq, newest.id):
                 log.warning("the vectors in %s are of another log, and made again", self._kept.path)
                 self._kept.clear()
         self._is_known = True
         return True
+
+    def _read(self, first: int, count: int) -> Sequence[Wanted] | None:
+        """Units, unless the log is damaged there."""
+        try:
+            return self._units.wanted(first, count)
+        except RecordError as exc:
+            self._failed(f"a unit that it needs cannot be read: {exc}")
+            return None
 
     def _await_units(self, until: float) -> None:
         """If there are few to wait for, and it is not known to be in vain."""
@@ -162,7 +176,9 @@ class Late:
             self.work()
 
     def _ask(self) -> None:
-        wanted = self._units.wanted(self._kept.count, BATCH_UNITS)
+        wanted = self._read(self._kept.count, BATCH_UNITS)
+        if wanted is None:
+            return
         texts = [one.text for one in wanted]
         future = self._background.call(lambda: self._embedder.embed(texts))
         future.add_done_callback(lambda _: self._wake())

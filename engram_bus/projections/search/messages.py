@@ -30,6 +30,12 @@ class State(msgspec.Struct, frozen=True, tag="state"):
     taken: int
     lag_ms: int = 0
     """How old the newest unit that was taken in is, while there are newer ones."""
+    embedder: str = ""
+    """The name of the chosen one."""
+    embedder_lag_units: int = 0
+    """Units taken in that it has not given a vector."""
+    embedder_trouble: str | None = None
+    """Why it does not."""
 
 
 class Answered(msgspec.Struct, frozen=True, tag="answered"):
