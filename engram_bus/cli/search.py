@@ -23,7 +23,9 @@ Mode = Literal["hybrid", "keyword", "semantic"]
 def search(
     query: Annotated[
         list[str],
-        typer.Argument(metavar="QUERY", help="What to find, in any words. With quotes of its own it is a phrase."),
+        typer.Argument(
+            metavar="QUERY", help="What to find, in any words. What has quotes of its own has to stand there as it is."
+        ),
     ],
     context: Annotated[list[str] | None, typer.Option(help="In this context.", rich_help_panel=_FILTERS)] = None,
     agent: Annotated[list[str] | None, typer.Option(help="Of this agent.", rich_help_panel=_FILTERS)] = None,
@@ -147,7 +149,8 @@ def _print_hits(page: "SearchPage", *, first_rank: int, explain: bool) -> None:
 def _outcome(page: "SearchPage") -> str:
     found = f"{len(page):,} of {page.total:,} units" if page.results else f"nothing found among {page.total:,} units"
     more = f"; go on with --page {page.next_page}" if page.next_page is not None else ""
-    return f"{found}, as of seq {page.applied_seq}{more}"
+    degraded = ", not all of them ranked by the embedder that the bus was told to use" if page.degraded else ""
+    return f"{found}, as of seq {page.applied_seq}{degraded}{more}"
 
 
 def _print_json(page: "SearchPage") -> None:

@@ -79,6 +79,16 @@ def serve(
             rich_help_panel=_SETTINGS,
         ),
     ] = None,
+    embedder: Annotated[
+        str | None,
+        typer.Option(
+            help="What tells search which texts mean alike: static (shipped), sentence-transformers:MODEL, "
+            "openai:URL#MODEL or ollama:URL#MODEL; a server's key is read from ENGRAM_EMBEDDER_KEY.",
+            show_default="static",
+            metavar="EMBEDDER",
+            rich_help_panel=_SETTINGS,
+        ),
+    ] = None,
     log_size_gib: Annotated[
         int | None,
         typer.Option(
@@ -113,6 +123,7 @@ def serve(
         "heartbeat_seconds": heartbeat_seconds,
         "stall_seconds": stall_seconds,
         "search": search,
+        "embedder": embedder,
         "log_size_gib": log_size_gib,
     }
     try:

@@ -270,7 +270,7 @@ class Client:
     ) -> SearchPage:
         """Units by their words and by their meaning, best first, over everything acknowledged so far.
 
-        Any text is a query; by its words, a part in double quotes counts as a phrase. Filters are joined by and, the
+        Any text is a query; a part in double quotes has to stand in a unit as it is. Filters are joined by and, the
         names of one by or; `kind` and `resource` may be globs; seqs and times are themselves left out; `related_to` are
         ids that a unit names. `as_of_seq` searches the log as if it ended there. With `max_tokens` a page holds what
         fits, in order of rank. Raises SearchBuilding and SearchUnavailable after having asked again for a while.

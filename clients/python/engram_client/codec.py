@@ -298,6 +298,17 @@ class _SearchPage(msgspec.Struct):
     applied_seq: int
     next_page: str | None
     facets: dict[str, dict[str, int]] | None = None
+    degraded: bool = False
+
+    def page(self) -> SearchPage:
+        return SearchPage(
+            results=[item.hit() for item in self.results],
+            total=self.total,
+            applied_seq=self.applied_seq,
+            next_page=self.next_page,
+            facets=self.facets,
+            degraded=self.degraded,
+        )
 
 
 class _Lock(msgspec.Struct, kw_only=True):
@@ -405,10 +416,7 @@ def related(body: bytes) -> Related:
 
 
 def search_page(body: bytes) -> SearchPage:
-    found = _read(_decode_search, body)
-    return SearchPage(
-        [item.hit() for item in found.results], found.total, found.applied_seq, found.next_page, found.facets
-    )
+    return _read(lambda raw: _decode_search(raw).page(), body)
 
 
 def outcomes(body: bytes) -> list[Outcome]:

@@ -269,8 +269,8 @@ class SearchHit(msgspec.Struct, frozen=True, kw_only=True):
 class SearchPage(msgspec.Struct, frozen=True):
     """The best units, best first. `next_page` is the `page` of the next request, None at the end.
 
-    `total` counts what the filters let through (in mode keyword: and holds a word of the query), `facets` by context,
-    agent, type and kind; both over all pages.
+    `total` counts what the filters and phrases let through (in mode keyword: and holds a word of the query), `facets`
+    by context, agent, type and kind; both over all pages.
     """
 
     results: list[SearchHit]
@@ -279,6 +279,8 @@ class SearchPage(msgspec.Struct, frozen=True):
     next_page: str | None
     facets: dict[str, dict[str, int]] | None = None
     """With `facets`."""
+    degraded: bool = False
+    """Whether the embedder that the bus was told to use was out of reach, or has not seen all units yet."""
 
     def __iter__(self) -> Iterator[SearchHit]:
         return iter(self.results)

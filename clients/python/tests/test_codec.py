@@ -164,7 +164,9 @@ def test_a_search_answer_says_why_each_unit_is_there() -> None:
     )
     assert first.unit == read(payload="the parser")
     assert (second.keyword, second.highlights, second.explain, second.unit) == (None, [], None, None)
-    assert codec.search_page(msgspec.json.encode(body)).facets is None
+    plain = codec.search_page(msgspec.json.encode(body))
+    assert (plain.facets, plain.degraded) == (None, False)
+    assert codec.search_page(msgspec.json.encode({**body, "degraded": True})).degraded
 
 
 def test_a_bulk_answer_is_units_and_errors() -> None:
