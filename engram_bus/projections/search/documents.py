@@ -23,12 +23,16 @@ def is_searched(unit: WorkUnit) -> bool:
 
 def text_of(unit: WorkUnit) -> str:
     """The payload as text: of JSON its values, of other bytes nothing."""
+    return _said(unit).replace("\0", " ")
+
+
+def _said(unit: WorkUnit) -> str:
     if is_text(unit.content_type):
-        return unit.payload.decode("utf-8", "replace").replace("\0", " ")
+        return unit.payload.decode("utf-8", "replace")
     if is_json(unit.content_type):
         try:
             return "\n".join(_values(_decode_json(unit.payload)))
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except (msgspec.DecodeError, ValueError, RecursionError):
             return ""
     return ""
 

@@ -1,7 +1,7 @@
 """How two rankings become one: each gives every unit a part of its score; ties are broken by seq."""
 
 from collections.abc import Mapping, Set
-from math import sqrt
+from math import fsum, sqrt
 
 Scores = Mapping[int, float]
 """Seq -> score, higher is better."""
@@ -42,8 +42,9 @@ def _standardized(scores: Scores, union: Set[int]) -> dict[int, float]:
     values = [scores.get(seq, 0.0) for seq in union]
     if not values:
         return {}
-    mean = sum(values) / len(values)
-    spread = sqrt(sum((value - mean) ** 2 for value in values) / len(values))
+    # fsum: a plain sum depends on the order of its terms, and ties would break by it.
+    mean = fsum(values) / len(values)
+    spread = sqrt(fsum((value - mean) ** 2 for value in values) / len(values))
     return {seq: (scores.get(seq, 0.0) - mean) / spread if spread > 0 else 0.0 for seq in union}
 
 

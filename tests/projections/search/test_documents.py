@@ -1,0 +1,116 @@
+"""What of a unit is searched."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engram_bus.projections.search.documents import (
+    PAIR_UNITS,
+    PAIR_WORDS_MAX,
+    is_searched,
+    line_of,
+    parts_of,
+    text_of,
+    together,
+)
+from engram_bus.units import FORMAT_BYTES, FORMAT_JSON, FORMAT_TEXT, WorkUnit
+from tests.values import JSON_VALUES, unit, units
+
+
+def said(payload: bytes, content_type: str = FORMAT_TEXT, **fields: object) -> WorkUnit:
+    plain = unit(payload=payload)
+    known = {name: getattr(plain, name) for name in plain.__struct_fields__}
+    return WorkUnit(**{**known, "content_type": content_type, **fields})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("payload", "content_type", "text"),
+    [
+        (b"hello", FORMAT_TEXT, "hello"),
+        (b"# hi", "text/markdown", "# hi"),
+        ("né".encode(), "Text/Plain; charset=UTF-8", "né"),
+        (b"a\0b", FORMAT_TEXT, "a b"),
+        (b"\0\0\0", FORMAT_TEXT, "   "),
+        (b"caf\xe9", FORMAT_TEXT, "caf\ufffd"),
+        (b"hello", FORMAT_BYTES, ""),
+        (b"hello", "image/png", ""),
+        (b"hello", "text/plain; charset=latin-1", ""),
+        (b'"hello"', FORMAT_JSON, "hello"),
+        (b'{"error": "not found", "code": 404}', FORMAT_JSON, "error\nnot found\ncode\n404"),
+        (b'{"a": [1, 2.5, true, null, {"b": "c"}]}', "application/vnd.x+json; v=1", "a\n1\n2.5\nb\nc"),
+        (b'"\\u0000"', FORMAT_JSON, " "),
+        (b"\0\0", FORMAT_JSON, ""),
+        (b"{", FORMAT_JSON, ""),
+        (b"\xff", FORMAT_JSON, ""),
+        (b"", FORMAT_JSON, ""),
+        (b"[" * 100_000, FORMAT_JSON, ""),
+        (b"[" + b"1" * 5_000 + b"]", FORMAT_JSON, ""),
+        (b"[" * 400 + b'"deep"' + b"]" * 400, FORMAT_JSON, "deep"),
+    ],
+)
+def test_a_payload_is_searched_by_what_it_says(payload: bytes, content_type: str, text: str) -> None:
+    assert text_of(said(payload, content_type)) == text
+
+
+def leaves(value: object) -> list[str]:
+    match value:
+        case dict():
+            return [one for key, inner in value.items() for one in (key, *leaves(inner))]
+        case list():
+            return [one for inner in value for one in leaves(inner)]
+        case bool() | None:
+            return []
+        case _:
+            return [str(value)]
+
+
+@given(JSON_VALUES)
+def test_json_is_searched_by_its_values(value: object) -> None:
+    text = text_of(said(json.dumps(value).encode(), FORMAT_JSON))
+    assert text == "\n".join(leaves(json.loads(json.dumps(value)))).replace("\0", " ")
+
+
+@given(units())
+def test_any_unit_has_a_text_without_nul_and_a_line_that_holds_it(unit: WorkUnit) -> None:
+    text = text_of(unit)
+    assert "\0" not in text
+    assert line_of(unit, text).endswith(text)
+    assert parts_of(unit, text)[-1] == text
+    for part in parts_of(unit, text):
+        assert part in line_of(unit, text)
+
+
+def test_a_line_says_who_and_about_what() -> None:
+    bare = said(b"hi")
+    assert line_of(bare, "hi") == "ann: hi"
+    about = said(b"hi", kind="build.failed", meta={"run": "7"}, resources=["src/a.py"])
+    assert line_of(about, "hi") == "ann (build.failed 7 src/a.py): hi"
+    assert parts_of(about, "hi") == ["ann", "build.failed", "7", "src/a.py", "hi"]
+
+
+def test_what_the_bus_says_of_itself_is_not_searched() -> None:
+    assert not is_searched(unit(kind="lock.granted"))
+    assert not is_searched(unit(kind="context.created"))
+    assert is_searched(unit(kind="locker.full"))
+    assert is_searched(unit())
+
+
+@given(st.lists(st.integers(1, PAIR_WORDS_MAX), max_size=5), st.integers(1, 2 * PAIR_WORDS_MAX))
+def test_lines_stand_together_while_all_are_short(before: list[int], own: int) -> None:
+    lines = [f"l{number} " + "w " * (count - 1) for number, count in enumerate(before)]
+    line = "own " * own
+    kept = together(line, lines).split("\n")
+    assert kept[-1] == line
+    count = len(kept) - 1
+    assert kept[:-1] == lines[len(lines) - count :]
+    assert count <= PAIR_UNITS
+    assert count == 0 or sum(before[len(before) - count :]) + own <= PAIR_WORDS_MAX
+    if count < min(PAIR_UNITS, len(before)):
+        assert sum(before[len(before) - count - 1 :]) + own > PAIR_WORDS_MAX
+
+
+def test_a_long_text_without_spaces_is_long() -> None:
+    assert together("short", ["日本語" * 200]) == "short"
+    assert together("日本語" * 200, ["short"]) == "日本語" * 200
