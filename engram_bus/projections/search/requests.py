@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -10,6 +10,7 @@ from msgspec import UNSET, UnsetType
 from engram_bus.codec import UnitOut, unit_out
 from engram_bus.errors import InvalidRequest, TooLarge
 from engram_bus.limits import (
+    FILTER_GLOB_BYTES_MAX,
     FILTER_VALUES_MAX,
     SEARCH_LIMIT_MAX,
     SEARCH_QUERY_BYTES_MAX,
@@ -22,12 +23,14 @@ from engram_bus.units import UnitType, WorkUnit, ts_us
 MODES = ("hybrid", "keyword", "semantic")
 FUSIONS = ("z", "rrf", "relative")
 Names = str | list[str] | None
+T = TypeVar("T")
 BYTES_PER_TOKEN = 4
 """A rule of thumb for English and code; a context's budget is an estimate either way."""
 
 
 _PAGE = re.compile(r"([0-9]{1,18})\.([0-9]{1,18})\.([0-9]{1,6})")
 _INTEGER_MAX = 2**62
+"""Of seqs and tokens: beyond what columns of 64 bits hold there is nothing."""
 
 
 class SearchIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -117,6 +120,8 @@ def asked_from(search: SearchIn, window: Window) -> Asked:
         raise InvalidRequest(
             f"limit {search.limit} is not 1 to {SEARCH_LIMIT_MAX}", field="limit", limit=SEARCH_LIMIT_MAX
         )
+    for field in ("after_seq", "before_seq", "as_of_seq", "max_tokens"):
+        _integer(getattr(search, field), field)
     return Asked(
         query=search.query,
         mode=search.mode,
@@ -124,8 +129,8 @@ def asked_from(search: SearchIn, window: Window) -> Asked:
             contexts=_names(search.context_id, "context_id"),
             agents=_names(search.agent_id, "agent_id"),
             types=_types(search.type),
-            kinds=_names(search.kind, "kind"),
-            resources=_names(search.resource, "resource"),
+            kinds=_globs(search.kind, "kind"),
+            resources=_globs(search.resource, "resource"),
             meta=tuple(search.meta.items()),
             related_to=_names(search.related_to, "related_to"),
             after_seq=search.after_seq,
@@ -195,16 +200,38 @@ def _one_of(value: str, values: Sequence[str], field: str) -> None:
 
 
 def _names(names: Names, field: str) -> tuple[str, ...]:
-    values = () if names is None else (names,) if isinstance(names, str) else tuple(names)
+    return () if names is None else (names,) if isinstance(names, str) else _some(names, field)
+
+
+def _globs(names: Names, field: str) -> tuple[str, ...]:
+    globs = _names(names, field)
+    if (size := sum(len(glob.encode()) for glob in globs)) > FILTER_GLOB_BYTES_MAX:
+        raise TooLarge(
+            f"the globs of {field} have {size} bytes together, at most {FILTER_GLOB_BYTES_MAX}",
+            field=field,
+            limit=FILTER_GLOB_BYTES_MAX,
+        )
+    return globs
+
+
+def _some(values: Sequence[T], field: str) -> tuple[T, ...]:
+    """A list of nothing would let everything through."""
+    if not values:
+        raise InvalidRequest(f"{field} names nothing; leave it out to search all", field=field)
     if len(values) > FILTER_VALUES_MAX:
         raise TooLarge(
             f"{field} names {len(values)}, at most {FILTER_VALUES_MAX}", field=field, limit=FILTER_VALUES_MAX
         )
-    return values
+    return tuple(values)
+
+
+def _integer(value: int | None, field: str) -> None:
+    if value is not None and not 0 <= value <= _INTEGER_MAX:
+        raise InvalidRequest(f"{field} {value} is not 0 to {_INTEGER_MAX}", field=field, limit=_INTEGER_MAX)
 
 
 def _types(types: Any) -> tuple[UnitType, ...]:
-    values = [] if types is None else types if isinstance(types, list) else [types]
+    values = [] if types is None else _some(types, "type") if isinstance(types, list) else [types]
     known: dict[Any, UnitType] = {one.value: one for one in UnitType}
     known.update(enumerate(UnitType))
     for value in values:
