@@ -24,6 +24,7 @@ _TAGS: Final = {
     "units": "Append and read work units.",
     "contexts": "The shared contexts that units stand in.",
     "locks": "Hold resources, wait in line for them, and prove that they are still held.",
+    "search": "Find what was said.",
     "streams": "Units as they come.",
     "bus": "The bus itself.",
 }
@@ -75,6 +76,7 @@ _EXAMPLES: Final[dict[tuple[str, str], Any]] = {
         "add_agents": ["ann", "bob"],
     },
     ("acquire_lock", "application/json"): {"resource": "repo/src", "agent_id": "ann", "wait_seconds": 10},
+    ("search", "application/json"): {"query": "who takes the parser?", "context_id": "plan", "include": "units"},
     ("update_context_by_query", "application/json"): {"agent_id": "ann", "meta": {"phase": "review"}},
 }
 
@@ -145,6 +147,7 @@ def _tag(operation: Operation) -> str:
         "workunits": "units",
         "contexts": "contexts",
         "locks": "locks",
+        "search": "search",
         "stream-sse": "streams",
     }
     return tags.get(operation.path.split("/")[1], "bus")

@@ -12,6 +12,7 @@ from engram_bus.limits import (
     CONTEXT_CHANGES_MAX,
     CONTEXT_FENCES_MAX,
     DISPLAY_NAME_BYTES_MAX,
+    FILTER_VALUES_MAX,
     IDEMPOTENCY_KEY_BYTES_MAX,
     LOCK_HOLDERS_SHOWN_MAX,
     LOCK_QUEUE_SHOWN_MAX,
@@ -23,14 +24,19 @@ from engram_bus.limits import (
     META_ENTRIES_MAX,
     META_KEY_BYTES_MAX,
     META_VALUE_BYTES_MAX,
+    MIN_SEQ_TIMEOUT_MS_DEFAULT,
+    MIN_SEQ_TIMEOUT_MS_MAX,
     NAME_BYTES_MAX,
     PAGE_UNITS_MAX,
     RELATED_UNITS_MAX,
     RELATIONSHIPS_MAX,
     RESOURCE_BYTES_MAX,
     RESOURCES_MAX,
+    SEARCH_LIMIT_MAX,
+    SEARCH_QUERY_BYTES_MAX,
     TRACEPARENT_BYTES_MAX,
 )
+from engram_bus.projections.search.requests import FUSIONS, MODES
 from engram_bus.units import LockMode, RelationshipType, UnitType
 
 Schema = dict[str, Any]
@@ -97,6 +103,50 @@ _REFRESH_BOUNDS: Final[dict[str, Schema]] = {
     "agent_id": _NAME,
     "ttl_seconds": _TTL,
 }
+_SEVERAL: Final[Schema] = {
+    "anyOf": [
+        {"type": "string"},
+        {"type": "array", "items": {"type": "string"}, "maxItems": FILTER_VALUES_MAX},
+        {"type": "null"},
+    ]
+}
+_GLOBS: Final[Schema] = {**_SEVERAL, "description": "Globs: `build.*`."}
+_TIME: Final[Schema] = {"format": "date-time", "description": "A time like 2026-01-31T12:00:00Z, itself left out."}
+_SEARCH_BOUNDS: Final[dict[str, Schema]] = {
+    "query": {
+        "maxLength": SEARCH_QUERY_BYTES_MAX,
+        "description": "Any text. What is in double quotes has to stand in a unit as it is.",
+    },
+    "mode": {"enum": list(MODES), "description": "By words and meaning together, or by one of them alone."},
+    "limit": {"minimum": 1, "maximum": SEARCH_LIMIT_MAX},
+    "context_id": _SEVERAL,
+    "agent_id": _SEVERAL,
+    "type": {"anyOf": [*UNIT_TYPE["anyOf"], {"type": "array", "items": UNIT_TYPE}, {"type": "null"}]},
+    "kind": _GLOBS,
+    "resource": _GLOBS,
+    "related_to": {**_SEVERAL, "description": "Ids: units that name one of them in a relationship."},
+    "after_seq": {"description": "A seq, itself left out."},
+    "before_seq": {"description": "A seq, itself left out."},
+    "after_ts": _TIME,
+    "before_ts": _TIME,
+    "page": {"description": "Where to go on: `next_page` of the answer before."},
+    "as_of_seq": {"description": "Search the log as if it ended at this seq."},
+    "min_seq": {"description": "Wait until the log has reached this seq: read your writes."},
+    "timeout_ms": {
+        "minimum": 0,
+        "maximum": MIN_SEQ_TIMEOUT_MS_MAX,
+        "description": "How long to wait for min_seq, in milliseconds; then 503 MIN_SEQ_TIMEOUT. Unless it is said, "
+        f"{MIN_SEQ_TIMEOUT_MS_DEFAULT:,}.",
+    },
+    "facets": {"description": "Count all that is let through by context, agent, type and kind."},
+    "explain": {"description": "Say what each score is the sum of."},
+    "include": {"enum": ["ids", "units"], "description": "Whether the units come along."},
+    "max_tokens": {"description": "Fill this budget in order of rank, passing over what does not fit any more."},
+    "fusion": {
+        "enum": list(FUSIONS),
+        "description": "How two rankings become one: z-scores, reciprocal ranks, or scores relative to the best.",
+    },
+}
 _BOUNDS: Final[dict[str, dict[str, Schema]]] = {
     "UnitIn": {
         **_UNIT_BOUNDS,
@@ -136,6 +186,8 @@ _BOUNDS: Final[dict[str, dict[str, Schema]]] = {
         "holders": {"maxItems": LOCK_HOLDERS_SHOWN_MAX},
         "queue": {"maxItems": LOCK_QUEUE_SHOWN_MAX},
     },
+    "SearchIn": _SEARCH_BOUNDS,
+    "SearchOut": {"results": {"maxItems": SEARCH_LIMIT_MAX}},
     "UnitList": {"work_units": {"maxItems": PAGE_UNITS_MAX}},
     "ContextList": {"contexts": {"maxItems": PAGE_UNITS_MAX}},
     "RelatedList": {"related": {"maxItems": RELATED_UNITS_MAX}},

@@ -350,6 +350,7 @@ def test_a_target_that_is_wrong_is_refused(
     ("method", "path", "allowed"),
     [
         ("DELETE", "/workunit", "POST"),
+        ("GET", "/search", "POST"),
         ("GET", "/workunit", "POST"),
         ("PUT", "/workunits", "POST, GET"),
         ("POST", "/contexts/plan", "GET, PATCH"),

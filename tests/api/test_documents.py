@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from engram_bus.api import asyncapi, openapi
@@ -14,7 +15,16 @@ from engram_bus.api.operations import EVERYWHERE, OPERATIONS, Operation
 from engram_bus.api.schemas import codes
 from engram_bus.codec import LockIn, UnitIn
 from engram_bus.errors import SlowConsumer
-from engram_bus.limits import LOCK_RESOURCES_MAX, NAME_BYTES_MAX, RELATIONSHIPS_MAX
+from engram_bus.limits import (
+    FILTER_VALUES_MAX,
+    LOCK_RESOURCES_MAX,
+    MIN_SEQ_TIMEOUT_MS_MAX,
+    NAME_BYTES_MAX,
+    RELATIONSHIPS_MAX,
+    SEARCH_LIMIT_MAX,
+    SEARCH_QUERY_BYTES_MAX,
+)
+from engram_bus.projections.search.requests import FUSIONS, MODES, SearchIn
 
 OPENAPI = openapi.document("1.2.3")
 ASYNCAPI = asyncapi.document("1.2.3")
@@ -85,6 +95,26 @@ def test_the_bounds_of_a_lock_stand_in_its_schema_on_both_transports() -> None:
     assert {name: on_a_socket[name] for name in over_http} == over_http
     assert over_http["resources"]["anyOf"][0]["maxItems"] == LOCK_RESOURCES_MAX
     assert over_http["mode"]["enum"] == ["exclusive", "shared"]
+
+
+def test_the_bounds_of_a_search_stand_in_its_schema() -> None:
+    asked = OPENAPI["components"]["schemas"]["SearchIn"]["properties"]
+    assert set(asked) == set(SearchIn.__struct_fields__)
+    assert (asked["mode"]["enum"], asked["fusion"]["enum"]) == (list(MODES), list(FUSIONS))
+    assert asked["include"]["enum"] == ["ids", "units"]
+    assert (asked["query"]["maxLength"], asked["limit"]["maximum"]) == (SEARCH_QUERY_BYTES_MAX, SEARCH_LIMIT_MAX)
+    assert asked["timeout_ms"]["anyOf"][0]["maximum"] == MIN_SEQ_TIMEOUT_MS_MAX
+    for name in ("context_id", "agent_id", "kind", "resource", "related_to"):
+        one, several, none = asked[name]["anyOf"]
+        assert (one["type"], several["maxItems"], none["type"]) == ("string", FILTER_VALUES_MAX, "null")
+
+
+@pytest.mark.parametrize("operation", [one for one in OPERATIONS if one.requests], ids=lambda operation: operation.name)
+def test_an_example_is_what_its_schema_says(operation: Operation) -> None:
+    for media_type, content in _described(operation)["requestBody"]["content"].items():
+        if "example" in content and media_type == "application/json":
+            schema = {**content["schema"], "components": OPENAPI["components"]}
+            Draft202012Validator(schema).validate(content["example"])
 
 
 def test_every_event_and_every_operation_of_a_socket_is_documented() -> None:

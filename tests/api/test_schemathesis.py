@@ -57,6 +57,7 @@ def _strict() -> dict[str, Any]:
     for name in (
         *("UnitOut", "UnitList", "BulkOut", "BulkResult", "Context", "ContextList", "RelatedList", "RelatedOut"),
         *("LockOut", "LocksOut", "LockList", "LockWait", "ResourceOut", "Released"),
+        *("SearchOut", "SearchHit", "Explained", "Highlight", "Leg"),
     ):
         document["components"]["schemas"][name]["additionalProperties"] = False
     return document
@@ -88,10 +89,15 @@ def test_no_answer_is_a_mistake_or_a_surprise(case: Case, shared_bus: LiveBus) -
 
 def _hurry(case: Case) -> None:
     """Let no read wait for a min_seq, and nobody for a lock, as long as it would be allowed to."""
-    if case.query and "min_seq" in case.query and case.query.get("timeout_ms", 60_000) in range(2, 60_001):
-        case.query["timeout_ms"] = 1
+    for asked in (case.query, case.body):
+        if isinstance(asked, dict) and "min_seq" in asked and _is_patient(asked.get("timeout_ms")):
+            asked["timeout_ms"] = 1
     if isinstance(case.body, dict) and _is_wait(case.body.get("wait_seconds")):
         case.body["wait_seconds"] = 0.001
+
+
+def _is_patient(timeout_ms: object) -> bool:
+    return timeout_ms is None or (isinstance(timeout_ms, int) and 1 < timeout_ms <= 60_000)
 
 
 def _is_wait(seconds: object) -> bool:

@@ -278,7 +278,8 @@ def test_a_search_that_cannot_answer_yet_says_when_to_ask_again(bus: LiveBus, er
     assert response.json()["retryable"] is True
     assert response.headers["retry-after"] == "1"
     assert {name: response.json()[name] for name in error.details} == error.details
-    assert bus.http.get("/status").json()["search"] == {"taken_seq": 5, "lag_units": 4, "lag_ms": 250}
+    status = bus.http.get("/status").json()["search"]
+    assert {"taken_seq": 5, "lag_units": 4, "lag_ms": 250}.items() <= status.items()
 
 
 def test_the_status_says_how_far_the_index_is(tmp_path: Path) -> None:
@@ -287,7 +288,8 @@ def test_the_status_says_how_far_the_index_is(tmp_path: Path) -> None:
         bus.append(payload="the parser")
         assert seqs(search(bus)) == [1]
         bus.wait(lambda inner: inner.searcher is not None and inner.searcher.state.taken == 1)
-        assert bus.http.get("/status").json()["search"] == {"taken_seq": 1, "lag_units": 0, "lag_ms": 0}
+        status = bus.http.get("/status").json()["search"]
+        assert {"taken_seq": 1, "lag_units": 0, "lag_ms": 0}.items() <= status.items()
 
 
 # --- How it says no --------------------------------------------------------------------------------------------------

@@ -359,11 +359,15 @@ class Disk(msgspec.Struct, frozen=True):
 
 
 class SearchStatus(msgspec.Struct, frozen=True):
-    """How far the bus's search index is behind its log."""
+    """How far the bus's search index is behind its log, and the embedder that ranks by meaning."""
 
     taken_seq: int
     lag_units: int = 0
     lag_ms: int = 0
+    embedder: str = ""
+    embedder_lag_units: int = 0
+    """Units that it has not seen yet: the shipped model ranks until it has."""
+    embedder_trouble: str | None = None
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
