@@ -4,10 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engram_bus.codec import decode_unit
-from engram_bus.log.index import Table, context_key
+from engram_bus.limits import MIB
+from engram_bus.log.index import Table, context_key, key_seq
 from engram_bus.log.lmdb import IndexReader, LogReader
-from engram_bus.log.record import body_of, parse
+from engram_bus.log.record import RecordError, body_of, parse
 from engram_bus.units import WorkUnit
+
+_SCAN_UNITS = 1_000
+_SCAN_BYTES = 4 * MIB
 
 
 class Follower:
@@ -26,11 +30,16 @@ class Follower:
         return self._log.head()
 
     def units(self, after: int, *, units_max: int, bytes_max: int) -> list[WorkUnit]:
-        """The next units, in order."""
-        return [
-            decode_unit(body_of(raw, seq))
-            for seq, raw in self._log.page(after, units_max=units_max, bytes_max=bytes_max)
-        ]
+        """The next units, in order. One that cannot be read ends them; as the first of them, it raises RecordError."""
+        units: list[WorkUnit] = []
+        for seq, raw in self._log.page(after, units_max=units_max, bytes_max=bytes_max):
+            try:
+                units.append(decode_unit(body_of(raw, seq)))
+            except RecordError:
+                if not units:
+                    raise
+                break
+        return units
 
     def unit(self, seq: int) -> WorkUnit:
         """The unit at this seq, which must be there."""
@@ -41,5 +50,20 @@ class Follower:
     def before(self, unit: WorkUnit, count: int) -> Sequence[WorkUnit]:
         """The last units before this one in its context, oldest first."""
         versions = range(max(1, unit.version - count), unit.version)
+        indexed, _ = self._index.cursor()
         seqs = self._index.values([(Table.CONTEXTS, context_key(unit.context_id, version)) for version in versions])
-        return [self.unit(int.from_bytes(seq, "big")) for seq in seqs if seq is not None]
+        found = {version: self.unit(key_seq(seq)) for version, seq in zip(versions, seqs, strict=True) if seq}
+        if len(found) < len(versions):
+            found.update(self._between(indexed, unit))
+        if len(found.keys() & set(versions)) < len(versions):
+            raise RecordError(f"{unit.seq} is version {unit.version} of {unit.context_id!r}, and others are not found")
+        return [found[version] for version in versions]
+
+    def _between(self, after: int, unit: WorkUnit) -> dict[int, WorkUnit]:
+        """Its context's units after a seq and before it: the bus's index is committed after its log, or even later."""
+        found: dict[int, WorkUnit] = {}
+        while after < unit.seq - 1:
+            units = self.units(after, units_max=_SCAN_UNITS, bytes_max=_SCAN_BYTES)
+            found.update((one.version, one) for one in units if one.context_id == unit.context_id)
+            after = units[-1].seq
+        return found

@@ -12,6 +12,9 @@ from engram_bus.projections.search.messages import State
 from engram_bus.projections.search.values import Asked, Found
 from engram_bus.units import WorkUnit
 
+COMMIT_UNITS = 1_000
+"""Looked at one by one with every search before they are committed."""
+
 
 class LocalSearch:
     """An index in a temporary directory, brought up to the log's head by whoever asks."""
@@ -34,6 +37,8 @@ class LocalSearch:
         """What is found over all units up to the newest."""
         while entries := self._log.read(self._index.taken, units_max=CATCH_UP_UNITS, bytes_max=CATCH_UP_BYTES):
             self._index.take([entry.unit for entry in entries])
+            if self._index.uncommitted >= COMMIT_UNITS:
+                self._index.commit()
         return self._index.search(asked)
 
     def unit(self, seq: int) -> WorkUnit:
