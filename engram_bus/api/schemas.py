@@ -106,11 +106,12 @@ _REFRESH_BOUNDS: Final[dict[str, Schema]] = {
 _SEVERAL: Final[Schema] = {
     "anyOf": [
         {"type": "string"},
-        {"type": "array", "items": {"type": "string"}, "maxItems": FILTER_VALUES_MAX},
+        {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": FILTER_VALUES_MAX},
         {"type": "null"},
     ]
 }
 _GLOBS: Final[Schema] = {**_SEVERAL, "description": "Globs: `build.*`."}
+_PLACE: Final[Schema] = {"minimum": 0, "maximum": 2**62}
 _TIME: Final[Schema] = {"format": "date-time", "description": "A time like 2026-01-31T12:00:00Z, itself left out."}
 _SEARCH_BOUNDS: Final[dict[str, Schema]] = {
     "query": {
@@ -121,16 +122,22 @@ _SEARCH_BOUNDS: Final[dict[str, Schema]] = {
     "limit": {"minimum": 1, "maximum": SEARCH_LIMIT_MAX},
     "context_id": _SEVERAL,
     "agent_id": _SEVERAL,
-    "type": {"anyOf": [*UNIT_TYPE["anyOf"], {"type": "array", "items": UNIT_TYPE}, {"type": "null"}]},
+    "type": {
+        "anyOf": [
+            *UNIT_TYPE["anyOf"],
+            {"type": "array", "items": UNIT_TYPE, "minItems": 1, "maxItems": FILTER_VALUES_MAX},
+            {"type": "null"},
+        ]
+    },
     "kind": _GLOBS,
     "resource": _GLOBS,
     "related_to": {**_SEVERAL, "description": "Ids: units that name one of them in a relationship."},
-    "after_seq": {"description": "A seq, itself left out."},
-    "before_seq": {"description": "A seq, itself left out."},
+    "after_seq": {**_PLACE, "description": "A seq, itself left out."},
+    "before_seq": {**_PLACE, "description": "A seq, itself left out."},
     "after_ts": _TIME,
     "before_ts": _TIME,
     "page": {"description": "Where to go on: `next_page` of the answer before."},
-    "as_of_seq": {"description": "Search the log as if it ended at this seq."},
+    "as_of_seq": {**_PLACE, "description": "Search the log as if it ended at this seq."},
     "min_seq": {"description": "Wait until the log has reached this seq: read your writes."},
     "timeout_ms": {
         "minimum": 0,
@@ -141,7 +148,10 @@ _SEARCH_BOUNDS: Final[dict[str, Schema]] = {
     "facets": {"description": "Count all that is let through by context, agent, type and kind."},
     "explain": {"description": "Say what each score is the sum of."},
     "include": {"enum": ["ids", "units"], "description": "Whether the units come along."},
-    "max_tokens": {"description": "Fill this budget in order of rank, passing over what does not fit any more."},
+    "max_tokens": {
+        **_PLACE,
+        "description": "Fill this budget in order of rank, passing over what does not fit any more.",
+    },
     "fusion": {
         "enum": list(FUSIONS),
         "description": "How two rankings become one: z-scores, reciprocal ranks, or scores relative to the best.",

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from engram_bus.errors import EngramError, SearchBuilding, SearchUnavailable
 from engram_bus.limits import (
+    FILTER_GLOB_BYTES_MAX,
     FILTER_VALUES_MAX,
     MIN_SEQ_TIMEOUT_MS_MAX,
     SEARCH_LIMIT_MAX,
@@ -128,7 +129,6 @@ def test_a_phrase_has_to_stand_as_it_is(said: LiveBus) -> None:
     [
         ({"context_id": "plan"}, [1, 2]),
         ({"context_id": ["plan", "review"]}, [1, 2, 3]),
-        ({"context_id": []}, [1, 2, 3, 4]),
         ({"agent_id": "ann"}, [1]),
         ({"agent_id": ["ann", "bob"]}, [1, 2, 3]),
         ({"type": "ERROR"}, [2]),
@@ -294,7 +294,6 @@ def test_the_status_says_how_far_the_index_is(tmp_path: Path) -> None:
 
 # --- How it says no --------------------------------------------------------------------------------------------------
 
-NOT_YET = pytest.mark.xfail(reason="is taken, or answered 500", strict=False)
 INVALID = [
     ({"query": 1}, "query"),
     ({"query": None}, "query"),
@@ -333,15 +332,11 @@ INVALID = [
     ({"timeout_ms": MIN_SEQ_TIMEOUT_MS_MAX + 1}, "timeout_ms"),
     ({"colour": "red"}, "colour"),
     *(
-        pytest.param({name: value}, name, marks=NOT_YET)
-        for name in ("after_seq", "before_seq", "as_of_seq", "min_seq", "max_tokens")
+        ({name: value}, name)
+        for name in ("after_seq", "before_seq", "as_of_seq", "max_tokens")
         for value in (-1, 2**63, 2**64)
     ),
-    *(
-        pytest.param({name: value}, name, marks=NOT_YET)
-        for name in ("context_id", "agent_id", "related_to")
-        for value in ("", "a\nb")
-    ),
+    *(({name: []}, name) for name in ("context_id", "agent_id", "type", "kind", "resource", "related_to")),
 ]
 
 
@@ -360,7 +355,8 @@ def test_a_field_that_is_wrong_is_named(said: LiveBus, fields: dict[str, Any], f
             ({name: ["x"] * (FILTER_VALUES_MAX + 1)}, name, FILTER_VALUES_MAX)
             for name in ("context_id", "agent_id", "kind", "resource", "related_to")
         ),
-        pytest.param({"type": ["ERROR"] * (FILTER_VALUES_MAX + 1)}, "type", FILTER_VALUES_MAX, marks=NOT_YET),
+        ({"type": ["ERROR"] * (FILTER_VALUES_MAX + 1)}, "type", FILTER_VALUES_MAX),
+        *(({name: ["*" * 512] * 5}, name, FILTER_GLOB_BYTES_MAX) for name in ("kind", "resource")),
     ],
 )  # fmt: skip
 def test_what_is_too_large_is_named_with_its_limit(
@@ -431,14 +427,14 @@ def test_any_text_is_a_query(said: LiveBus, query: str, mode: str) -> None:
 GLOBS = st.text(alphabet="ta.*?[]!^-\\k(+{|$", max_size=12)
 
 
-@given(globs=st.lists(GLOBS, max_size=3))
+@given(globs=st.lists(GLOBS, min_size=1, max_size=3))
 @example(globs=["a[z-a]"])
 @example(globs=["?" * 2_000])
 @example(globs=["a*" * 100])
 @example(globs=["[", "[!", "[]", "[]]", "[!]]*"])
 def test_any_text_is_a_glob(said: LiveBus, globs: list[str]) -> None:
     response = said.http.post("/search", json={"query": "parser", "kind": globs, "resource": globs})
-    assert response.status_code in (200, 413), response.text
+    assert response.status_code == 200, response.text
 
 
 @given(
@@ -447,7 +443,7 @@ def test_any_text_is_a_glob(said: LiveBus, globs: list[str]) -> None:
         optional={
             name: st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.lists(st.text(max_size=3))
             for name in SearchIn.__struct_fields__
-            if name not in ("query", "min_seq", "timeout_ms", "after_seq", "before_seq", "as_of_seq", "max_tokens")
+            if name not in ("query", "min_seq", "timeout_ms")
         },
     )
 )

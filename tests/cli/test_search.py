@@ -89,7 +89,7 @@ def test_what_was_meant_is_found_without_its_words(served: BusProcess, context: 
 def test_people_see_counts_reasons_and_where_to_go_on(served: BusProcess, posted: list[dict[str, Any]]) -> None:
     asked = ["search", "parser", "--context", CONTEXT, "-n", "2", "--facets", "--explain", "--url", served.url]
     shown = engram(*asked)
-    assert len(re.findall(r"\[words #\d \(\d\.\d\d\) gives -?\d\.\d{3}, meaning #", shown.stdout)) == 2
+    assert len(re.findall(r"\[words #\d \(\d+\.\d\d\) gives -?\d\.\d{3}, meaning #", shown.stdout)) == 2
     assert re.search(r"^agent    bob 2, ann 1$", shown.stdout, re.MULTILINE)
     more = re.search(r"2 of 3 units, as of seq \d+; go on with --page (\S+)\n$", shown.stderr)
     assert more is not None

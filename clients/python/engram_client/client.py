@@ -279,13 +279,13 @@ class Client:
             "query": query,
             "mode": mode,
             "limit": limit,
-            "context_id": _named(context_id),
-            "agent_id": _named(agent_id),
-            "type": _named(type),
-            "kind": _named(kind),
-            "resource": _named(resource),
+            "context_id": _wanted(context_id),
+            "agent_id": _wanted(agent_id),
+            "type": _wanted(type),
+            "kind": _wanted(kind),
+            "resource": _wanted(resource),
             "meta": meta or None,
-            "related_to": _named(related_to),
+            "related_to": _wanted(related_to),
             "after_seq": after_seq,
             "before_seq": before_seq,
             "after_ts": after_ts,
@@ -547,6 +547,11 @@ def _wait_ms(min_seq: int | None, timeout_ms: int | None) -> int:
 
 def _named(names: Named) -> list[str] | None:
     return [names] if isinstance(names, str) else _several(names)
+
+
+def _wanted(names: Named) -> list[str] | None:
+    """The same, but a list of nothing stays one: the bus refuses it, rather than to search everything."""
+    return names if names is None else [names] if isinstance(names, str) else list(names)
 
 
 def _several(names: Sequence[str] | None) -> list[str] | None:

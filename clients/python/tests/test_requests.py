@@ -159,6 +159,7 @@ async def test_a_search_asks_for_what_is_named_only(answering: Any) -> None:
     url, requests = await answering.start(answering.json(200, NOTHING))
     async with Client(url, agent_id="bob") as bus:
         await bus.search("who has the parser?")
+        await bus.search("parser", context_id=[], agent_id="")
         await bus.search(
             "parser",
             mode="keyword",
@@ -174,9 +175,10 @@ async def test_a_search_asks_for_what_is_named_only(answering: Any) -> None:
             include="units",
             min_seq=3,
         )
-    assert [(request.method, request.target) for request in requests] == [("POST", "/search")] * 2
+    assert [(request.method, request.target) for request in requests] == [("POST", "/search")] * 3
     assert [msgspec.json.decode(request.body) for request in requests] == [
         {"query": "who has the parser?"},
+        {"query": "parser", "context_id": [], "agent_id": [""]},
         {
             "query": "parser",
             "mode": "keyword",
