@@ -81,37 +81,41 @@ class Columns:
 
     # --- Answering ---------------------------------------------------------------------------------------------------
 
-    def mask(self, scope: Scope) -> Mask | None:
-        """Which units a scope lets through; None for all of them."""
-        if scope == EVERYTHING:
+    def exact(self, scope: Scope) -> Scope | None:
+        """The same with names instead of globs; None where a glob matches none, and so lets nothing through."""
+        kinds, resources = self._matching("kind", scope.kinds), self._matching("resource", scope.resources)
+        if bool(kinds) < bool(scope.kinds) or bool(resources) < bool(scope.resources):
+            return None
+        return msgspec.structs.replace(scope, kinds=kinds, resources=resources)
+
+    def _matching(self, field: str, globs: Sequence[str]) -> tuple[str, ...]:
+        if not globs:
+            return ()
+        matches = matcher(globs)
+        return tuple(name for name in self._names.of(field) if matches(name) is not None)
+
+    def mask(self, exact: Scope) -> Mask | None:
+        """Which units a scope without globs lets through; None for all of them."""
+        if exact == EVERYTHING:
             return None
         mask = np.ones(self.count, np.bool_)
-        for field, names in (
-            ("context", scope.contexts or None),
-            ("agent", scope.agents or None),
-            ("kind", self.matching("kind", scope.kinds) if scope.kinds else None),
-        ):
-            if names is not None:
+        for field, names in (("context", exact.contexts), ("agent", exact.agents), ("kind", exact.kinds)):
+            if names:
                 known = self._names.of(field)
                 mask &= _any_of(self._units.column(field), [known[name] for name in names if name in known])
-        if scope.types:
-            mask &= _any_of(self._units.column("type"), [_NUMBERS[one] for one in scope.types])
+        if exact.types:
+            mask &= _any_of(self._units.column("type"), [_NUMBERS[one] for one in exact.types])
         for field, after, before in (
-            ("seq", scope.after_seq, scope.before_seq),
-            ("ts", scope.after_us, scope.before_us),
+            ("seq", exact.after_seq, exact.before_seq),
+            ("ts", exact.after_us, exact.before_us),
         ):
             if after is not None:
                 mask &= self._units.column(field) > after
             if before is not None:
                 mask &= self._units.column(field) < before
-        for wanted in self._wanted_digests(scope):
+        for wanted in _wanted_digests(exact):
             mask &= self._having(wanted)
         return mask
-
-    def matching(self, field: str, globs: Sequence[str]) -> list[str]:
-        """The names of a field (kind, resource) that one of the globs matches."""
-        matches = matcher(globs)
-        return [name for name in self._names.of(field) if matches(name) is not None]
 
     def places_of(self, seqs: Sequence[int]) -> Places:
         """The places of units, which must be there."""
@@ -124,21 +128,9 @@ class Columns:
     def counted(self, field: str, places: Places | Mask | None) -> dict[str, int]:
         """How many of these units (None: of all) have which value of a facet's field."""
         column = self._units.column(field)
-        numbers, counts = np.unique(column if places is None else column[places], return_counts=True)
+        counts = np.bincount(column if places is None else column[places])
         name_of: Callable[[int], str] = _TYPES.__getitem__ if field == "type" else self._names.name
-        return {name_of(int(one)): int(count) for one, count in zip(numbers, counts, strict=True)}
-
-    def _wanted_digests(self, scope: Scope) -> list[list[int]]:
-        """Of each of these, a unit must have one."""
-        wanted = []
-        if scope.resources:
-            wanted.append([_digest("resource", name) for name in self.matching("resource", scope.resources)])
-        if scope.related_to:
-            wanted.append([_digest("target", name) for name in scope.related_to])
-        by_key: dict[str, list[int]] = {}
-        for key, value in scope.meta:
-            by_key.setdefault(key, []).append(_digest("meta", f"{key}\0{value}"))
-        return [*wanted, *by_key.values()]
+        return {name_of(number): int(counts[number]) for number in np.flatnonzero(counts).tolist()}
 
     def _having(self, wanted: Sequence[int]) -> Mask:
         mask = np.zeros(self.count, np.bool_)
@@ -162,6 +154,19 @@ def _digests(unit: WorkUnit) -> set[int]:
         *(_digest("target", edge.target_id) for edge in unit.relationships),
         *(_digest("meta", f"{key}\0{value}") for key, value in unit.meta.items()),
     }
+
+
+def _wanted_digests(exact: Scope) -> list[list[int]]:
+    """Of each of these, a unit must have one."""
+    wanted = []
+    if exact.resources:
+        wanted.append([_digest("resource", name) for name in exact.resources])
+    if exact.related_to:
+        wanted.append([_digest("target", name) for name in exact.related_to])
+    by_key: dict[str, list[int]] = {}
+    for key, value in exact.meta:
+        by_key.setdefault(key, []).append(_digest("meta", f"{key}\0{value}"))
+    return [*wanted, *by_key.values()]
 
 
 def _any_of(column: Array, wanted: Sequence[int]) -> Mask:

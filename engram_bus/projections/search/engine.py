@@ -190,13 +190,10 @@ class SearchIndex:
     def _within(self, scope: Scope, query: str) -> "_Within | None":
         """What may be found at all; None where that is nothing."""
         question = self._keywords.question(query)
-        mask = self._columns.mask(scope)
-        # The keyword index knows names, not globs. (A glob that matches none of them lets nothing through.)
-        exact = msgspec.structs.replace(
-            scope,
-            kinds=tuple(self._columns.matching("kind", scope.kinds)) if scope.kinds else (),
-            resources=tuple(self._columns.matching("resource", scope.resources)) if scope.resources else (),
-        )
+        exact = self._columns.exact(scope)
+        if exact is None:
+            return None
+        mask = self._columns.mask(exact)
         if mask is not None and not mask.any():
             return None
         wanted = predicate(scope)

@@ -27,8 +27,9 @@ from engram_bus.projections.search.tables import Damaged
 
 VERSION = "keywords-2"
 QUERY_TERMS_MAX = 64
-DIGITS = 5
-"""Of a score that count: tantivy's are float32, whose last digits depend on the order of its sums."""
+DIGITS = 3
+"""Of a score that count: tantivy's are float32, whose last digits depend on the order of its sums. Without this, equal
+units would stand in the order of its segments."""
 _PARTS = ("fast", "fieldnorm", "idx", "pos", "store", "term")
 """The files of one segment."""
 _HEAP_BYTES = 64 * 1024 * 1024

@@ -12,7 +12,7 @@ BLOCK_ROWS = 8_192
 """Rows widened at a time: what the processor's cache holds."""
 WIDE = 0.5
 """Of all rows: where more are let through, scanning all is cheaper than picking them."""
-DIGITS = 5
+DIGITS = 4
 """Of a score that count: what lies behind them depends on which rows were multiplied together, so that without this
 the order of equal texts would."""
 _NONE = -2.0

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engram_bus.projections.search.bm25 import Question, Statistics, Terms, holds, scores, told_length
-from engram_bus.projections.search.keywords import Keyworded, Keywords
+from engram_bus.projections.search.keywords import DIGITS, Keyworded, Keywords
 from engram_bus.projections.search.scope import Scope
 
 WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa Foo.bar x_1 E0308 日本語".split()
@@ -52,13 +52,15 @@ def test_scores_are_those_of_tantivy(tmp_path_factory: pytest.TempPathFactory, d
             keywords.commit()
     keywords.commit()
     question = keywords.question(" ".join(asked))
-    theirs = keywords.search(question, Scope(), 1_000)
+    hits = keywords._searcher.search(keywords._asked(question), 1_000).hits
+    theirs = dict(zip(keywords._seqs_of(hits), (score for score, _ in hits), strict=True))
     terms = [keywords.terms(text, line) for text, line in texts]
     ours = dict(enumerate(scores(question, keywords.statistics(question), terms), start=1))
     assert {seq for seq, score in ours.items() if score > 0} == set(theirs)
     assert {seq for seq, one in enumerate(terms, start=1) if holds(question, one)} == set(theirs)
     for seq, score in theirs.items():
         assert ours[seq] == pytest.approx(score, abs=1e-4)
+    assert keywords.search(question, Scope(), 1_000) == {seq: round(score, DIGITS) for seq, score in theirs.items()}
     keywords.close()
 
 
