@@ -46,6 +46,8 @@ from engram_bus.log.contract import Log, cursor_seq, cursor_text
 from engram_bus.log.directory import DataDirectory
 from engram_bus.log.lmdb import LmdbLog
 from engram_bus.log.memory import MemoryLog
+from engram_bus.projections.search.choice import STATIC
+from engram_bus.projections.search.choice import check as check_embedder
 from engram_bus.projections.search.requests import SearchIn, SearchOut, answer, asked_from, window_of
 from engram_bus.projections.search.searcher import Searcher
 from engram_bus.router.contract import Framing, Sink
@@ -143,6 +145,7 @@ class Bus:
         heartbeat_seconds: float = HEARTBEAT_SECONDS,
         stall_seconds: float = SOCKET_STALL_SECONDS,
         session_grace_seconds: float = LOCK_SESSION_GRACE_SECONDS,
+        embedder: str = STATIC,
     ) -> None:
         self.log = log
         self._stopped = False
@@ -150,6 +153,7 @@ class Bus:
         self.fanout = Fanout(log, heartbeat_seconds=heartbeat_seconds, stall_seconds=stall_seconds)
         self.writer = Writer(log, tell=self._tell)
         self._directory = directory
+        self._embedder = embedder
         self.searcher: Searcher | LocalSearch | None = None
         self._session_grace_seconds = session_grace_seconds
         self._session_ends: dict[str, asyncio.TimerHandle] = {}
@@ -168,10 +172,18 @@ class Bus:
         size_bytes_max: int = LOG_SIZE_BYTES_MAX,
         heartbeat_seconds: float = HEARTBEAT_SECONDS,
         stall_seconds: float = SOCKET_STALL_SECONDS,
+        embedder: str = STATIC,
     ) -> AsyncIterator[Self]:
-        """A bus on a data directory, or in memory (None: for tests). Raises DataDirectoryError."""
+        """A bus on a data directory, or in memory (None: for tests, and searched with the shipped embedder).
+
+        Raises DataDirectoryError; UnknownEmbedder and EmbedderMissing, which are ValueErrors.
+        """
         bus = cls.start(
-            path, size_bytes_max=size_bytes_max, heartbeat_seconds=heartbeat_seconds, stall_seconds=stall_seconds
+            path,
+            size_bytes_max=size_bytes_max,
+            heartbeat_seconds=heartbeat_seconds,
+            stall_seconds=stall_seconds,
+            embedder=embedder,
         )
         try:
             yield bus
@@ -186,15 +198,23 @@ class Bus:
         size_bytes_max: int = LOG_SIZE_BYTES_MAX,
         heartbeat_seconds: float = HEARTBEAT_SECONDS,
         stall_seconds: float = SOCKET_STALL_SECONDS,
+        embedder: str = STATIC,
     ) -> Self:
-        """Open without a context manager; whoever starts a bus calls `stop`. Raises DataDirectoryError."""
+        """Open without a context manager; whoever starts a bus calls `stop`. Raises as `open`."""
+        check_embedder(embedder)
         if path is None:
             return cls(MemoryLog(), heartbeat_seconds=heartbeat_seconds, stall_seconds=stall_seconds)
         directory = DataDirectory(Path(path), created_at=ts_text(clock.wall_us()))
         try:
             log = LmdbLog(directory.tenant(), size_bytes_max=size_bytes_max, writable=directory.writable)
             try:
-                return cls(log, directory=directory, heartbeat_seconds=heartbeat_seconds, stall_seconds=stall_seconds)
+                return cls(
+                    log,
+                    directory=directory,
+                    heartbeat_seconds=heartbeat_seconds,
+                    stall_seconds=stall_seconds,
+                    embedder=embedder,
+                )
             except BaseException:
                 log.close()
                 raise
@@ -723,7 +743,11 @@ class Bus:
         self._require_open()
         if self.searcher is None:
             directory = self._directory
-            self.searcher = _in_memory(self.log) if directory is None else Searcher(directory.tenant(), head=self.head)
+            self.searcher = (
+                _in_memory(self.log)
+                if directory is None
+                else Searcher(directory.tenant(), head=self.head, embedder=self._embedder)
+            )
         return self.searcher
 
     # --- Subscribe ---------------------------------------------------------------------------------------------------

@@ -25,7 +25,8 @@ from engram_bus.limits import (
     KEEP_ALIVE_SECONDS,
     WEBSOCKET_MESSAGE_BYTES_MAX,
 )
-from engram_bus.settings import Settings, is_loopback
+from engram_bus.projections.search.choice import check as check_embedder
+from engram_bus.settings import Settings, SettingsError, is_loopback
 
 log = logging.getLogger("engram_bus")
 
@@ -61,7 +62,14 @@ class _Server(uvicorn.Server):
 
 
 def run(settings: Settings, *, ready: Callable[[str], None] = lambda url: None) -> None:
-    """Serve until SIGINT or SIGTERM; `ready` is told the address. Raises DataDirectoryError, PortTaken."""
+    """Serve until SIGINT or SIGTERM; `ready` is told the address.
+
+    Raises DataDirectoryError, PortTaken, SettingsError.
+    """
+    try:
+        check_embedder(settings.embedder)
+    except ValueError as exc:
+        raise SettingsError(f"embedder: {exc}") from exc
     _set_up_logging(settings.log_level)
     _raise_file_limit()
     _calm_collector()
@@ -76,6 +84,7 @@ async def serve(settings: Settings, *, ready: Callable[[str], None] = lambda url
         size_bytes_max=settings.log_size_gib * GIB,
         heartbeat_seconds=settings.heartbeat_seconds,
         stall_seconds=settings.stall_seconds,
+        embedder=settings.embedder,
     ) as bus:
         if settings.search:
             bus.start_search()

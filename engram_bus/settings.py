@@ -42,6 +42,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """How long a subscriber's socket may take nothing before it is closed with a cursor to resume after."""
     search: bool = True
     """Index what is said as it comes; false: only from the first search on."""
+    embedder: str = "static"
+    """What tells search which texts mean alike: static (shipped), sentence-transformers:MODEL, openai:URL#MODEL or
+    ollama:URL#MODEL. A server's key is read from ENGRAM_EMBEDDER_KEY."""
     log_size_gib: int = LOG_SIZE_BYTES_MAX // GIB
     """Size of the log's sparse map, in GiB: how large it may grow, not what it takes."""
 

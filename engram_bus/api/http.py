@@ -69,6 +69,7 @@ from engram_bus.limits import (
     UNIT_REQUEST_BYTES_MAX,
 )
 from engram_bus.log.contract import cursor_seq
+from engram_bus.projections.search.messages import State
 from engram_bus.projections.search.requests import SearchIn
 from engram_bus.resources import canonical, covers
 from engram_bus.router.filters import make_filter
@@ -623,9 +624,7 @@ class HttpApi:
             subscribers=len(bus.fanout),
             lag_units=bus.fanout.furthest_behind,
             queue_commands=bus.writer.queue_commands,
-            search=None
-            if bus.searcher is None
-            else SearchStatus(bus.searcher.state.taken, bus.searcher.lag_units, bus.searcher.state.lag_ms),
+            search=None if bus.searcher is None else _search_status(bus.searcher.state, bus.searcher.lag_units),
             disk=Disk(*bus.log.sizes()),
         )
         return Reply(200, encode_json(status), [_JSON_TYPE])
@@ -733,6 +732,12 @@ async def _until_left(receive: Receive, over: asyncio.Future[None]) -> None:
         await asyncio.wait((leaving, over), return_when=asyncio.FIRST_COMPLETED)
     finally:
         leaving.cancel()
+
+
+def _search_status(state: State, lag_units: int) -> SearchStatus:
+    return SearchStatus(
+        state.taken, lag_units, state.lag_ms, state.embedder, state.embedder_lag_units, state.embedder_trouble
+    )
 
 
 def _path(scope: Scope) -> str:

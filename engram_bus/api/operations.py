@@ -180,11 +180,14 @@ class Disk(msgspec.Struct, frozen=True):
 
 
 class SearchStatus(msgspec.Struct, frozen=True):
-    """How far the search index is; null where nobody has searched yet."""
+    """How far the search index is, and the embedder that ranks; null where nobody has searched yet."""
 
     taken_seq: int
     lag_units: int
     lag_ms: int
+    embedder: str
+    embedder_lag_units: int
+    embedder_trouble: str | None
 
 
 class Status(msgspec.Struct, frozen=True):

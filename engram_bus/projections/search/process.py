@@ -13,9 +13,12 @@ import time
 from pathlib import Path
 
 from engram_bus.projections.follower import Follower
-from engram_bus.projections.search.embedders import StaticEmbedder
+from engram_bus.projections.search.choice import KEY_VARIABLE
+from engram_bus.projections.search.embedders import Embedder, StaticEmbedder, made
 from engram_bus.projections.search.engine import SearchIndex
 from engram_bus.projections.search.keywords import VERSION
+from engram_bus.projections.search.late import VERSION as LATE_VERSION
+from engram_bus.projections.search.late import Late
 from engram_bus.projections.search.messages import (
     Answered,
     Ask,
@@ -42,16 +45,17 @@ BEHIND_UNITS = 2_000
 
 
 def main() -> None:
-    """Serve one tenant's directory over the inherited socket whose number is given."""
+    """Serve one tenant's directory over the inherited socket whose number is given, with an embedder of choice."""
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
-    tenant, number = Path(sys.argv[1]), int(sys.argv[2])
+    tenant, number, setting = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    chosen = made(setting, key=os.environ.get(KEY_VARIABLE))
     os.nice(5)  # The bus comes first where there is not enough for both.
     with socket.socket(fileno=number) as line:
-        _Search(tenant, line).serve()
+        _Search(tenant, line, chosen).serve()
 
 
 class _Search:
-    def __init__(self, tenant: Path, line: socket.socket) -> None:
+    def __init__(self, tenant: Path, line: socket.socket, chosen: Embedder) -> None:
         self._line = line
         self._received = bytearray()
         self._follower = Follower(tenant)
@@ -59,6 +63,9 @@ class _Search:
         self._path = tenant / "search" / f"{VERSION}-{self._embedder.name}"
         self._head = self._follower.head
         self._index = self._opened()
+        self._chosen = chosen
+        self._late = self._rank_with(chosen)
+        self._is_tidy = False
         self._commit_at: float | None = None
         self._told: State | None = None
         self._tell_at = 0.0
@@ -77,11 +84,18 @@ class _Search:
             shutil.rmtree(self._path)
         return SearchIndex(self._path, self._embedder, self._follower)
 
+    def _rank_with(self, chosen: Embedder) -> Late | None:
+        """Beside the index, and not in it: an index that is built again keeps vectors that were paid for."""
+        if chosen.is_at_hand:
+            return None
+        return self._index.rank_with(chosen, self._path.parent / f"{LATE_VERSION}-{chosen.name}")
+
     def serve(self) -> None:
         """Until the bus goes."""
+        awaited = [self._line, *([] if self._late is None else [self._late.wakes])]
         while True:
-            timeout = 0.0 if self._is_behind else self._until_commit()
-            if select.select([self._line], [], [], timeout)[0] and not self._receive():
+            ready = select.select(awaited, [], [], self._idle_seconds())[0]
+            if self._line in ready and not self._receive():
                 return
             if self._is_behind:
                 self._take()
@@ -89,10 +103,29 @@ class _Search:
                 self._index.commit()
                 self._commit_at = None
             self._tell_state()
+            if not self._is_tidy and not self._is_behind and not self._index.uncommitted:
+                self._tidy()
 
     @property
     def _is_behind(self) -> bool:
         return self._index.taken < self._head
+
+    def _idle_seconds(self) -> float | None:
+        """Until there is something to do of itself; None: nothing."""
+        late_seconds = None if self._late is None else self._late.work()
+        if self._is_behind:
+            return 0.0
+        return min((one for one in (late_seconds, self._until_commit()) if one is not None), default=None)
+
+    def _tidy(self) -> None:
+        """What other versions and other embedders left is not needed any more, once all units have their vector."""
+        if self._late is not None and self._late.missing:
+            return
+        self._is_tidy = True
+        kept = (self._path, None if self._late is None else self._late.path)
+        for other in self._path.parent.iterdir():
+            if other.is_dir() and other not in kept:
+                shutil.rmtree(other, ignore_errors=True)
 
     def _until_commit(self) -> float | None:
         return None if self._commit_at is None else max(0.0, self._commit_at - time.monotonic())
@@ -132,7 +165,14 @@ class _Search:
         now = time.monotonic()
         if self._is_behind and now < self._tell_at:
             return
-        state = State(self._index.cursor, self._index.taken, self._lag_ms())
+        state = State(
+            self._index.cursor,
+            self._index.taken,
+            self._lag_ms(),
+            self._chosen.name,
+            0 if self._late is None else self._late.missing,
+            None if self._late is None else self._late.trouble,
+        )
         if state != self._told:
             self._told, self._tell_at = state, now + TELL_SECONDS
             self._say(state)

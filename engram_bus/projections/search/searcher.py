@@ -35,8 +35,10 @@ RESTART_SECONDS = 0.5
 class Searcher(asyncio.Protocol):
     """The search process of one log. All of it runs in the loop's thread and never waits for the process."""
 
-    def __init__(self, tenant: Path, *, head: int) -> None:
+    def __init__(self, tenant: Path, *, head: int, embedder: str) -> None:
+        """With an embedder of choice, which was checked."""
         self.state = State(0, 0)
+        self._embedder = embedder
         self._tenant = tenant
         self._head = head
         self._rung = head
@@ -52,8 +54,9 @@ class Searcher(asyncio.Protocol):
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
-            command = [sys.executable, "-m", "engram_bus.projections.search.process", str(self._tenant)]
-            self._process = subprocess.Popen([*command, str(theirs.fileno())], pass_fds=[theirs.fileno()])  # noqa: S603 (our own program)
+            program = [sys.executable, "-m", "engram_bus.projections.search.process"]
+            command = [*program, str(self._tenant), str(theirs.fileno()), self._embedder]
+            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()])  # noqa: S603 (our own program)
         ours.setblocking(False)
         loop = asyncio.get_running_loop()
         self._connecting = loop.create_task(_connect(loop, self, ours))
