@@ -58,11 +58,13 @@ def _rows(url: str, found: "Status") -> list[tuple[str, str]]:
 
 
 def _search(search: "SearchStatus | None") -> str:
+    from rich.markup import escape
+
     if search is None:
         return "not started: it is with the first search"
     behind = f"{search.lag_units:,} units to take in, {search.lag_ms / 1_000:.1f} s behind"
     embedder = f"; {search.embedder} has {search.embedder_lag_units:,} to see" if search.embedder_lag_units else ""
-    trouble = f"; {search.embedder}: {search.embedder_trouble}" if search.embedder_trouble else ""
+    trouble = f"; {search.embedder}: {escape(search.embedder_trouble)}" if search.embedder_trouble else ""
     return f"{behind if search.lag_units else 'has everything'}{embedder}{trouble}"
 
 
