@@ -1,7 +1,8 @@
 """What a search asks of every indexed unit, as columns: entry n is of the n-th unit.
 
-`units` holds what each unit has one of, `pairs` what it may have many of (resources, meta, targets) as digests, `names`
-what columns hold as numbers. They are flushed before the keyword index is committed, which says how many units count.
+`units` holds what each unit has one of, `pairs` what it may have many of (resources as numbers, meta and targets as
+digests), `names` what has a number. They are flushed before the keyword index is committed, which says how many units
+count.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ Places = NDArray[np.intp]
 
 FACETS = ("context", "agent", "type", "kind")
 _NUMBERS = {name: number for number, name in enumerate(UnitType)}
+_DIGESTS_FROM = 2**63
 _TYPES = [str(name) for name in UnitType]
 
 
@@ -38,7 +40,7 @@ class Columns:
         self._units = Table(path / "units", fields, count)
         if self._units.last("seq") != cursor:
             raise Damaged(f"unit {count} of {path} is at {self._units.last('seq')}, not {cursor}")
-        self._pairs = Table(path / "pairs", [("unit", "<u4"), ("digest", "<u8")], self._units.last("pairs_end"))
+        self._pairs = Table(path / "pairs", [("unit", "<u4"), ("value", "<u8")], self._units.last("pairs_end"))
         self._names = _Names(path / "names", self._units.last("names_end"))
         if count and self._names.crc != self._units.last("names_crc"):
             raise Damaged(f"{path / 'names'} is not what was written")
@@ -55,10 +57,8 @@ class Columns:
         return self._units.last("id")
 
     def add(self, unit: WorkUnit) -> None:
-        for one in _digests(unit):
-            self._pairs.add(unit=self.count, digest=one)
-        for name in unit.resources:
-            self._names.number("resource", name)
+        for value in (*_digests(unit), *{self._names.number("resource", name) for name in unit.resources}):
+            self._pairs.add(unit=self.count, value=value)
         self._units.add(
             seq=unit.seq,
             ts=ts_us(unit.ts),
@@ -113,6 +113,8 @@ class Columns:
                 mask &= self._units.column(field) > after
             if before is not None:
                 mask &= self._units.column(field) < before
+        if exact.resources:
+            mask &= self._touching(exact.resources)
         for wanted in _wanted_digests(exact):
             mask &= self._having(wanted)
         return mask
@@ -134,7 +136,18 @@ class Columns:
 
     def _having(self, wanted: Sequence[int]) -> Mask:
         mask = np.zeros(self.count, np.bool_)
-        mask[self._pairs.column("unit")[_any_of(self._pairs.column("digest"), wanted)]] = True
+        mask[self._pairs.column("unit")[_any_of(self._pairs.column("value"), wanted)]] = True
+        return mask
+
+    def _touching(self, resources: Sequence[str]) -> Mask:
+        """A glob may match very many: they are looked up by their numbers."""
+        known = self._names.of("resource")
+        wanted = np.zeros(self._names.count, np.bool_)
+        wanted[[known[name] for name in resources]] = True
+        values = self._pairs.column("value")
+        of_resources = np.flatnonzero(values < _DIGESTS_FROM)
+        mask = np.zeros(self.count, np.bool_)
+        mask[self._pairs.column("unit")[of_resources[wanted[values[of_resources]]]]] = True
         return mask
 
 
@@ -144,13 +157,13 @@ def id_digest(unit_id: str) -> int:
 
 
 def _digest(field: str, value: str) -> int:
-    """What stands for one value of a field that can have many."""
-    return int.from_bytes(blake2b(f"{field}\0{value}".encode(), digest_size=8).digest(), "little")
+    """What stands for one value of a field that can have many: above every number of a name."""
+    raw = blake2b(f"{field}\0{value}".encode(), digest_size=8).digest()
+    return int.from_bytes(raw, "little") | _DIGESTS_FROM
 
 
 def _digests(unit: WorkUnit) -> set[int]:
     return {
-        *(_digest("resource", name) for name in unit.resources),
         *(_digest("target", edge.target_id) for edge in unit.relationships),
         *(_digest("meta", f"{key}\0{value}") for key, value in unit.meta.items()),
     }
@@ -159,8 +172,6 @@ def _digests(unit: WorkUnit) -> set[int]:
 def _wanted_digests(exact: Scope) -> list[list[int]]:
     """Of each of these, a unit must have one."""
     wanted = []
-    if exact.resources:
-        wanted.append([_digest("resource", name) for name in exact.resources])
     if exact.related_to:
         wanted.append([_digest("target", name) for name in exact.related_to])
     by_key: dict[str, list[int]] = {}
@@ -209,6 +220,10 @@ class _Names:
         number = self._by_field[field][name] = len(self._entries)
         self._entries.append(name)
         return number
+
+    @property
+    def count(self) -> int:
+        return len(self._entries)
 
     def name(self, number: int) -> str:
         return self._entries[number]

@@ -13,7 +13,7 @@ from engram_bus.projections.search.bm25 import Question, Statistics, Terms
 from engram_bus.projections.search.columns import FACETS, Columns, Mask, Places, id_digest
 from engram_bus.projections.search.documents import PAIR_UNITS, is_searched, line_of, parts_of, text_of, together
 from engram_bus.projections.search.embedders import Embedder
-from engram_bus.projections.search.highlights import highlight
+from engram_bus.projections.search.highlights import Sought, highlight
 from engram_bus.projections.search.keywords import DIGITS, Keyworded, Keywords, check
 from engram_bus.projections.search.late import Late, Units, Wanted
 from engram_bus.projections.search.scope import Scope, predicate
@@ -238,6 +238,7 @@ class SearchIndex:
     def _hits(self, asked: Asked, question: Question, keyword: dict[int, float], vector: dict[int, float]) -> list[Hit]:
         parts = _fused(asked, keyword, vector)
         scores = {seq: left + right for seq, (left, right) in parts.items()}
+        sought = Sought(frozenset(question.words), frozenset(question.names), self._keywords.stem)
         keyword_ranks, vector_ranks = _ranks(keyword), _ranks(vector)
         return [
             Hit(
@@ -246,7 +247,7 @@ class SearchIndex:
                 Leg(keyword_ranks[seq], keyword[seq]) if seq in keyword else None,
                 Leg(vector_ranks[seq], vector[seq]) if seq in vector else None,
                 *parts[seq],
-                highlight(text_of(self._source.unit(seq)), question.words, question.names, self._keywords.stem),
+                highlight(text_of(self._source.unit(seq)), sought),
             )
             for seq in fusion.ranked(scores)[asked.offset : asked.offset + asked.limit]
         ]

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Collection, Iterator
+from itertools import islice
 
 import msgspec
 
@@ -22,29 +23,42 @@ class Highlight(msgspec.Struct, frozen=True):
     spans: list[tuple[int, int]]
 
 
-def highlight(
-    text: str, wanted: Collection[str], names: Collection[str], stem: Callable[[str], list[str]]
-) -> Highlight | None:
-    """The densest part; None where the text holds nothing of it. `stem` gives the index's form of a word."""
-    known: dict[str, bool] = {}
-    spans: list[tuple[int, int]] = []
-    for first, end in _words(text):
-        word = text[first:end]
-        if word not in known:
-            known[word] = any(one in wanted for one in stem(word)) or any(one in names for one in identifiers(word))
-        if known[word]:
-            if spans and first < spans[-1][1]:
-                spans[-1] = spans[-1][0], end
-            else:
-                spans.append((first, end))
+class Sought(dict[str, bool]):
+    """Whether a word is one that was looked for, each thought about once. `stem` gives the index's form of a word."""
+
+    def __init__(self, words: Collection[str], names: Collection[str], stem: Callable[[str], list[str]]) -> None:
+        super().__init__()
+        self._words = words
+        self._names = names
+        self._stem = stem
+
+    def __missing__(self, word: str) -> bool:
+        is_wanted = any(one in self._words for one in self._stem(word)) or any(
+            one in self._names for one in identifiers(word)
+        )
+        self[word] = is_wanted
+        return is_wanted
+
+
+def highlight(text: str, sought: Sought) -> Highlight | None:
+    """The densest part; None where the text holds nothing of it."""
+    if UNSPACED_RUN.search(text) is None:
+        words = islice(_WORD.finditer(text), _WORDS_MAX)
+        spans = [match.span() for match in words if sought[match.group()]]
+    else:
+        spans = []
+        for first, end in _words(text):
+            if sought[text[first:end]]:
+                if spans and first < spans[-1][1]:
+                    spans[-1] = spans[-1][0], end
+                else:
+                    spans.append((first, end))
     return _part(text, spans) if spans else None
 
 
 def _words(text: str) -> Iterator[tuple[int, int]]:
     """From where to where each word goes. Of scripts without spaces every one and every two characters may be one."""
-    for count, match in enumerate(_WORD.finditer(text)):
-        if count == _WORDS_MAX:
-            return
+    for match in islice(_WORD.finditer(text), _WORDS_MAX):
         at = match.start()
         for run in UNSPACED_RUN.finditer(text, match.start(), min(match.end(), match.start() + _RUN_CHARACTERS_MAX)):
             if at < run.start():

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import cast
 
-from engram_bus.errors import InternalError, SearchBuilding, SearchUnavailable, ShuttingDown
+from engram_bus.errors import Busy, EngramError, InternalError, SearchBuilding, SearchUnavailable, ShuttingDown
 from engram_bus.projections.search.messages import (
     Answered,
     Ask,
@@ -26,10 +26,15 @@ from engram_bus.projections.search.values import Asked, Found
 
 log = logging.getLogger(__name__)
 
-START_SECONDS_MAX = 5.0
-"""How long a search waits for the process to be there."""
 RESTART_SECONDS = 0.5
-"""After the process died, before the next one starts."""
+"""After the process died, before the next one starts; doubled each time, unless it lived for a while."""
+RESTART_SECONDS_MAX = 30.0
+LIVED_SECONDS = 10.0
+ANSWER_SECONDS_MAX = 30.0
+"""How long a search waits for its answer, the start of the process included."""
+SEARCHES_MAX = 256
+"""Searches that wait for an answer; beyond, BUSY: they are answered one after another."""
+END_SECONDS_MAX = 5.0
 
 
 class Searcher(asyncio.Protocol):
@@ -46,24 +51,61 @@ class Searcher(asyncio.Protocol):
         self._asked: dict[int, asyncio.Future[Found]] = {}
         self._received = bytearray()
         self._transport: asyncio.Transport | None = None
+        self._unsent: list[Ask] | None = None
+        """Asked before the line to a process that is being started is there; None where no process is."""
         self._process: subprocess.Popen[bytes] | None = None
+        self._ours: socket.socket | None = None
+        """The line, until it has a transport."""
+        self._connecting: asyncio.Task[None] | None = None
         self._restart: asyncio.TimerHandle | None = None
+        self._restart_seconds = RESTART_SECONDS
+        self._started_at = 0.0
         self._is_closed = False
         self._start()
 
+    @property
+    def pid(self) -> int | None:
+        """Of the process, while there is one."""
+        return None if self._process is None else self._process.pid
+
     def _start(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._started_at = loop.time()
         ours, theirs = socket.socketpair()
         with theirs:
             program = [sys.executable, "-m", "engram_bus.projections.search.process"]
             command = [*program, str(self._tenant), str(theirs.fileno()), self._embedder]
-            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()])  # noqa: S603 (our own program)
+            try:
+                self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()])  # noqa: S603 (our own program)
+            except OSError as exc:
+                ours.close()
+                self._start_later(f"could not be started: {exc}")
+                return
         ours.setblocking(False)
-        loop = asyncio.get_running_loop()
+        self._ours = ours
+        self._unsent = []
         self._connecting = loop.create_task(_connect(loop, self, ours))
+
+    def _start_later(self, why: str) -> None:
+        log.warning("the search process %s; it is started again in %g seconds", why, self._restart_seconds)
+        self._restart = asyncio.get_running_loop().call_later(self._restart_seconds, self._again)
+        self._restart_seconds = min(2 * self._restart_seconds, RESTART_SECONDS_MAX)
+
+    def _again(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            # It closed its end of the line, and does not end.
+            self._process.kill()
+            self._start_later("does not end")
+            return
+        self._start()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is one by its methods.
-        self._send(Ring(self._head))
+        self._ours = None
+        self._rung = self._head
+        unsent, self._unsent = self._unsent, None
+        for message in (Ring(self._head), *(unsent or ())):
+            self._send(message)
 
     @property
     def lag_units(self) -> int:
@@ -82,22 +124,30 @@ class Searcher(asyncio.Protocol):
             self._send(Ring(self._head))
 
     async def search(self, asked: Asked) -> Found:
-        """What is found over all units up to the newest. Raises SearchBuilding, SearchUnavailable, ShuttingDown."""
-        try:
-            async with asyncio.timeout(START_SECONDS_MAX):
-                await asyncio.shield(self._connecting)
-        except TimeoutError:
-            raise SearchUnavailable("the search process is being started") from None
-        if self._transport is None:
+        """What is found over all units up to the newest.
+
+        Raises SearchBuilding, SearchUnavailable, Busy, ShuttingDown.
+        """
+        if self._is_closed:
+            raise ShuttingDown("the bus is closed")
+        if self._transport is None and self._unsent is None:
             raise SearchUnavailable("the search process ended; it is started again")
+        if len(self._asked) >= SEARCHES_MAX:
+            raise Busy(f"{len(self._asked)} searches wait for an answer", limit=SEARCHES_MAX)
         answered: asyncio.Future[Found] = asyncio.get_running_loop().create_future()
         ask = Ask(next(self._ids), self._head, asked)
         self._asked[ask.id] = answered
-        self._send(ask)
         try:
-            return await answered
+            if self._unsent is None:
+                self._send(ask)
+            else:
+                self._unsent.append(ask)
+            async with asyncio.timeout(ANSWER_SECONDS_MAX):
+                return await answered
+        except TimeoutError:
+            raise SearchUnavailable(f"no answer within {ANSWER_SECONDS_MAX:g} seconds") from None
         finally:
-            self._asked.pop(ask.id, None)
+            del self._asked[ask.id]
 
     def data_received(self, data: bytes) -> None:
         self._received += data
@@ -131,41 +181,38 @@ class Searcher(asyncio.Protocol):
         self._transport = None
         self._received.clear()
         self.state = State(0, 0)
-        error = (
-            ShuttingDown("the bus is stopping") if self._is_closed else SearchUnavailable("the search process ended")
-        )
+        if self._is_closed:
+            return
+        self._refuse_all(SearchUnavailable("the search process ended; it is started again"))
+        if asyncio.get_running_loop().time() - self._started_at > LIVED_SECONDS:
+            self._restart_seconds = RESTART_SECONDS
+        self._start_later("ended")
+
+    def _refuse_all(self, error: EngramError) -> None:
         for waiting in self._asked.values():
             if not waiting.done():
                 waiting.set_exception(error)
-        if not self._is_closed:
-            log.warning("the search process ended; it is started again")
-            self._restart = asyncio.get_running_loop().call_later(RESTART_SECONDS, self._again)
-
-    def _again(self) -> None:
-        self._reap()
-        self._start()
 
     def _send(self, message: Ring | Ask) -> None:
         assert self._transport is not None
         self._transport.write(packed(message))
 
-    def _reap(self) -> None:
-        if self._process is not None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(timeout=2)
-            if self._process.poll() is None:
-                self._process.kill()
-                self._process.wait()
-
     def close(self) -> None:
-        """End the process: it sees the socket end."""
+        """End the process at once: what it had not committed is in the log."""
         self._is_closed = True
+        self._refuse_all(ShuttingDown("the bus is stopping"))
         if self._restart is not None:
             self._restart.cancel()
-        self._connecting.cancel()
+        if self._connecting is not None:
+            self._connecting.cancel()
         if self._transport is not None:
             self._transport.abort()
-        self._reap()
+        if self._ours is not None:
+            self._ours.close()
+        if self._process is not None:
+            self._process.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(END_SECONDS_MAX)
 
 
 async def _connect(loop: asyncio.AbstractEventLoop, protocol: Searcher, ours: socket.socket) -> None:

@@ -29,6 +29,7 @@ from tests.projections.search.worlds import (
     told,
 )
 from tests.values import unit
+from tests.values import units as any_units
 
 MODES = st.sampled_from(["keyword", "semantic", "hybrid"])
 
@@ -338,3 +339,12 @@ def test_what_lies_behind_the_commit_is_cut_off(tmp_path: Path) -> None:
     with indexed(units, 50, path=tmp_path) as again, indexed(units, 50) as fresh:
         for query in ("parser", "日本", "world"):
             assert told(again.search(all_of(query))) == told(fresh.search(all_of(query)))
+
+
+@given(st.lists(any_units(), min_size=1, max_size=6), ANY_TEXT)
+def test_any_unit_is_taken_in(units: list[WorkUnit], query: str) -> None:
+    of_log = [msgspec.structs.replace(one, seq=seq, version=seq) for seq, one in enumerate(units, start=1)]
+    with indexed(of_log, 1, len(of_log)) as index:
+        found = index.search(all_of(query, "semantic"))
+        assert found.total <= len(units)
+        assert index.search(all_of("")).total == len(units)

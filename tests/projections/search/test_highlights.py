@@ -3,7 +3,7 @@
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from engram_bus.projections.search.highlights import FRAGMENT_CHARACTERS_MAX, Highlight, highlight
+from engram_bus.projections.search.highlights import FRAGMENT_CHARACTERS_MAX, Highlight, Sought, highlight
 
 
 def stem(word: str) -> list[str]:
@@ -11,7 +11,7 @@ def stem(word: str) -> list[str]:
 
 
 def shown(text: str, *wanted: str, names: tuple[str, ...] = ()) -> Highlight | None:
-    return highlight(text, wanted, names, stem)
+    return highlight(text, Sought(wanted, names, stem))
 
 
 def marked(found: Highlight | None) -> list[str]:
@@ -30,7 +30,7 @@ TEXTS = st.lists(
 @given(TEXTS | st.text(), st.sets(st.sampled_from(["parser", "日本", "x" * 300, "a", "absent"])))
 @example("x" * 300, {"x" * 300})
 def test_spans_lie_in_the_part_and_are_what_was_wanted(text: str, wanted: set[str]) -> None:
-    found = highlight(text, wanted, {"http"}, stem)
+    found = highlight(text, Sought(wanted, {"http"}, stem))
     if found is None:
         return
     assert found.text in text
