@@ -75,10 +75,12 @@ def _score(asked: Sequence[str], terms: Counter[str], having: dict[str, int], te
     if not found:
         return 0.0
     length = _K1 * (1 - _B + _B * told_length(terms.total()) * texts / all_terms)
-    return sum(
-        log(1 + (texts - having[term] + 0.5) / (having[term] + 0.5)) * (1 + _K1) * terms[term] / (terms[term] + length)
-        for term in found
-    )
+    return sum(rarity(texts, having[term]) * (1 + _K1) * terms[term] / (terms[term] + length) for term in found)
+
+
+def rarity(texts: int, having: int) -> float:
+    """What a term weighs that so many of the texts hold."""
+    return log(1 + (texts - having + 0.5) / (having + 0.5))
 
 
 def told_length(length: int) -> int:

@@ -23,8 +23,8 @@ from engram_bus.units import WorkUnit, ts_us
 
 DEPTH = 200
 """Candidates of each leg: 50 cost recall, 1,000 gained nothing."""
-THEN_DEPTH = 1_000
-"""Candidates that are scored again by the statistics of then."""
+THEN_DEPTH = 400
+"""Candidates that are scored again by the statistics of then: what moves them is how long a text usually was."""
 LOOK_BACK_UNITS = 8
 FACET_VALUES_MAX = 100
 _CONTEXTS_REMEMBERED = 10_000
@@ -259,9 +259,9 @@ class SearchIndex:
             statistics = self._statistics(question)
             terms = self._terms(recent)
         else:
-            # How rare a word was then is counted again, and the best of today are scored by it.
+            # The best with words as rare as they were then, scored again by all that was told then.
             statistics = self._statistics_then(question, moment.statistics_seq)
-            seqs = list(self._keywords.search(question, within.scope, THEN_DEPTH))
+            seqs = list(self._keywords.search(question, within.scope, THEN_DEPTH, then=statistics))
             scores = _scores(seqs, question, statistics, [self._terms_of(seq) for seq in seqs])
             terms = self._terms(recent)
         scores.update(_scores([one.unit.seq for one in recent], question, statistics, terms))

@@ -21,7 +21,7 @@ from tantivy import (
 )
 
 from engram_bus.projections.search import analysis
-from engram_bus.projections.search.bm25 import NAME_WEIGHT, Phrase, Question, Statistics, Terms
+from engram_bus.projections.search.bm25 import NAME_WEIGHT, Phrase, Question, Statistics, Terms, rarity
 from engram_bus.projections.search.scope import Scope
 from engram_bus.projections.search.tables import Damaged
 
@@ -153,9 +153,12 @@ class Keywords:
         said = [{(place, word) for place, word in self._phrase(part)} for part in parts]
         return all(any(_stands(phrase, places) for places in said) for phrase in phrases)
 
-    def search(self, question: Question, scope: Scope, limit: int) -> dict[int, float]:
-        """The best units by BM25, of equal ones the newest: seq -> score."""
-        query = self._asked(question)
+    def search(
+        self, question: Question, scope: Scope, limit: int, *, then: Statistics | None = None
+    ) -> dict[int, float]:
+        """The best units by BM25, of equal ones the newest: seq -> score. With the statistics of `then`, words are as
+        rare as they were; how long a text usually is stays what it is now."""
+        query = self._asked(question, then)
         if query is None:
             return {}
         query, asked = self._within(query, question, scope), limit
@@ -208,13 +211,28 @@ class Keywords:
         found: Any = self._searcher.search(query, 1, count=True)
         return int(found.count or 0)
 
-    def _asked(self, question: Question) -> Any | None:
-        parts = [(Occur.Should, Query.term_query(self._schema, "text", word)) for word in question.words]
-        parts += [
-            (Occur.Should, Query.boost_query(Query.term_query(self._schema, "names", name), NAME_WEIGHT))
-            for name in question.names
-        ]
+    def _asked(self, question: Question, then: Statistics | None = None) -> Any | None:
+        was = self._rarer(question, then)
+        parts = [self._weighed("text", word, was.get(("text", word), 1.0)) for word in question.words]
+        parts += [self._weighed("names", name, NAME_WEIGHT * was.get(("names", name), 1.0)) for name in question.names]
         return Query.boolean_query(parts) if parts else None
+
+    def _rarer(self, question: Question, then: Statistics | None) -> dict[tuple[str, str], float]:
+        """How many times what it weighs now each term weighed then."""
+        if then is None:
+            return {}
+        now = self.statistics(question)
+        return {
+            (field, term): rarity(then.texts, count) / rarity(now.texts, counted[term])
+            for field, counts, counted in (
+                ("text", then.having_word, now.having_word),
+                ("names", then.having_name, now.having_name),
+            )
+            for term, count in counts.items()
+        }
+
+    def _weighed(self, field: str, term: str, weight: float) -> tuple[Any, Any]:
+        return Occur.Should, Query.boost_query(Query.term_query(self._schema, field, term), weight)
 
     def _within(self, query: Any | None, question: Question | None, scope: Scope) -> Any:
         phrases = [] if question is None else [self._standing(phrase) for phrase in question.phrases]

@@ -80,6 +80,16 @@ def test_what_is_found_counted_and_sorted_is_what_a_scan_finds(
     }
 
 
+@pytest.mark.parametrize("mode", ["keyword", "semantic", "hybrid"])
+def test_bounds_are_not_let_through_themselves(mode: str) -> None:
+    units = [unit(seq, payload=b"same text", ts_us=1_000 * seq) for seq in range(1, 10)]
+    for committed in (0, 9):
+        with indexed(units, committed) as index:
+            for scope in (Scope(after_seq=3, before_seq=6), Scope(after_us=3_000, before_us=6_000)):
+                found = index.search(all_of("same text", mode, scope=scope))
+                assert ({hit.seq for hit in found.hits}, found.total) == ({4, 5}, 2)
+
+
 @given(logs(), SCOPES, QUERIES, MODES, st.integers(0, 40))
 def test_what_is_not_committed_is_found_as_if_it_were(
     units: list[WorkUnit], scope: Scope, query: str, mode: str, committed: int
@@ -232,6 +242,8 @@ def test_any_text_is_a_query(half_committed: SearchIndex, query: str, mode: str,
         ("line ann", set()),
         ("build failed", {4}),
         ("failed src", set()),
+        ("failed the src", set()),
+        ("failed of the src", set()),
         ("src/main.py", {4}),
         ("zebra", {1}),
         ("日本語", {5}),
@@ -264,6 +276,21 @@ def test_equal_units_are_found_newest_first_however_many_there_are() -> None:
             assert found == list(range(700, 500, -1))
             then = [hit.seq for hit in index.search(Asked(query="same text", mode=mode, limit=9, as_of_seq=400)).hits]
             assert then == list(range(400, 391, -1))
+
+
+def test_as_of_a_seq_the_best_of_very_many_are_those_of_then() -> None:
+    dice = Random(8)
+    common, rare = "alpha beta gamma".split(), "delta epsilon zeta".split()
+    then = [" ".join(dice.choices(common, k=3) + dice.choices(rare, k=1)) for _ in range(900)]
+    since = [" ".join(dice.choices(rare, k=4) + dice.choices(common, k=1)) for _ in range(900)]
+    units = [
+        unit(seq, context_id=f"c{seq}", version=1, payload=text.encode()) for seq, text in enumerate(then + since, 1)
+    ]
+    with indexed(units, 1_000, 1_800) as whole, indexed(units[:900], 900) as cut:
+        for query in ("alpha delta", "epsilon zeta beta", "gamma"):
+            asked = Asked(query=query, mode="keyword", limit=200)
+            before = whole.search(msgspec.structs.replace(asked, as_of_seq=900))
+            assert told(before) == told(cut.search(asked))
 
 
 def test_what_has_no_words_is_found_by_nothing_and_counted() -> None:
