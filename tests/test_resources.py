@@ -28,10 +28,6 @@ RESOURCES = (
         ("src/...", "src/..."),
         (".", "."),
         ("./", "."),
-        ("//", "/"),
-        ("https://", "https:"),
-        (".", "."),
-        ("./", "."),
     ],
 )
 def test_a_resource_has_one_name(written: str, meant: str) -> None:
