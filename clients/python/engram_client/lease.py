@@ -33,9 +33,11 @@ def now() -> float:
 class Lease:
     """A lock of a block: `async with bus.lock("plan.md") as lease`. Made by `Client.lock`.
 
-    It counts from before the bus was asked, so that it is over here no later than there: `is_held` and `check()` are
-    right even after the loop, or the machine, stood still. What is written elsewhere meanwhile is safe only if it shows
-    `lease.fence()`, or the other side checks `lease.token`.
+    It counts from before the bus was asked, so that it runs out here no later than there, whatever terms others of the
+    same agent ask for: the bus never shortens it. So `is_held` and `check()` tell even after the loop, or the machine,
+    stood still. What ends it before its time, a break or a release by the same agent, they know from the next refresh
+    on. What is written elsewhere meanwhile is safe only if it shows `lease.fence()`, or the other side checks
+    `lease.token`.
     """
 
     def __init__(
@@ -84,7 +86,8 @@ class Lease:
 
     @property
     def is_held(self) -> bool:
-        """Whether it is certain, at this moment, that nobody else holds it."""
+        """Whether it runs at this moment: nobody else holds it, unless it was broken, or released by a task or process
+        of the same agent, since its last refresh."""
         return self._why_not_held() is None
 
     def check(self) -> None:
