@@ -31,6 +31,14 @@ LEAVES_AT_SIGTERM = (
 )
 
 
+@pytest.fixture(autouse=True)
+def a_hangup_is_not_ignored() -> Iterator[None]:
+    """Whoever started the tests may have told them to (nohup), and what they start would inherit that."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def python(code: str) -> list[str]:
     return [sys.executable, "-c", code]
 
