@@ -70,6 +70,8 @@ CONNECTIONS_MAX: Final = 20_000
 CONTEXT_AGENTS_MAX: Final = 10_000
 CONTEXT_PINS_MAX: Final = 1_000
 CONTEXT_FENCES_MAX: Final = 64
+CONTEXT_FENCES_BYTES_MAX: Final = 2 * KIB
+"""All fences together: matching costs up to this times the bytes of a resource, for every unit, in the loop."""
 CONTEXT_CHANGES_MAX: Final = 1_000
 """Names in one list of one update (add_agents, pin_units, ...)."""
 DISPLAY_NAME_BYTES_MAX: Final = 1 * KIB
@@ -87,13 +89,23 @@ LOCK_DEPTH_MAX: Final = 64
 LOCK_REASON_BYTES_MAX: Final = 1 * KIB
 LOCKS_PER_AGENT_MAX: Final = 10_000
 LOCKS_MAX: Final = 250_000
-"""All agents together, about 2 KB each in memory."""
+"""All agents together; one with a name of 50 characters takes about 2 KB in memory."""
+LOCK_NAMES_PER_AGENT_MAX: Final = 32 * MIB
+"""Characters of the names of one agent's locks and waits, each with all that is above it: 10,000 of any usual path."""
+LOCK_NAMES_MAX: Final = 256 * MIB
+"""Of all agents together."""
 LOCK_WAITS_PER_AGENT_MAX: Final = 1_000
 LOCK_WAITS_MAX: Final = 20_000
 LOCK_QUEUE_SHOWN_MAX: Final = 100
 """Waits named when one looks at a resource; their number is always told."""
 LOCK_GRAPH_WAITS_MAX: Final = 2_000
 """Waits that one search for a circle looks at, about 8 ms: beyond, the wait is let in, and its deadline ends it."""
+LOCK_GRAPH_LOOKS_MAX: Final = 20_000
+"""Holders that it looks at."""
+LOCK_LOOKS_AT_ONCE_MAX: Final = 64
+"""Waits looked at again when what they watch is gone: a larger crowd is, some in each commit."""
+LOCK_LOOKS_MAX: Final = 1_000
+"""Of one commit, about 5 ms."""
 LOCK_HOLDERS_SHOWN_MAX: Final = 1_000
 LOCK_TEND_UNITS_MAX: Final = 512
 """Of one commit, for leases that ran out and waits that end: a mass of them does not hold up who appends."""

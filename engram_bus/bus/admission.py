@@ -10,6 +10,7 @@ from engram_bus.limits import (
     BULK_UNITS_MAX,
     CONTENT_TYPE_BYTES_MAX,
     CONTEXT_CHANGES_MAX,
+    CONTEXT_FENCES_BYTES_MAX,
     CONTEXT_FENCES_MAX,
     DISPLAY_NAME_BYTES_MAX,
     IDEMPOTENCY_KEY_BYTES_MAX,
@@ -249,7 +250,16 @@ def _names(names: Sequence[str], field: str) -> int:
 def _fences(fences: Sequence[str]) -> int:
     if len(fences) > CONTEXT_FENCES_MAX:
         raise TooLarge(f"{len(fences)} fences, at most {CONTEXT_FENCES_MAX}", field="fences", limit=CONTEXT_FENCES_MAX)
-    return sum(_text(fence, f"fences[{index}]", RESOURCE_BYTES_MAX, empty=False) for index, fence in enumerate(fences))
+    held_bytes = sum(
+        _text(fence, f"fences[{index}]", RESOURCE_BYTES_MAX, empty=False) for index, fence in enumerate(fences)
+    )
+    if held_bytes > CONTEXT_FENCES_BYTES_MAX:
+        raise TooLarge(
+            f"fences have {held_bytes} bytes together, at most {CONTEXT_FENCES_BYTES_MAX}",
+            field="fences",
+            limit=CONTEXT_FENCES_BYTES_MAX,
+        )
+    return held_bytes
 
 
 def _text(value: str, field: str, bytes_max: int, *, empty: bool = True) -> int:

@@ -43,6 +43,7 @@ from engram_bus.limits import (
     CATCH_UP_BYTES,
     CATCH_UP_UNITS,
     LOCK_BREAK_MAX,
+    LOCK_LOOKS_MAX,
     LOCK_TEND_STEP_UNITS,
     LOCK_TEND_UNITS_MAX,
     LOCK_TIMER_SECONDS_MAX,
@@ -131,6 +132,7 @@ class _Batch:
         self.outcomes: list[tuple[Done, Answer | EngramError]] = []
         self.raw_bytes = 0
         self.tended_units = 0
+        self.looks = 0
         self.ended_sessions: set[str] = set()
         self.is_recording = False
 
@@ -387,6 +389,7 @@ class Writer:
                 ended_sessions=tuple(self._ended_sessions),
             )
             try:
+                batch.looks += self.state.locks.settle(LOCK_LOOKS_MAX - batch.looks)
                 drafts = self.state.decide(command, batch.stamp)
             except Exception:
                 log.exception("locks could not be tended; what is appended goes on")
@@ -395,6 +398,8 @@ class Writer:
                 return
             self._tending_failed = False
             batch.ended_sessions |= self._ended_sessions
+            if not drafts and batch.looks >= LOCK_LOOKS_MAX:
+                return  # The rest of the crowd is looked at in the next turns.
             entries = self._record_locks(batch, drafts)
             batch.tended_units += len(entries)
             for entry in entries:

@@ -12,7 +12,7 @@ HELD = 75
 DEADLOCK = 76
 """Waiting would never end."""
 LOST = 77
-"""A lock that is not held (any more), or is another agent's."""
+"""The lock that a command ran under was lost; one to break is nobody's; one to release is another agent's."""
 
 
 class Failure(Exception):

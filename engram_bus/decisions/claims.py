@@ -1,7 +1,7 @@
 """Claims on resources: what one agent holds, waits for or asks for, and the order they are kept in."""
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Generic, TypeVar
 
 import msgspec
@@ -53,31 +53,47 @@ class Places(Generic[T]):
 
     def __init__(self) -> None:
         self._claims: SortedDict[str, list[T]] = SortedDict()
-        self._inner: dict[str, int] = {}
-        """How many claimed resources lie below a name: mostly none, which is then known without a search."""
+        self._inner: dict[str, dict[str, int]] = {}
+        """How often each agent claims what lies below a name: mostly nobody, which is then known without a search."""
 
     def add(self, claim: T) -> None:
         for resource in claim.resources:
             at = self._claims.get(resource)
             if at is None:
                 self._claims[resource] = [claim]
-                for name in lineage(resource)[:-1]:
-                    self._inner[name] = self._inner.get(name, 0) + 1
             else:
                 at.append(claim)
+            for name in lineage(resource)[:-1]:
+                agents = self._inner.setdefault(name, {})
+                agents[claim.agent_id] = agents.get(claim.agent_id, 0) + 1
 
     def remove(self, claim: T) -> None:
         for resource in claim.resources:
             at = self._claims[resource]
             if len(at) == 1:
                 del self._claims[resource]
-                for name in lineage(resource)[:-1]:
-                    if (count := self._inner[name] - 1) > 0:
-                        self._inner[name] = count
-                    else:
-                        del self._inner[name]
             else:
                 del at[place(at, claim.seq)]
+            for name in lineage(resource)[:-1]:
+                self._forget_below(name, claim.agent_id)
+
+    def _forget_below(self, name: str, agent_id: str) -> None:
+        agents = self._inner[name]
+        if agents[agent_id] > 1:
+            agents[agent_id] -= 1
+        elif len(agents) > 1:
+            del agents[agent_id]
+        else:
+            del self._inner[name]
+
+    def agents_below(self, resource: str) -> Collection[str]:
+        """Who claims anything below it."""
+        return self._inner.get(resource, ())
+
+    def is_below(self, resource: str, *, but: str) -> bool:
+        """Whether anything below it is claimed, but by this agent."""
+        agents = self._inner.get(resource)
+        return agents is not None and (len(agents) > 1 or but not in agents)
 
     def at(self, resource: str) -> Sequence[T]:
         return self._claims.get(resource, ())
@@ -121,6 +137,11 @@ class Ends:
     @property
     def next_us(self) -> int | None:
         return self._ends[0][0] if self._ends else None
+
+
+def weight(resources: Sequence[str]) -> int:
+    """What the names of a claim take: each is kept with all that is above it. Characters."""
+    return sum(len(resource) * (resource.count("/") + 1) for resource in resources)
 
 
 def seq_of(claim: Claim) -> int:

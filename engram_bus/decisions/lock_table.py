@@ -1,9 +1,10 @@
 """Who holds what and who waits for it, indexed so that a question costs microseconds however large the table is."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
+from collections.abc import Collection, Iterator, Sequence
+from itertools import chain, islice
 
-from engram_bus.decisions.claims import LAST, Claim, Ends, Held, Places, Waiting, Want, place, seq_of
+from engram_bus.decisions.claims import LAST, Claim, Ends, Held, Places, Waiting, Want, place, seq_of, weight
+from engram_bus.limits import LOCK_LOOKS_AT_ONCE_MAX
 from engram_bus.resources import covers, lineage
 
 
@@ -19,6 +20,9 @@ class LockTable:
         self.waits: dict[str, Waiting] = {}
         self.ready: dict[str, Waiting] = {}
         """Waits that nothing is in the way of. They do not conflict: of two that do, the earlier is in the way."""
+        self.unsettled: dict[str, Waiting] = {}
+        """Waits of a crowd that are still to be looked at again: they stand in line as before."""
+        self.weight = 0
         self._by_token: dict[int, Held] = {}
         self._agents: dict[str, _Agent] = {}
         self._sessions: dict[str, dict[str, Claim]] = {}
@@ -39,6 +43,7 @@ class LockTable:
         self.locks[lock.id] = self._by_token[lock.seq] = lock
         (self.exclusive if lock.exclusive else self.shared).add(lock)
         self._agent(lock.agent_id).add_lock(lock)
+        self.weight += weight(lock.resources)
         self._lease_ends.add(lock)
         self._join_session(lock)
         # An agent's own lock is not in its way: its further waits look again.
@@ -61,6 +66,7 @@ class LockTable:
         del self.locks[lock.id], self._by_token[lock.seq]
         (self.exclusive if lock.exclusive else self.shared).remove(lock)
         self._agent(lock.agent_id).remove_lock(lock)
+        self.weight -= weight(lock.resources)
         self._drop_agent(lock.agent_id)
         self._lease_ends.remove(lock)
         self._leave_session(lock)
@@ -70,6 +76,7 @@ class LockTable:
         self.waits[wait.id] = wait
         (self.exclusive_waits if wait.exclusive else self.shared_waits).add(wait)
         self._agent(wait.agent_id).add_wait(wait)
+        self.weight += weight(wait.resources)
         self._wait_ends.add(wait)
         self._join_session(wait)
         self._look_again([wait])
@@ -82,10 +89,12 @@ class LockTable:
         del self.waits[wait.id]
         (self.exclusive_waits if wait.exclusive else self.shared_waits).remove(wait)
         self._agent(wait.agent_id).remove_wait(wait)
+        self.weight -= weight(wait.resources)
         self._drop_agent(wait.agent_id)
         self._wait_ends.remove(wait)
         self._leave_session(wait)
         self.ready.pop(wait.id, None)
+        self.unsettled.pop(wait.id, None)
         watched = self._watched.pop(wait.id, None)
         if watched is not None:
             watchers = self._watchers[watched]
@@ -94,14 +103,31 @@ class LockTable:
                 del self._watchers[watched]
         return self._watchers.pop(wait.id, {})
 
-    def _look_again(self, waits: Iterable[Waiting]) -> None:
+    def settle(self, waits_max: int) -> int:
+        """Look again at some of a crowd; gives how many. What it finds is what the table already says."""
+        waits = list(islice(self.unsettled.values(), waits_max))
         for wait in waits:
-            in_the_way = self.blocking_wait(wait, before=wait.seq) or self.blocking_holder(wait)
-            if in_the_way is None:
+            del self.unsettled[wait.id]
+            self._look_at(wait)
+        return len(waits)
+
+    def _look_again(self, waits: Collection[Waiting]) -> None:
+        """At once, but at a crowd bit by bit: it must not hold up everybody else."""
+        if len(waits) > LOCK_LOOKS_AT_ONCE_MAX:
+            self.unsettled.update((wait.id, wait) for wait in waits)
+            for wait in waits:
                 self._watched.pop(wait.id, None)
-                self.ready[wait.id] = wait
-            else:
-                self._watch(wait, in_the_way)
+        else:
+            for wait in waits:
+                self._look_at(wait)
+
+    def _look_at(self, wait: Waiting) -> None:
+        in_the_way = self.blocking_wait(wait, before=wait.seq) or self.blocking_holder(wait)
+        if in_the_way is None:
+            self._watched.pop(wait.id, None)
+            self.ready[wait.id] = wait
+        else:
+            self._watch(wait, in_the_way)
 
     def _watch(self, wait: Waiting, claim: Claim) -> None:
         self._watched[wait.id] = claim.id
@@ -136,7 +162,8 @@ class LockTable:
         for resource in want.resources:
             names = lineage(resource)
             for places in (self.exclusive, self.shared) if want.exclusive else (self.exclusive,):
-                for _, at in chain(places.on_line(names), places.below(resource)):
+                is_below = places.is_below(resource, but=want.agent_id)
+                for _, at in chain(places.on_line(names), places.below(resource) if is_below else ()):
                     for held in at:
                         if held.agent_id != want.agent_id:
                             return held
@@ -220,9 +247,9 @@ class LockTable:
                 yield right
                 right = next(shared, None)
 
-    def queue_length(self, resource: str) -> int:
-        """How many wait for just this resource."""
-        return len(self.exclusive_waits.at(resource)) + len(self.shared_waits.at(resource))
+    def queue_length(self, resource: str, before: int = LAST) -> int:
+        """How many wait for just this resource (and came before a seq)."""
+        return sum(place(places.at(resource), before) for places in (self.exclusive_waits, self.shared_waits))
 
     def queue(self, resource: str, count_max: int) -> list[Waiting]:
         """The first who wait for just this resource, in order."""
@@ -243,14 +270,21 @@ class LockTable:
     def _is_waited_for(self, lock: Held) -> bool:
         for resource in lock.resources:
             for places in (self.exclusive_waits, self.shared_waits) if lock.exclusive else (self.exclusive_waits,):
-                for _, at in chain(places.on_line(lineage(resource)), places.below(resource)):
+                is_below = places.is_below(resource, but=lock.agent_id)
+                for _, at in chain(places.on_line(lineage(resource)), places.below(resource) if is_below else ()):
                     if any(wait.agent_id != lock.agent_id for wait in at):
                         return True
         return False
 
-    def lock_count(self, agent_id: str) -> int:
+    def claim_count(self, agent_id: str) -> int:
+        """Of locks and waits."""
         agent = self._agents.get(agent_id)
-        return 0 if agent is None else len(agent.locks)
+        return 0 if agent is None else len(agent.locks) + len(agent.waits)
+
+    def weight_of(self, agent_id: str) -> int:
+        """What the names of its locks and waits take, in characters."""
+        agent = self._agents.get(agent_id)
+        return 0 if agent is None else agent.weight
 
     def wait_count(self, agent_id: str) -> int:
         agent = self._agents.get(agent_id)
@@ -286,20 +320,23 @@ class LockTable:
 class _Agent:
     """What one agent holds, also by resource, and waits for."""
 
-    __slots__ = ("locks", "places", "shared_waits", "waits")
+    __slots__ = ("locks", "places", "shared_waits", "waits", "weight")
 
     def __init__(self) -> None:
+        self.weight = 0
         self.locks: dict[str, Held] = {}
         self.places: dict[str, list[Held]] = {}
         self.waits: dict[str, Waiting] = {}
         self.shared_waits: Places[Waiting] | None = None  # Most agents have none.
 
     def add_lock(self, lock: Held) -> None:
+        self.weight += weight(lock.resources)
         self.locks[lock.id] = lock
         for resource in lock.resources:
             self.places.setdefault(resource, []).append(lock)
 
     def remove_lock(self, lock: Held) -> None:
+        self.weight -= weight(lock.resources)
         del self.locks[lock.id]
         for resource in lock.resources:
             at = self.places[resource]
@@ -308,6 +345,7 @@ class _Agent:
                 del self.places[resource]
 
     def add_wait(self, wait: Waiting) -> None:
+        self.weight += weight(wait.resources)
         self.waits[wait.id] = wait
         if not wait.exclusive:
             if self.shared_waits is None:
@@ -315,6 +353,7 @@ class _Agent:
             self.shared_waits.add(wait)
 
     def remove_wait(self, wait: Waiting) -> None:
+        self.weight -= weight(wait.resources)
         del self.waits[wait.id]
         if not wait.exclusive:
             assert self.shared_waits is not None, "it was added"

@@ -4,14 +4,14 @@ A lock is held from its grant until it is released, broken, or its lease has run
 fencing token of a lock is the seq of its grant, so it grows with every grant over all resources.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from functools import lru_cache
 from itertools import islice
 from typing import Any
 
 import msgspec
 
-from engram_bus.decisions.claims import Claim, Held, Waiting, Want
+from engram_bus.decisions.claims import LAST, Claim, Held, Waiting, Want, weight
 from engram_bus.decisions.lock_table import LockTable
 from engram_bus.decisions.wait_graph import cycle
 from engram_bus.errors import (
@@ -32,13 +32,15 @@ from engram_bus.globs import matcher
 from engram_bus.limits import (
     LOCK_BREAK_MAX,
     LOCK_HOLDERS_SHOWN_MAX,
+    LOCK_NAMES_MAX,
+    LOCK_NAMES_PER_AGENT_MAX,
     LOCK_QUEUE_SHOWN_MAX,
     LOCK_WAITS_MAX,
     LOCK_WAITS_PER_AGENT_MAX,
     LOCKS_MAX,
     LOCKS_PER_AGENT_MAX,
 )
-from engram_bus.resources import canonical, covers
+from engram_bus.resources import canonical, covers, lineage
 from engram_bus.units import (
     BUS_AGENT,
     FORMAT_JSON,
@@ -165,7 +167,7 @@ class Locks:
     def _acquire(self, command: AcquireLock, now_us: int) -> Draft:
         want = Want(
             agent_id=command.agent_id,
-            resources=tuple(sorted({canonical(resource) for resource in command.resources})),
+            resources=_outermost({canonical(resource) for resource in command.resources}),
             exclusive=command.mode is LockMode.EXCLUSIVE,
         )
         held = self._table.same(want)
@@ -173,18 +175,19 @@ class Locks:
             until_us = max(held.until_us, now_us + command.ttl_ms * 1_000)
             return _draft(REFRESHED, held, lock_id=held.id, until_us=until_us, session=command.session)
         if self._table.is_covered(want, now_us):
-            self._check_room_for_lock(want.agent_id)
+            self._check_room(want)
             return _granted(want, command, now_us)
         holder, first = self._table.blocking_holder(want), self._table.blocking_wait(want)
         in_the_way = holder or first
         if in_the_way is None:
-            self._check_room_for_lock(want.agent_id)
+            self._check_room(want)
             return _granted(want, command, now_us)
         obstacle = self._obstacle(in_the_way, want)
         if command.wait_ms == 0:
             raise _held(obstacle)
-        self._check_cycle(want)
+        self._check_room(want)
         self._check_room_for_wait(want.agent_id)
+        self._check_cycle(want)
         return _draft(
             QUEUED,
             want,
@@ -206,13 +209,25 @@ class Locks:
             cycle=[{"agent_id": agent, "waits_for": other, "resource": resource} for agent, other, resource in steps],
         )
 
-    def _check_room_for_lock(self, agent_id: str) -> None:
-        if (count := self._table.lock_count(agent_id)) >= LOCKS_PER_AGENT_MAX:
+    def _check_room(self, want: Want) -> None:
+        """For one more lock; waits count as locks, for they become such."""
+        table, agent_id = self._table, want.agent_id
+        if (count := table.claim_count(agent_id)) >= LOCKS_PER_AGENT_MAX:
             raise TooLarge(
-                f"{agent_id!r} holds {count} locks, at most {LOCKS_PER_AGENT_MAX}", limit=LOCKS_PER_AGENT_MAX
+                f"{agent_id!r} has {count} locks and waits, at most {LOCKS_PER_AGENT_MAX}", limit=LOCKS_PER_AGENT_MAX
             )
-        if (count := len(self._table.locks)) >= LOCKS_MAX:
-            raise Busy(f"{count} locks are held, at most {LOCKS_MAX}", limit=LOCKS_MAX)
+        if (count := len(table.locks) + len(table.waits)) >= LOCKS_MAX:
+            raise Busy(f"{count} locks are held or waited for, at most {LOCKS_MAX}", limit=LOCKS_MAX)
+        more = weight(want.resources)
+        if table.weight_of(agent_id) + more > LOCK_NAMES_PER_AGENT_MAX:
+            raise TooLarge(
+                f"the names of what {agent_id!r} holds and waits for are too long together: each counts with all that "
+                f"is above it, at most {LOCK_NAMES_PER_AGENT_MAX} characters",
+                field="resource",
+                limit=LOCK_NAMES_PER_AGENT_MAX,
+            )
+        if table.weight + more > LOCK_NAMES_MAX:
+            raise Busy("the names of all that is held are too long together", limit=LOCK_NAMES_MAX)
 
     def _check_room_for_wait(self, agent_id: str) -> None:
         if (count := self._table.wait_count(agent_id)) >= LOCK_WAITS_PER_AGENT_MAX:
@@ -228,7 +243,9 @@ class Locks:
         if held is None or held.until_us <= now_us:
             raise LockLost(f"lock {command.lock_id} is not held any more", lock_id=command.lock_id)
         ttl_ms = held.ttl_ms if command.ttl_ms is None else command.ttl_ms
-        return _draft(REFRESHED, held, lock_id=held.id, until_us=now_us + ttl_ms * 1_000, session=held.session)
+        # Never shorter: another task of the same agent may count on what it was told.
+        until_us = max(held.until_us, now_us + ttl_ms * 1_000)
+        return _draft(REFRESHED, held, lock_id=held.id, until_us=until_us, session=held.session)
 
     def _release(self, command: ReleaseLock) -> Sequence[Draft]:
         held = self._own(command)
@@ -274,8 +291,10 @@ class Locks:
             return [_wait_ended(wait, why) for wait, why in ended[:room]]
         if self._table.ready:
             return [self._grant(wait, now_us) for wait in islice(self._table.ready.values(), room)]
+        if self._table.unsettled:
+            return ()  # One whose time is over may be due a grant.
         return [
-            _wait_ended(wait, DEADLINE, self._obstacle(self._in_the_way(wait), wait))
+            _wait_ended(wait, DEADLINE, obstacle=self._obstacle(self._in_the_way(wait), wait))
             for wait in self._table.waits_ended(now_us, room)
         ]
 
@@ -312,10 +331,15 @@ class Locks:
             resource=resource,
             since=claim.since,
             until=ts_text(claim.until_us),
-            queue_length=self._table.queue_length(resource),
+            queue_length=self._ahead(want),
             reason=claim.reason,
             waits=isinstance(claim, Waiting),
         )
+
+    def _ahead(self, want: Want) -> int:
+        """How many already wait for what it wants."""
+        before = want.seq if isinstance(want, Waiting) else LAST
+        return max(self._table.queue_length(resource, before) for resource in want.resources)
 
     # --- Fences ------------------------------------------------------------------------------------------------------
 
@@ -383,7 +407,15 @@ class Locks:
     @property
     def next_due_us(self) -> int | None:
         """When `TendLocks` will next find something to do by itself: 0 where it does already, None for never."""
-        return 0 if self._table.ready else self._table.next_end_us
+        table = self._table
+        return 0 if table.ready or table.unsettled else table.next_end_us
+
+    def settle(self, looks_max: int) -> int:
+        """Find out what follows from what was recorded, as far as that was put off; gives how much was looked at.
+
+        It changes what the table knows of itself, not what it says: that is folded from the log alone.
+        """
+        return self._table.settle(looks_max)
 
     @property
     def waits(self) -> Sequence[str]:
@@ -501,8 +533,13 @@ def _session_ended(claim: Claim) -> Draft:
     return _draft(RELEASED, claim, by=BUS_AGENT, lock_id=claim.id, why=SESSION_ENDED)
 
 
-def _wait_ended(wait: Waiting, why: str, obstacle: Obstacle | None = None) -> Draft:
-    return _draft(WAIT_ENDED, wait, by=BUS_AGENT, wait_id=wait.id, why=why, obstacle=obstacle)
+def _wait_ended(wait: Waiting, why: str, **said: Any) -> Draft:
+    return _draft(WAIT_ENDED, wait, by=BUS_AGENT, wait_id=wait.id, why=why, **said)
+
+
+def _outermost(resources: Set[str]) -> tuple[str, ...]:
+    """Without those that another one covers, in order."""
+    return tuple(sorted(one for one in resources if resources.isdisjoint(lineage(one)[:-1])))
 
 
 def _draft(

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
-from engram_bus.decisions.claims import LAST, Held, Waiting, Want, place
+from engram_bus.decisions.claims import LAST, Waiting, Want, place
 from engram_bus.decisions.lock_table import LockTable
-from engram_bus.limits import LOCK_GRAPH_WAITS_MAX
+from engram_bus.limits import LOCK_GRAPH_LOOKS_MAX, LOCK_GRAPH_WAITS_MAX
 from engram_bus.resources import lineage
 
 
@@ -37,21 +37,23 @@ class _Search:
         self._table = table
         self._start = start
         self._came_from: dict[str, tuple[Want, str]] = {}
+        self._looks = 0
         self._holders: set[str] = set()
         self._waits_seen: dict[tuple[int, str], int] = {}
         self._locks_seen: dict[tuple[int, str], str | None] = {}
 
     def run(self, want: Want) -> list[Step] | None:
         to_follow: list[tuple[Want, int]] = [(want, LAST)]
-        while to_follow and len(self._came_from) < LOCK_GRAPH_WAITS_MAX:
+        while to_follow and len(self._came_from) < LOCK_GRAPH_WAITS_MAX and self._looks < LOCK_GRAPH_LOOKS_MAX:
             waiting, before = to_follow.pop()
             holding: list[tuple[Want, int]] = []
-            for lock, resource in self._locks_in_the_way(waiting):
-                if lock.agent_id == self._start:
+            for agent_id, resource in self._holders_in_the_way(waiting):
+                self._looks += 1
+                if agent_id == self._start:
                     return self._path(waiting, resource)
-                if lock.agent_id not in self._holders:
-                    self._holders.add(lock.agent_id)
-                    holding += self._reached(self._table.waits_of(lock.agent_id), waiting, resource)
+                if agent_id not in self._holders:
+                    self._holders.add(agent_id)
+                    holding += self._reached(self._table.waits_of(agent_id), waiting, resource)
             in_line = islice(self._waits_in_the_way(waiting, before), LOCK_GRAPH_WAITS_MAX)
             for wait, resource in in_line:
                 to_follow += self._reached((wait,), waiting, resource)
@@ -75,17 +77,16 @@ class _Search:
             claim = by
         return path[::-1]
 
-    def _locks_in_the_way(self, want: Want) -> Iterator[tuple[Held, str]]:
+    def _holders_in_the_way(self, want: Want) -> Iterator[tuple[str, str]]:
         table = self._table
         for resource in want.resources:
             for places in (table.exclusive, table.shared) if want.exclusive else (table.exclusive,):
                 for name, at in places.on_line(lineage(resource)):
                     if self._is_new_to(want.agent_id, (id(places), name)):
-                        yield from ((lock, resource) for lock in at if lock.agent_id != want.agent_id)
+                        yield from ((lock.agent_id, resource) for lock in at if lock.agent_id != want.agent_id)
                 if self._is_new_to(want.agent_id, (id(places), _below(resource))):
-                    for name, at in places.below(resource):
-                        if self._is_new_to(want.agent_id, (id(places), name)):
-                            yield from ((lock, resource) for lock in at if lock.agent_id != want.agent_id)
+                    agents = places.agents_below(resource)
+                    yield from ((agent_id, resource) for agent_id in agents if agent_id != want.agent_id)
 
     def _is_new_to(self, agent_id: str, key: tuple[int, str]) -> bool:
         """Whether looking there may show something new. Who looks passes over its own locks, so a second agent may see

@@ -246,7 +246,7 @@ def test_a_refresh_answers_with_the_time_that_remains(http: httpx.Client, by_que
     assert (longer.json()["lock_id"], longer.json()["fencing_token"]) == (lock["lock_id"], lock["fencing_token"])
     assert longer.headers["engram-applied-seq"] == "2"
     as_at_first = http.patch(target, params=params, json=named).json()
-    assert as_at_first["remaining_seconds"] == 10.0
+    assert as_at_first["remaining_seconds"] > 3_000.0, "a lease is never shortened"
 
 
 def test_a_refresh_of_several_answers_with_each(bus: LiveBus) -> None:

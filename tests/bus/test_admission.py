@@ -14,6 +14,7 @@ from engram_bus.limits import (
     BULK_UNITS_MAX,
     CONTENT_TYPE_BYTES_MAX,
     CONTEXT_CHANGES_MAX,
+    CONTEXT_FENCES_BYTES_MAX,
     CONTEXT_FENCES_MAX,
     DISPLAY_NAME_BYTES_MAX,
     IDEMPOTENCY_KEY_BYTES_MAX,
@@ -131,6 +132,7 @@ SIZES: list[tuple[str, int, Any]] = [
     ("meta.k", META_VALUE_BYTES_MAX, lambda size: updated(meta={"k": "v" * size})),
     ("fences", CONTEXT_FENCES_MAX, lambda count: updated(fences=names(count))),
     ("fences[0]", RESOURCE_BYTES_MAX, lambda size: updated(fences=("f" * size,))),
+    ("fences", CONTEXT_FENCES_BYTES_MAX, lambda size: updated(fences=("f" * 1_000, "g" * 1_000, "h" * (size - 2_000)))),
 ]
 
 

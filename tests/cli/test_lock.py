@@ -122,6 +122,19 @@ def test_only_its_holder_gives_a_lock_back(bus: dict[str, str], context: str) ->
     assert "is held by 'ann', not by 'bob'" in refused.stderr
 
 
+def test_what_was_lost_is_given_back_without_a_fuss_also_when_another_holds_it_by_now(
+    bus: dict[str, str], context: str
+) -> None:
+    lost = held(bus, context, "ann")
+    engram("lock", "break", context, "--reason", "gone home", **bus)
+    for _ in range(2):
+        ended = engram("lock", "release", context, lost["lock_id"], "--agent", "ann", **bus)
+        assert (ended.returncode, ended.stderr) == (0, "")
+        assert ended.stdout == f"{context} was not held any more under {lost['lock_id']}\n"
+        acquired(bus, context, "--agent", "bob")
+    assert [lock["holder_agent"] for lock in listed(bus, "--prefix", context)] == ["bob"]
+
+
 def test_a_break_is_on_the_record_and_the_old_token_no_longer_writes(bus: dict[str, str], context: str) -> None:
     lock = held(bus, context, "ann")
     broken = engram("lock", "break", context, "--reason", "gone home", "--agent", "op", **bus)
@@ -189,7 +202,8 @@ def test_what_is_asked_wrongly_is_told(bus: dict[str, str], arguments: list[str]
 
 def test_the_help_says_the_exit_codes() -> None:
     told = engram("lock", "--help").stdout
-    assert "75 held by another, 76 waiting would never end, 77 not (or no longer) held" in told
+    assert "75 held by another, 76 waiting would never end" in told
+    assert "77 lost (run), another's (release) or nobody's (break)" in told
     for command in ("acquire", "release", "list", "break", "run"):
         assert f"│ {command} " in told
         assert f"Usage: engram lock {command}" in engram("lock", command, "-h").stdout

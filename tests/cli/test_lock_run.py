@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -28,6 +29,14 @@ LEAVES_AT_SIGTERM = (
     READY.replace("print", "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM]); print", 1)
     + "signal.sigwait([signal.SIGTERM])"
 )
+
+
+@pytest.fixture(autouse=True)
+def a_hangup_is_not_ignored() -> Iterator[None]:
+    """Whoever started the tests may have told them to (nohup), and what they start would inherit that."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 def python(code: str) -> list[str]:
@@ -61,10 +70,20 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+def guard_of(runner: int, command: int) -> int:
+    (guard,) = (child for child in children(runner) if child != command)
+    return guard
+
+
+def status(pid: int) -> str:
+    """One letter, as in ps."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
 def has_ended(pid: int) -> bool:
     """Also where nobody has taken note of it yet: who it fell to need not hurry."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        return status(pid) == "Z"
     except FileNotFoundError:
         return True
 
@@ -265,6 +284,45 @@ def test_a_bus_that_goes_away_takes_the_lock_with_it(context: str, tmp_path: Pat
         bus.start()
 
 
+# --- Standing still --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", [FOR_EVER, STUBBORN], ids=["leaves", "stays"])
+def test_while_it_stands_still_the_command_runs_no_longer_than_the_lease(
+    served: BusProcess, context: str, code: str
+) -> None:
+    with run(served, context, "--ttl", "1", code=code) as process:
+        pid = read_ready(process)
+        process.send_signal(signal.SIGSTOP)
+        next_one = engram("lock", "acquire", context, "--wait", "20", "--agent", "bob", "--url", served.url)
+        assert next_one.returncode == 0
+        until_ended(pid)
+        assert process.stderr is not None
+        told = process.stderr.readline()
+        assert told == "engram: lock run stood still until its lock ran out, so its command was ended\n"
+        assert status(process.pid) == "T"
+        process.send_signal(signal.SIGCONT)
+        assert process.wait(20) == LOST
+
+
+def test_a_command_that_may_run_on_without_its_lock_does_so_while_it_stands_still(
+    served: BusProcess, context: str
+) -> None:
+    code = LEAVES_AT_SIGTERM + "; sys.exit(4)"
+    with run(served, context, "--ttl", "0.6", "--on-lost", "warn", code=code) as process:
+        pid = read_ready(process)
+        process.send_signal(signal.SIGSTOP)
+        assert process.stderr is not None
+        told = process.stderr.readline()
+        assert told == "engram: lock run stands still, its lock has run out, and the command runs on without it\n"
+        assert not has_ended(pid)
+        process.send_signal(signal.SIGCONT)
+        while "the lock was lost, and the command runs on without it" not in process.stderr.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 4
+
+
 # --- Killed ----------------------------------------------------------------------------------------------------------
 
 
@@ -291,14 +349,27 @@ def test_what_the_command_leaves_in_the_background_is_its_own_affair(served: Bus
         until_ended(pid)
 
 
-def test_without_its_guard_it_works_all_the_same(served: BusProcess, context: str) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_without_its_guard_it_works_all_the_same(served: BusProcess, context: str, number: signal.Signals) -> None:
     with run(served, context, code=LEAVES_AT_SIGTERM + "; sys.exit(5)") as process:
         pid = read_ready(process)
-        (guard,) = (child for child in children(process.pid) if child != pid)
-        os.kill(guard, signal.SIGKILL)
+        os.kill(guard_of(process.pid, pid), number)
         process.send_signal(signal.SIGTERM)
         _, told = process.communicate(timeout=20)
     assert (process.returncode, told) == (5, "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_without_its_guard_a_lost_lock_ends_the_command_all_the_same(
+    served: BusProcess, context: str, number: signal.Signals
+) -> None:
+    with run(served, context, "--ttl", "1", code=FOR_EVER) as process:
+        pid = read_ready(process)
+        os.kill(guard_of(process.pid, pid), number)
+        take_away(served, context)
+        process.communicate(timeout=20)
+    assert process.returncode == LOST
+    assert has_ended(pid)
 
 
 # --- On a terminal ---------------------------------------------------------------------------------------------------
@@ -365,3 +436,31 @@ def test_ctrl_z_stops_both_and_both_go_on(served: BusProcess, context: str, term
         os.write(ours, b"exit\n")
         assert shell.wait(20) == 0
     assert state(served, context)["holders"] == []
+
+
+@pytest.mark.parametrize("guarded", [True, False])
+def test_ctrl_z_for_longer_than_the_lease_ends_the_command_before_it_goes_on(
+    served: BusProcess, context: str, terminal: tuple[int, int], guarded: bool
+) -> None:
+    ours, theirs = terminal
+    handler = "signal.signal(signal.SIGCONT, lambda *_: print('goes', 'on', flush=True))"
+    tells = f"{READY}{handler}; print('set', 'up', flush=True)\nwhile True: signal.pause()"
+    job = " ".join(f"'{word}'" for word in (*ENGRAM, "lock", "run", context, "--ttl", "1", "--url", served.url, "--"))
+    with on_terminal(theirs, "/bin/bash", "--norc", "--noprofile", "-i") as shell:
+        os.write(ours, f'{job} {sys.executable} -c "{tells}"\n'.encode())
+        said = read_until(ours, "set up\r\n")
+        ready = re.search(r"ready (\d+)\r\n", said)
+        assert ready is not None
+        if not guarded:
+            (runner,) = children(shell.pid)
+            os.kill(guard_of(runner, int(ready[1])), signal.SIGKILL)
+        os.write(ours, b"\x1a")
+        read_until(ours, "Stopped")
+        while state(served, context)["holders"]:
+            assert shell.poll() is None
+        os.write(ours, b"fg\n")
+        told = read_until(ours, "the lock was lost")
+        os.write(ours, b"echo code $?; exit\n")
+        told += read_until(ours, f"code {LOST}\r\n")
+        assert shell.wait(20) == 0
+    assert "goes on" not in told

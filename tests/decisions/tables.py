@@ -77,10 +77,13 @@ class Table:
     def tend(self, *, units_max: int = 512, **ended: Any) -> list[str]:
         """All that is due, step by step."""
         told: list[str] = []
-        while step := self.ask(TendLocks(units_max=units_max, **ended)):
+        while True:
+            looks = self.locks.settle(1_000)
+            step = self.ask(TendLocks(units_max=units_max, **ended))
             assert len(step) <= units_max
             told += map(said, step)
-        return told
+            if not step and not looks:
+                return told
 
     def lock(self, unit: WorkUnit) -> Lock:
         lock = self.locks.lock(unit.id, self.now_us)

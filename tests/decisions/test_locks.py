@@ -31,6 +31,7 @@ from engram_bus.units import (
     Fence,
     Lock,
     LockMode,
+    TendLocks,
     UnitType,
     UpdateContext,
     WorkUnit,
@@ -199,9 +200,16 @@ def test_a_refresh_lets_the_lease_end_that_long_from_now(table: Table) -> None:
     table.pass_time(10)
     table.ask(refresh("ann", lock))
     assert table.lock(lock).expires_at == ts_text(40 * SECOND)
-    table.ask(refresh("ann", lock, ttl_ms=1_000, resource="./a"))
-    assert table.lock(lock).remaining_ms == 1_000
-    assert table.pass_time(1) == ["expired ann a"]
+    table.ask(refresh("ann", lock, ttl_ms=60_000, resource="./a"))
+    assert table.lock(lock).remaining_ms == 60_000
+    assert table.pass_time(60) == ["expired ann a"]
+
+
+def test_a_refresh_never_shortens_a_lease(table: Table) -> None:
+    """Another task of the same agent may count on what it was told."""
+    lock = table.acquire("ann", "a")
+    table.ask(refresh("ann", lock, ttl_ms=1_000))
+    assert table.lock(lock).remaining_ms == 30_000
 
 
 def test_a_lost_lock_is_not_refreshed(table: Table) -> None:
@@ -661,7 +669,7 @@ def test_the_locks_of_one_agent_are_bounded(table: Table, monkeypatch: pytest.Mo
     table.acquire("ann", "a")
     table.acquire("ann", "b")
     for resource in ("c", "a/b"):
-        with pytest.raises(TooLarge, match="holds 2 locks, at most 2") as caught:
+        with pytest.raises(TooLarge, match="has 2 locks and waits, at most 2") as caught:
             table.acquire("ann", resource)
         assert caught.value.limit == 2
     table.acquire("ann", "a")
@@ -940,3 +948,75 @@ def test_a_crowd_of_holders_is_counted_and_its_first_are_named(table: Table, mon
     state = table.locks.state("plan.md", table.now_us)
     assert [lock.holder_agent for lock in state.holders] == ["ann", "bob"]
     assert state.holder_count == 3
+
+
+def test_what_another_resource_of_it_covers_is_left_out_of_a_lock(table: Table) -> None:
+    lock = table.lock(table.acquire("ann", "a/b", "a", "a/b/c", "ab"))
+    assert lock.resources == ("a", "ab")
+
+
+def test_a_crowd_is_looked_at_bit_by_bit_and_stands_in_line_meanwhile(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engram_bus.decisions.lock_table.LOCK_LOOKS_AT_ONCE_MAX", 2)
+    lock = table.acquire("ann", "a")
+    crowd = [f"agent-{number}" for number in range(5)]
+    for agent_id in crowd:
+        table.acquire(agent_id, "a", mode=LockMode.SHARED, wait_ms=1_000)
+    table.ask(release("ann", lock))
+    assert table.locks.next_due_us == 0
+    assert table.ask(TendLocks(units_max=512)) == [], "nobody was looked at yet"
+    with pytest.raises(LockHeld, match="waits first"):
+        table.acquire("eve", "a")
+    assert table.locks.settle(2) == 2
+    assert [said(unit) for unit in table.ask(TendLocks(units_max=512))] == ["granted agent-0 a", "granted agent-1 a"]
+    table.tend()
+    assert sorted(table.holders("a")) == crowd
+
+
+def test_who_is_still_to_be_looked_at_is_not_sent_away_at_its_deadline(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engram_bus.decisions.lock_table.LOCK_LOOKS_AT_ONCE_MAX", 0)
+    lock = table.acquire("ann", "a")
+    table.acquire("bob", "a", wait_ms=1_000)
+    table.ask(release("ann", lock))
+    table.now_us += 2 * SECOND
+    assert table.ask(TendLocks(units_max=512)) == []
+    table.tend()
+    assert table.holders("a") == ["bob"]
+
+
+def test_waits_count_as_locks_for_they_become_such(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks_module, "LOCKS_PER_AGENT_MAX", 2)
+    table.acquire("ann", "a")
+    table.acquire("bob", "b")
+    table.acquire("bob", "a", wait_ms=1_000)
+    for wait_ms in (0, 1_000):
+        with pytest.raises(TooLarge, match="has 2 locks and waits"):
+            table.acquire("bob", "c", wait_ms=wait_ms)
+
+
+def test_the_names_of_an_agents_locks_are_bounded_together(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks_module, "LOCK_NAMES_PER_AGENT_MAX", 20)
+    lock = table.acquire("ann", "a/b/c")
+    with pytest.raises(TooLarge) as caught:
+        table.acquire("ann", "d/e/f")
+    assert (caught.value.field, caught.value.limit) == ("resource", 20)
+    table.ask(release("ann", lock))
+    table.acquire("ann", "d/e/f")
+
+
+def test_the_names_of_all_locks_are_bounded_together(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks_module, "LOCK_NAMES_MAX", 10)
+    table.acquire("ann", "a/b")
+    with pytest.raises(Busy):
+        table.acquire("bob", "c/d/e")
+
+
+def test_a_refusal_counts_who_waits_for_the_same(table: Table) -> None:
+    table.acquire("ann", "a")
+    table.acquire("bob", "a/b", wait_ms=1_000)
+    with pytest.raises(LockHeld) as caught:
+        table.acquire("eve", "a/b")
+    assert (caught.value.details["holder_agent"], caught.value.details["queue_length"]) == ("ann", 1)

@@ -56,6 +56,11 @@ def overlap(one: Row, other: Row) -> bool:
     return False
 
 
+def outermost(resources: Sequence[str]) -> tuple[str, ...]:
+    """Each once, and none that lies below another one."""
+    return tuple(sorted({one for one in resources if not any(one.startswith(f"{other}/") for other in resources)}))
+
+
 def conflict(one: Row, other: Row) -> bool:
     return one.agent != other.agent and (one.exclusive or other.exclusive) and overlap(one, other)
 
@@ -241,7 +246,7 @@ class LocksMachine(RuleBasedStateMachine):
             command = msgspec.structs.replace(command, wait_ms=0)
         want = Row(
             agent=command.agent_id,
-            resources=tuple(sorted(set(command.resources))),
+            resources=outermost(command.resources),
             exclusive=command.mode is LockMode.EXCLUSIVE,
             ttl_us=command.ttl_ms * 1_000,
             until_us=self.table.now_us + command.ttl_ms * 1_000,
@@ -301,7 +306,8 @@ class LocksMachine(RuleBasedStateMachine):
         if not refusal and row.until_us <= self.table.now_us:
             refusal = "LOCK_LOST"
         if not self.is_refused(command, refusal):
-            row.until_us = self.table.now_us + (row.ttl_us if ttl is None else ttl * SECOND)
+            asked_us = self.table.now_us + (row.ttl_us if ttl is None else ttl * SECOND)
+            row.until_us = max(row.until_us, asked_us)
         self.settle()
 
     @precondition(lambda self: self.book.held)

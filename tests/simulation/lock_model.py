@@ -116,11 +116,8 @@ class Holder(NamedTuple):
             return self._replace(token=token, above=0, below=NEVER)
         return self if self.token == token else None
 
-    def refreshed(self, ends: tuple[int, int]) -> "Holder":
-        return self._replace(ends_from=ends[0], ends_by=ends[1])
-
     def extended(self, ends: tuple[int, int]) -> "Holder":
-        """Asking again never shortens a lease."""
+        """Neither a refresh nor asking again shortens a lease."""
         return self._replace(ends_from=max(self.ends_from, ends[0]), ends_by=max(self.ends_by, ends[1]))
 
 
@@ -233,7 +230,7 @@ class Locks:
             state = state.replacing(held, named)
         match call:
             case Refresh():
-                return state.replacing(named, named.refreshed(_ends(operation, call.ttl_ns)))
+                return state.replacing(named, named.extended(_ends(operation, call.ttl_ns)))
             case Release():
                 return state.without([named])
             case Write():

@@ -80,7 +80,7 @@ class Table:
         for lease in self._leases:
             if (lease.token, lease.agent) == (call.token, call.agent):
                 if isinstance(call, Refresh):
-                    lease.until = now + call.ttl_ns
+                    lease.until = max(lease.until, now + call.ttl_ns)
                 if isinstance(call, Release):
                     self._leases.remove(lease)
                 return Live(True)

@@ -9,7 +9,16 @@
 """
 
 from engram_client.client import Client
-from engram_client.errors import EngramConnectionError, EngramError, Gap
+from engram_client.errors import (
+    Deadlock,
+    EngramConnectionError,
+    EngramError,
+    FenceRequired,
+    FenceStale,
+    Gap,
+    LockHeld,
+    LockLost,
+)
 from engram_client.lease import Lease
 from engram_client.pipeline import PendingReceipt, Pipeline
 from engram_client.subscription import Subscription
@@ -44,14 +53,19 @@ __all__ = [
     "Client",
     "Context",
     "ContextPage",
+    "Deadlock",
     "Draft",
     "EngramConnectionError",
     "EngramError",
     "Fence",
+    "FenceRequired",
+    "FenceStale",
     "Gap",
     "Highlight",
     "Lease",
     "Lock",
+    "LockHeld",
+    "LockLost",
     "LockMode",
     "LockState",
     "LockWait",

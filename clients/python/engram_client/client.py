@@ -374,8 +374,8 @@ class Client:
 
         A lock covers what lies below its resources (`repo/src` covers `repo/src/a.py`), and ends by itself after
         `ttl_seconds` unless it is refreshed; `lock` does that for you. It is the agent's: asking again, wherever,
-        extends the same lock. Failures that may pass are met by asking again, at least until the wait is over; who
-        stops waiting (is cancelled) leaves the line.
+        extends the same lock, and never shortens it. Failures that may pass are met by asking again, at least until the
+        wait is over; who stops waiting (is cancelled) leaves the line.
         """
 
         request = LockRequest(
@@ -407,10 +407,10 @@ class Client:
     ) -> Lease:
         """Hold resources for as long as a block runs: `async with bus.lock("plan.md") as lease`.
 
-        As `acquire_lock`, then refreshed by itself and released in the end. When the lock is lost (broken, or not
-        refreshed in time: no bus, a frozen loop), `on_lost="cancel"` cancels the block at its next await, `"raise"`
-        lets it run; both raise LockLost at its end. With `session` it is held over a WebSocket of its own, and
-        released a few seconds after this process has died, however long the lease.
+        As `acquire_lock`, then refreshed by itself and released in the end. When the lock is lost (broken, released
+        elsewhere by the same agent, or not refreshed in time: no bus, a frozen loop), `on_lost="cancel"` cancels the
+        block at its next await, `"raise"` lets it run; both raise LockLost at its end. With `session` it is held over a
+        WebSocket of its own, and released a few seconds after this process has died, however long the lease.
         """
         request = LockRequest(
             resources=resources,
@@ -435,7 +435,10 @@ class Client:
         return OverHttp(self._http, request, timeout_seconds=self._timeout_seconds)
 
     async def refresh_lock(self, lock: Lock, ttl_seconds: float | None = None) -> Lock:
-        """Let the lease end `ttl_seconds` from now (None: as long as first asked for). Raises LockLost, NotHolder."""
+        """Let the lease run for `ttl_seconds` from now (None: as long as first asked for), or longer if it does anyhow.
+
+        Raises LockLost, NotHolder.
+        """
         body = codec.refresh_body(lock, ttl_seconds)
         query = {"resource": lock.resources[0]}
         return codec.lock(await self._http.request("PATCH", "/locks", query, body=body), extended=True)

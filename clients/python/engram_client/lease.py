@@ -33,9 +33,11 @@ def now() -> float:
 class Lease:
     """A lock of a block: `async with bus.lock("plan.md") as lease`. Made by `Client.lock`.
 
-    It counts from before the bus was asked, so that it is over here no later than there: `is_held` and `check()` are
-    right even after the loop, or the machine, stood still. What is written elsewhere meanwhile is safe only if it shows
-    `lease.fence()`, or the other side checks `lease.token`.
+    It counts from before the bus was asked, so that it runs out here no later than there, whatever terms others of the
+    same agent ask for: the bus never shortens it. So `is_held` and `check()` tell even after the loop, or the machine,
+    stood still. What ends it before its time, a break or a release by the same agent, they know from the next refresh
+    on. What is written elsewhere meanwhile is safe only if it shows `lease.fence()`, or the other side checks
+    `lease.token`.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Lease:
         self._term = Term(0.0, 0.0)
         self._loss: LockLost | None = None
         self._has_left = False
+        self._refreshed = asyncio.Event()
         self._settled = asyncio.Event()
         self._scope: CancelScope | None = None
         self._keeper: asyncio.Task[None] | None = None
@@ -69,7 +72,7 @@ class Lease:
     def lock(self) -> Lock:
         """The lock as of its last refresh. Raises LockLost where there is none yet."""
         if self._lock is None:
-            raise LockLost(f"the lease on {self._name} has not begun")
+            raise self._not_begun()
         return self._lock
 
     @property
@@ -83,7 +86,8 @@ class Lease:
 
     @property
     def is_held(self) -> bool:
-        """Whether it is certain, at this moment, that nobody else holds it."""
+        """Whether it runs at this moment: nobody else holds it, unless it was broken, or released by a task or process
+        of the same agent, since its last refresh."""
         return self._why_not_held() is None
 
     def check(self) -> None:
@@ -95,6 +99,17 @@ class Lease:
         """Wait until it is lost, and why; None when it was given back instead."""
         await self._settled.wait()
         return self._loss
+
+    @property
+    def ends_at(self) -> float:
+        """Until when it is held if nothing more is heard of it, by `now()`: for whoever watches over this process."""
+        if self._lock is None:
+            raise self._not_begun()
+        return self._sure_term.ends_at
+
+    async def refreshed(self) -> None:
+        """Wait until it is refreshed the next time; for ever, if it is lost or given back."""
+        await self._refreshed.wait()
 
     # --- Coming and going --------------------------------------------------------------------------------------------
 
@@ -194,6 +209,8 @@ class Lease:
                 loss = self._overdue(sure)
                 if loss is None:
                     self._lock, self._term = lock, Term.of(lock, asked_at=asked_at)
+                    self._refreshed.set()
+                    self._refreshed = asyncio.Event()
                 return loss
             failures += 1
             await self._pause(failure, failures)
@@ -215,10 +232,13 @@ class Lease:
 
     def _why_not_held(self) -> LockLost | None:
         if self._lock is None:
-            return LockLost(f"the lease on {self._name} has not begun")
+            return self._not_begun()
         if self._has_left:
             return self._loss or LockLost(f"the lease on {self._name} was given back")
         return self._loss or self._overdue(self._sure_term)
+
+    def _not_begun(self) -> LockLost:
+        return LockLost(f"the lease on {self._name} has not begun")
 
     @property
     def _sure_term(self) -> Term:

@@ -12,7 +12,8 @@ from engram_client.values import Lock
 
 
 class Term(msgspec.Struct, frozen=True):
-    """What is left of a lease. It begins before the bus was asked, so that it never ends later than on the bus."""
+    """What is left of a lease. It begins before the bus was asked, so that it never ends later than on the bus, where a
+    lease is never made shorter, by nobody of the same agent either; it may be longer there."""
 
     asked_at: float
     ends_at: float

@@ -9,7 +9,7 @@ from anyio import CancelScope
 
 from engram_client import Lease, Lock, LockMode
 from engram_client.errors import Busy, EngramConnectionError, EngramError, InvalidRequest, LockHeld, LockLost, NotHolder
-from engram_client.lease import OnLost
+from engram_client.lease import OnLost, now
 
 
 def lock(seconds: float = 60, token: int = 7) -> Lock:
@@ -122,7 +122,7 @@ async def test_a_block_holds_the_lock_and_gives_it_back() -> None:
 async def test_before_it_begins_there_is_nothing_to_show() -> None:
     lease = leased(Prepared())
     assert not lease.is_held
-    for look in (lease.check, lambda: lease.token, lease.fence):
+    for look in (lease.check, lambda: lease.token, lease.fence, lambda: lease.ends_at):
         with pytest.raises(LockLost, match="not begun"):
             look()
 
@@ -140,6 +140,15 @@ async def test_it_is_refreshed_for_as_long_as_the_block_runs() -> None:
     async with leased(hold) as lease:
         await hold.heard("refresh", 10)
         assert lease.is_held
+
+
+async def test_who_watches_over_it_hears_of_every_refresh_and_until_when_it_is_held() -> None:
+    async with leased(Prepared(lock(60), acquired=lock(0.3))) as lease:
+        first = lease.ends_at
+        assert now() < first <= now() + 0.3
+        await lease.refreshed()
+        assert now() + 50 < lease.ends_at <= now() + 60
+        assert lease.lock.remaining_seconds == 60
 
 
 async def test_a_lost_lock_cancels_the_block_and_is_raised_out_of_it(lost: LockLost) -> None:

@@ -69,7 +69,8 @@ async def test_a_lock_is_held_extended_refreshed_and_released(shared_bus: LiveBu
         assert 59 < lock.remaining_seconds <= 60
         again = await ann.acquire_lock(f"{plan}/a", f"{plan}/b", ttl_seconds=90)
         assert (again.lock_id, again.fencing_token, again.extended) == (lock.lock_id, lock.fencing_token, True)
-        assert (await ann.refresh_lock(lock)).expires_at < again.expires_at
+        assert (await ann.refresh_lock(lock)).expires_at >= again.expires_at
+        assert (await ann.acquire_lock(*lock.resources, ttl_seconds=0.1)).expires_at >= again.expires_at
         assert (await ann.refresh_lock(lock, 120)).remaining_seconds > 100
         with pytest.raises(NotHolder) as told:
             await bob.refresh_lock(Lock(**{**as_dict(lock), "holder_agent": "bob"}))
@@ -218,6 +219,26 @@ async def test_a_lease_outlives_its_first_term(shared_bus: LiveBus, plan: str, s
         await until(lambda: lease.lock.expires_at > first.expires_at)
         assert lease.lock.lock_id == first.lock_id
         assert lease.is_held
+
+
+@every_way
+async def test_a_sibling_that_asks_for_less_takes_nothing_away_and_one_that_releases_takes_it_all(
+    shared_bus: LiveBus, plan: str, session: bool
+) -> None:
+    async def block(bus: Client, other: Client) -> None:
+        async with bus.lock(plan, ttl_seconds=1.5, session=session) as lease:
+            await other.release_lock(lease.lock)
+            await for_ever()
+
+    async with two(shared_bus) as (ann, bob), Client(shared_bus.url, agent_id="ann") as sibling:
+        async with ann.lock(plan, ttl_seconds=60, session=session) as lease:
+            lock = await sibling.acquire_lock(plan, ttl_seconds=0.1)
+            assert (lock.lock_id, lock.expires_at) == (lease.lock.lock_id, lease.lock.expires_at)
+            with pytest.raises(LockHeld):
+                await bob.acquire_lock(plan, wait_seconds=0.3)
+            lease.check()
+        with pytest.raises(LockLost):
+            await block(ann, sibling)
 
 
 @every_way

@@ -11,8 +11,8 @@ from engram_bus.cli.lock import commands, run
 app = typer.Typer(
     name="lock",
     help="Hold resources so that nobody else does; see who does; run a command under a lock.",
-    epilog=f"Exit codes: {HELD} held by another, {DEADLOCK} waiting would never end, {LOST} not (or no longer) held, "
-    "1 it did not work, 2 it was asked wrongly.",
+    epilog=f"Exit codes: {HELD} held by another, {DEADLOCK} waiting would never end, {LOST} lost (run), another's "
+    "(release) or nobody's (break), 1 it did not work, 2 it was asked wrongly.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )

@@ -81,9 +81,9 @@ def release(
     agent: Agent = None,
     url: Url = URL_DEFAULT,
 ) -> None:
-    """Give a lock back; again and again, if need be.
+    """Give a lock back. One that is not held any more (released, broken, run out) is no failure.
 
-    Exit code 77 when it is another agent's.
+    Exit code 77 when the lock is another agent's.
     """
     with told(url):
         was_held = asyncio.run(_release(url, agent_or_user(agent), resource, lock_id))

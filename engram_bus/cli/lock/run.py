@@ -1,6 +1,7 @@
 """`engram lock run`: a command that runs under a lock, and not without it."""
 
 import asyncio
+import math
 import os
 import signal
 import socket
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from engram_bus.cli.lock.guard import Guard
     from engram_bus.cli.lock.terminal import Terminal
     from engram_client import Lease
+    from engram_client.errors import LockLost
 
 WAIT_SECONDS: Final = 3_600.0
 """As long as the bus lets anyone wait."""
@@ -82,7 +84,7 @@ def run(
 
     The exit code is the command's (128 + the signal that ended it; 127 when there is no such command), or 75 when
     another agent holds the lock, 76 when waiting would never end, 77 when the lock was lost and the command ended for
-    it. If this process is killed, the command is ended as well, and the lock runs out after --ttl.
+    it. If this process is killed, or stands still until the lock has run out, the command is ended as well.
     """
     command: list[str] = context.meta[_COMMAND]
     if not command:
@@ -98,7 +100,7 @@ def run(
         # Its arguments stay out of it: they may hold secrets, and the log is for ever.
         "reason": reason or Path(command[0]).name.encode("utf-8", "replace").decode()[:_REASON_CHARACTERS],
     }
-    guard = Guard()  # before any thread, socket or loop is there to be inherited
+    guard = Guard(only_warns=on_lost == "warn")  # before any thread, socket or loop is there to be inherited
     try:
         with told(url, notices=True):
             code = asyncio.run(_Run(guard, Terminal(), command, on_lost).under(url, holder, resources, asked))
@@ -118,7 +120,7 @@ class _Run:
         self._signals: list[int] = []
         self._receiver: Callable[[int], object] | None = None
         self._has_told = False
-        """That the lock was lost."""
+        """That the lock was lost, and what becomes of the command."""
 
     async def under(self, url: str, holder: str, resources: Sequence[str], asked: dict[str, Any]) -> int:
         """The exit code. Raises EngramError where there is no lock, Failure where a signal ended the wait for it."""
@@ -170,6 +172,7 @@ class _Run:
         }
         if lock.extended:
             _say(f"{lock.holder_agent} held the lock already; it is released when this command has ended")
+        self._guard.until(lease.ends_at)
         try:
             # In the child only two system calls' worth of Python runs before it becomes the command.
             process = await asyncio.create_subprocess_exec(
@@ -179,6 +182,7 @@ class _Run:
                 preexec_fn=self._begin,
             )
         except OSError as exc:
+            self._guard.over()
             _say(f"{self._command[0]}: {exc.strerror}")
             return NOT_FOUND if isinstance(exc, FileNotFoundError) else NOT_RUNNABLE
         try:
@@ -194,30 +198,63 @@ class _Run:
 
     async def _watch(self, lease: "Lease", process: "Process") -> int:
         """Until the command has ended, by itself or because the lock was lost."""
-        from engram_bus.cli.lock.guard import end_group, signal_group
+        from engram_bus.cli.lock.guard import signal_group
 
-        asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self._terminal.follow_stop, process.pid)
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGCHLD, self._follow_stop, lease, process.pid)
         self._receiver = partial(signal_group, process.pid)
         for number in self._signals:  # those that came while it began
             self._receiver(number)
         ended, lost = asyncio.create_task(process.wait()), asyncio.create_task(lease.lost())
+        telling = asyncio.create_task(self._tell_guard(lease))
         try:
             await asyncio.wait([ended, lost], return_when=asyncio.FIRST_COMPLETED)
             if not ended.done():
                 loss = lost.result()
                 assert loss is not None, "nobody gives it back while the command runs"
-                self._has_told = True
+                telling.cancel()
+                self._take_note(loss)
                 if self._on_lost == "kill":
-                    _say(f"the lock was lost, so the command is ended: {loss.message}")
-                    await asyncio.to_thread(end_group, process.pid)
+                    await asyncio.to_thread(self._guard.end, process.pid)
                     await ended
                     return LOST
-                _say(f"the lock was lost, and the command runs on without it: {loss.message}")
             code = await ended
         finally:
-            lost.cancel()
-            await asyncio.wait([lost])
+            for task in (lost, telling):
+                task.cancel()
+            await asyncio.wait([lost, telling])
+        if await asyncio.to_thread(self._guard.over):
+            return LOST
         return code if code >= 0 else 128 - code
+
+    async def _tell_guard(self, lease: "Lease") -> None:
+        while True:
+            self._guard.until(lease.ends_at)
+            await lease.refreshed()
+
+    def _follow_stop(self, lease: "Lease", group: int) -> None:
+        """A command that was stopped for longer than the lease goes on only if it may without."""
+        from engram_client.errors import LockLost
+
+        if not self._terminal.follow_stop(group):
+            return
+        try:
+            lease.check()
+        except LockLost as loss:
+            self._take_note(loss)
+            if self._on_lost == "kill":
+                return  # it is ended as soon as the loop goes on
+        self._terminal.go_on(group)
+
+    def _take_note(self, loss: "LockLost") -> None:
+        if self._has_told:
+            return
+        self._has_told = True
+        if self._on_lost == "kill":
+            _say(f"the lock was lost, so the command is ended: {loss.message}")
+        else:
+            self._guard.until(math.inf)
+            _say(f"the lock was lost, and the command runs on without it: {loss.message}")
 
 
 def _say(text: str) -> None:

@@ -24,13 +24,16 @@ class Terminal:
         if self._is_there and _is_in_front(group):
             _put_in_front(os.getpgrp())
 
-    def follow_stop(self, group: int) -> None:
-        """Where Ctrl-Z has stopped the command, stop as well; and when we are continued, so is it."""
+    def follow_stop(self, group: int) -> bool:
+        """Where Ctrl-Z has stopped the command, stop as well. True when we are continued, and it is to `go_on`."""
         if not self._is_there or not _is_stopped(group):
-            return
+            return False
         self.take_back(group)
         os.killpg(os.getpgrp(), signal.SIGTSTP)
-        # Here we are again, in front (`fg`) or not (`bg`).
+        return True
+
+    def go_on(self, group: int) -> None:
+        """Continue the command, in front as we are (`fg`) or not (`bg`)."""
         if _is_in_front(os.getpgrp()):
             _put_in_front(group)
         signal_group(group, signal.SIGCONT)
