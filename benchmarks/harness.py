@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
@@ -71,9 +71,17 @@ def scratch() -> Iterator[Path]:
         yield Path(path)
 
 
+class Served(NamedTuple):
+    """A bus in a process of its own."""
+
+    host: str
+    port: int
+    pid: int
+
+
 @contextlib.contextmanager
-def served(directory: Path, *flags: str, kill: bool = False) -> Iterator[tuple[str, int]]:
-    """A bus in a process of its own on a free port of loopback: its host and port. It ends by SIGTERM, or killed."""
+def serving(directory: Path, *flags: str, kill: bool = False) -> Iterator[Served]:
+    """A bus in a process of its own on a free port of loopback. It ends by SIGTERM, or killed."""
     command = [sys.executable, "-m", "engram_bus.cli", "serve", "--port", "0", "--data-dir", str(directory / "data")]
     process = subprocess.Popen(
         [*command, *flags], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -82,10 +90,17 @@ def served(directory: Path, *flags: str, kill: bool = False) -> Iterator[tuple[s
         assert process.stdout is not None
         url = next(word for line in process.stdout for word in line.split() if word.startswith("http://"))
         host, _, port = url.removeprefix("http://").rstrip("/").rpartition(":")
-        yield host, int(port)
+        yield Served(host, int(port), process.pid)
     finally:
         process.send_signal(signal.SIGKILL if kill else signal.SIGTERM)
         process.wait(timeout=30)
+
+
+@contextlib.contextmanager
+def served(directory: Path, *flags: str, kill: bool = False) -> Iterator[tuple[str, int]]:
+    """The same, for who wants its host and port alone."""
+    with serving(directory, *flags, kill=kill) as bus:
+        yield bus.host, bus.port
 
 
 def report(question: str, figures: dict[str, Any], *, small: bool) -> None:

@@ -162,16 +162,17 @@ async def run(
             *address,
         )
         connections.append(connection)
-    while not all(connection.is_open for connection in connections):
-        await asyncio.sleep(0)
-    started = time.perf_counter()
-    for connection in connections:
-        connection.begin()
-    await asyncio.gather(*(connection.over for connection in connections))
-    took = time.perf_counter() - started
-    for connection in connections:
-        connection.close()
-    return times, took
+    try:
+        while not all(connection.is_open for connection in connections):
+            await asyncio.sleep(0)
+        started = time.perf_counter()
+        for connection in connections:
+            connection.begin()
+        await asyncio.gather(*(connection.over for connection in connections))
+        return times, time.perf_counter() - started
+    finally:
+        for connection in connections:
+            connection.close()
 
 
 class _Times(dict[str, list[float]]):
