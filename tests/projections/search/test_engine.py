@@ -16,12 +16,14 @@ from engram_bus.projections.search.scope import Scope
 from engram_bus.projections.search.values import Asked, Found
 from engram_bus.units import WorkUnit
 from tests.projections.search.worlds import (
+    COMPARED,
     EMBEDDER,
     QUERIES,
     SCOPES,
     Log,
     all_of,
     counts,
+    few_compared,
     indexed,
     let_through,
     log,
@@ -90,12 +92,12 @@ def test_bounds_are_not_let_through_themselves(mode: str) -> None:
                 assert ({hit.seq for hit in found.hits}, found.total) == ({4, 5}, 2)
 
 
-@given(logs(), SCOPES, QUERIES, MODES, st.integers(0, 40))
+@given(logs(), SCOPES, QUERIES, MODES, st.integers(0, 40), COMPARED)
 def test_what_is_not_committed_is_found_as_if_it_were(
-    units: list[WorkUnit], scope: Scope, query: str, mode: str, committed: int
+    units: list[WorkUnit], scope: Scope, query: str, mode: str, committed: int, compared: tuple[int, int]
 ) -> None:
     asked = all_of(query, mode, scope=scope)
-    with indexed(units, min(committed, len(units))) as index:
+    with few_compared(*compared), indexed(units, min(committed, len(units))) as index:
         before = index.search(asked)
         then = index.search(msgspec.structs.replace(asked, as_of_seq=before.applied_seq))
         index.commit()
@@ -112,24 +114,36 @@ def again(asked: Asked, found: Found) -> Asked:
     return msgspec.structs.replace(asked, as_of_seq=found.applied_seq, statistics_seq=found.statistics_seq)
 
 
-@given(logs(), SCOPES, QUERIES, MODES, st.integers(0, 40), st.integers(0, 45))
+@given(logs(), SCOPES, QUERIES, MODES, st.integers(0, 40), st.integers(0, 45), COMPARED)
 def test_as_of_a_seq_is_what_an_index_of_the_log_up_to_there_says(
-    units: list[WorkUnit], scope: Scope, query: str, mode: str, committed: int, as_of: int
+    units: list[WorkUnit],
+    scope: Scope,
+    query: str,
+    mode: str,
+    committed: int,
+    as_of: int,
+    compared: tuple[int, int],
 ) -> None:
-    with indexed(units, min(committed, len(units))) as whole:
+    with few_compared(*compared), indexed(units, min(committed, len(units))) as whole:
         then = whole.search(all_of(query, mode, scope=scope, as_of_seq=as_of))
-    with indexed(units[:as_of], len(units[:as_of])) as cut:
+    with few_compared(*compared), indexed(units[:as_of], len(units[:as_of])) as cut:
         expected = cut.search(all_of(query, mode, scope=scope))
     assert told(then) == told(expected)
     assert (then.total, then.facets, then.applied_seq) == (expected.total, expected.facets, expected.applied_seq)
 
 
-@given(logs(), QUERIES, MODES, st.integers(0, 40), st.lists(st.integers(0, 9), max_size=9), st.integers(1, 7))
+@given(logs(), QUERIES, MODES, st.integers(0, 40), st.lists(st.integers(0, 9), max_size=9), st.integers(1, 7), COMPARED)
 def test_pages_of_a_growing_log_neither_repeat_nor_miss(
-    units: list[WorkUnit], query: str, mode: str, committed: int, arriving: list[int], size: int
+    units: list[WorkUnit],
+    query: str,
+    mode: str,
+    committed: int,
+    arriving: list[int],
+    size: int,
+    compared: tuple[int, int],
 ) -> None:
     half = len(units) // 2
-    with indexed(units[:half], *((committed,) if committed < half else ())) as index:
+    with few_compared(*compared), indexed(units[:half], *((committed,) if committed < half else ())) as index:
         index._source = Log(units)
         first = index.search(all_of(query, mode))
         expected, paged = told(first), told(index.search(Asked(query=query, mode=mode, limit=size)))
@@ -145,18 +159,19 @@ def test_pages_of_a_growing_log_neither_repeat_nor_miss(
     assert paged == expected
 
 
-@given(logs(), st.lists(st.integers(0, 40), max_size=4))
+@given(logs(), st.lists(st.integers(0, 40), max_size=4), COMPARED)
 @settings(max_examples=20)
 def test_an_index_made_in_several_runs_is_one_made_in_one(
-    tmp_path_factory: pytest.TempPathFactory, units: list[WorkUnit], stops: list[int]
+    tmp_path_factory: pytest.TempPathFactory, units: list[WorkUnit], stops: list[int], compared: tuple[int, int]
 ) -> None:
     path = tmp_path_factory.mktemp("index")
     for stop in sorted(stop % (len(units) + 1) for stop in stops):
         with indexed(units[:stop], stop, path=path):
             pass
-    with indexed(units, len(units), path=path) as in_parts, indexed(units, len(units)) as at_once:
+    in_parts, at_once = indexed(units, len(units), path=path), indexed(units, len(units))
+    with few_compared(*compared), in_parts as one, at_once as other:
         for query in ("parser", "日本", "src/parseHTTP.py fails", '"end of the world"', "E0308", "ann"):
-            assert told(in_parts.search(all_of(query))) == told(at_once.search(all_of(query)))
+            assert told(one.search(all_of(query))) == told(other.search(all_of(query)))
 
 
 def test_what_was_not_committed_is_taken_in_again(tmp_path: Path) -> None:

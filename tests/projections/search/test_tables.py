@@ -3,13 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from engram_bus.projections.search.tables import AppendedFile, Damaged, Table
-from engram_bus.projections.search.vectors import KeptRows, Rows, quantized, scales_of
 
 FIELDS: list[Any] = [("seq", "<i8"), ("row", "i1", (3,))]
 
@@ -83,48 +81,3 @@ def test_a_write_that_came_out_short_is_an_error(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("os.pwrite", lambda file, raw, at: len(raw) - 1)
     with pytest.raises(OSError, match="took 2 of 3"):
         file.append(b"abc")
-
-
-VECTORS = st.lists(st.lists(st.integers(-5, 5), min_size=4, max_size=4), min_size=1, max_size=40)
-
-
-@given(VECTORS, st.lists(st.integers(-5, 5), min_size=4, max_size=4), st.lists(st.booleans()), st.integers(1, 50))
-def test_the_nearest_are_those_of_a_plain_sort(
-    vectors: list[list[int]], asked: list[int], let_through: list[bool], limit: int
-) -> None:
-    kept = np.array([quantized(np.array(vector, np.float32)) for vector in vectors])
-    mask = np.array((let_through + [True] * len(vectors))[: len(vectors)])
-    query = np.array(asked, np.float32) / max(1.0, float(np.linalg.norm(asked)))
-    found = Rows(kept, scales_of(kept))
-    for allowed in (mask, None):
-        places, cosines = found.nearest(query, allowed, limit)
-        expected = []
-        for place, row in enumerate(kept.astype(np.float64)):
-            if row.any() and (allowed is None or allowed[place]):
-                expected.append((-round(float(row @ query / np.linalg.norm(row)), 4), -place))
-        assert len(places) == min(limit, len(expected))
-        assert cosines == sorted(cosines, reverse=True)
-        told = [(-round(cosine, 4), -int(place)) for place, cosine in zip(places, cosines, strict=True)]
-        assert [one for one, _ in told] == pytest.approx([one for one, _ in sorted(expected)][:limit], abs=2e-4)
-        assert found.cosines(query, places) == cosines
-    zero = np.flatnonzero(~kept.any(axis=1))
-    assert found.cosines(query, zero) == [None] * len(zero)
-
-
-def test_of_equally_near_ones_the_newest_come_first(tmp_path: Path) -> None:
-    kept = KeptRows(tmp_path, dimension=2, count=0)
-    for number in range(20_000):
-        kept.add(np.array([1, 0] if number % 2 else [0, 1], np.float32))
-    places, cosines = kept.rows.nearest(np.array([1, 0], np.float32), None, 3)
-    assert (places.tolist(), cosines) == ([19_999, 19_997, 19_995], [1.0, 1.0, 1.0])
-    few = np.zeros(20_000, np.bool_)
-    few[:9_000] = True
-    assert kept.rows.nearest(np.array([1, 0], np.float32), few, 2)[0].tolist() == [8_999, 8_997]
-    assert len(kept.rows.nearest(np.array([1, 0], np.float32), np.zeros(20_000, np.bool_), 2)[0]) == 0
-
-
-def test_an_index_may_have_more_units_than_vectors(tmp_path: Path) -> None:
-    kept = KeptRows(tmp_path, dimension=2, count=0)
-    assert len(kept.rows.nearest(np.array([1, 0], np.float32), np.ones(3, np.bool_), 2)[0]) == 0
-    kept.add(np.array([1, 0], np.float32))
-    assert kept.rows.nearest(np.array([1, 0], np.float32), np.ones(3, np.bool_), 2)[0].tolist() == [0]

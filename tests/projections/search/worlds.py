@@ -6,8 +6,10 @@ from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
 
+import pytest
 from hypothesis import strategies as st
 
+from engram_bus.projections.search import vectors
 from engram_bus.projections.search.documents import is_searched
 from engram_bus.projections.search.embedders import StaticEmbedder
 from engram_bus.projections.search.engine import SearchIndex
@@ -127,6 +129,19 @@ class Log:
     def before(self, unit: WorkUnit, count: int) -> Sequence[WorkUnit]:
         of_context = [one for one in self._units[: unit.seq - 1] if one.context_id == unit.context_id]
         return of_context[-count:]
+
+
+COMPARED = st.sampled_from([(vectors.EXACT_ROWS_MAX, vectors.CANDIDATES), (4, 3)])
+"""Up to how many rows are all compared, and how many of more: those that are shipped, and few."""
+
+
+@contextmanager
+def few_compared(exact_rows_max: int, candidates: int) -> Iterator[None]:
+    """As if the index were very large."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vectors, "EXACT_ROWS_MAX", exact_rows_max)
+        patch.setattr(vectors, "CANDIDATES", candidates)
+        yield
 
 
 @contextmanager
