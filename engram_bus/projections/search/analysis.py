@@ -2,6 +2,8 @@
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
+from itertools import chain
 
 # Scripts written without spaces: every two neighbouring characters are a word.
 _UNSPACED = (
@@ -19,17 +21,19 @@ _SIGN = re.compile("[\u2600-\u27bf\U0001f000-\U0001faff]")
 """Pictures that are looked for by themselves."""
 _NAME_CHARACTERS_MAX = 128
 """Longer runs are data, not names."""
+_NAMES_KEPT = 32_768
+"""What stands between spaces comes again and again: its names are remembered, about 10 MB of them."""
 
 
 def words(text: str) -> str:
     """A text that is looked for: scripts that have no spaces are cut into overlapping pairs, so that any part of what
     stands there is found."""
-    return UNSPACED_RUN.sub(_pairs, text)
+    return text if text.isascii() else UNSPACED_RUN.sub(_pairs, text)
 
 
 def indexed_words(text: str) -> str:
     """A text that is to be found: beside the pairs each character too, for who looks for one alone."""
-    return UNSPACED_RUN.sub(_pairs_and_characters, text)
+    return text if text.isascii() else UNSPACED_RUN.sub(_pairs_and_characters, text)
 
 
 def _pairs(match: re.Match[str]) -> str:
@@ -52,19 +56,22 @@ def identifiers(text: str) -> Iterator[str]:
     >>> list(identifiers("see src/parseHTTP.py"))
     ['src/parsehttp.py', 'src', 'parsehttp', 'parse', 'http', 'py']
     """
-    for token in text.split():
-        name = token.strip(_AROUND)
-        if len(name) > _NAME_CHARACTERS_MAX or _is_plain(name):
-            continue
-        whole = name.lower()
-        seen = {whole}
-        yield whole
-        for segment in (*_SEPARATORS.split(name), *_SIGN.findall(name)):
-            for part in (segment, *_parts(segment)):
-                lower = part.lower().strip("_")
-                if lower and lower not in seen:
-                    seen.add(lower)
-                    yield lower
+    tokens = text.split()
+    is_usual = max(map(len, tokens), default=0) <= _NAME_CHARACTERS_MAX  # What is kept has a bound.
+    return chain.from_iterable(map(_remembered if is_usual else _names, tokens))
+
+
+def _names(token: str) -> tuple[str, ...]:
+    """Those of what stands between two spaces."""
+    name = token.strip(_AROUND)
+    if len(name) > _NAME_CHARACTERS_MAX or _is_plain(name):
+        return ()
+    segments = (*_SEPARATORS.split(name), *_SIGN.findall(name))
+    parts = (part.lower().strip("_") for segment in segments for part in (segment, *_parts(segment)))
+    return tuple(dict.fromkeys((name.lower(), *filter(None, parts))))
+
+
+_remembered = lru_cache(_NAMES_KEPT)(_names)
 
 
 def _is_plain(name: str) -> bool:

@@ -50,13 +50,18 @@ def parts_of(unit: WorkUnit, text: str) -> list[str]:
 
 def together(line: str, before: list[str]) -> str:
     """A line after those that come before it in its context (oldest first), as far as all stay short."""
-    count, kept = len(words(line).split()), [line]
+    count, kept = _word_count(line), [line]
     for earlier in reversed(before[-PAIR_UNITS:]):
-        count += len(words(earlier).split())
+        count += _word_count(earlier)
         if count > PAIR_WORDS_MAX:
             break
         kept.append(earlier)
     return "\n".join(reversed(kept))
+
+
+def _word_count(line: str) -> int:
+    """As far as it matters."""
+    return len(words(line).split(None, PAIR_WORDS_MAX + 1))
 
 
 def _values(value: Any) -> Iterator[str]:
