@@ -14,7 +14,7 @@ from random import Random
 import pytest
 
 from engram_bus.embedded import Bus
-from engram_bus.errors import Busy, SearchBuilding, SearchUnavailable, ShuttingDown
+from engram_bus.errors import Busy, InternalError, SearchBuilding, SearchUnavailable, ShuttingDown
 from engram_bus.projections.search import searcher as searching
 from engram_bus.projections.search.process import BEHIND_UNITS
 from engram_bus.projections.search.requests import SearchOut
@@ -184,6 +184,19 @@ async def test_a_damaged_index_is_built_again_by_itself(
     async with caught_up(tmp_path) as bus:
         assert [hit.seq for hit in (await bus.search("parser fails")).results] == expected
     assert capfd.readouterr().err.count("the search index is built again") == 1
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+async def test_an_index_that_is_damaged_under_its_process_is_built_again_when_the_bus_starts(
+    tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    expected = await indexed(tmp_path, 400)
+    async with caught_up(tmp_path) as bus:
+        damage(tenant(tmp_path) / "search")
+        (outcome,) = await asyncio.gather(bus.search("parser fails"), return_exceptions=True)
+        assert isinstance(outcome, SearchOut | SearchUnavailable | InternalError), outcome
+    async with caught_up(tmp_path) as bus:
+        assert [hit.seq for hit in (await bus.search("parser fails")).results] == expected
 
 
 async def test_an_index_that_was_deleted_is_built_again(tmp_path: Path) -> None:
