@@ -738,6 +738,14 @@ class Bus:
         hits = found.hits[: asked.limit]
         return answer(asked, window, found, [(hit, self.log.record(hit.seq).unit) for hit in hits])
 
+    def rebuild_search(self) -> None:
+        """Have the search index built again from the log's first unit; the one there is answers until it is done.
+
+        Nothing loses it, and nothing but doubt asks for it: what is damaged or of another version is found and built
+        again without. Raises SearchUnavailable where search is just being started.
+        """
+        self.start_search().rebuild()
+
     def start_search(self) -> "Searcher | LocalSearch":
         """What searches this log, in a process of its own (in this one for a log in memory); started only once."""
         self._require_open()

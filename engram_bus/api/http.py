@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote
 
 import msgspec
@@ -69,8 +69,8 @@ from engram_bus.limits import (
     UNIT_REQUEST_BYTES_MAX,
 )
 from engram_bus.log.contract import cursor_seq
-from engram_bus.projections.search.messages import State
 from engram_bus.projections.search.requests import SearchIn
+from engram_bus.projections.search.searcher import Searcher
 from engram_bus.resources import canonical, covers
 from engram_bus.router.filters import make_filter
 from engram_bus.subscribers.requests import from_query
@@ -91,6 +91,9 @@ from engram_bus.units import (
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
+
+if TYPE_CHECKING:
+    from engram_bus.projections.search.local import LocalSearch
 
 PREFIX = "/api/v1"
 
@@ -604,6 +607,10 @@ class HttpApi:
         await self.bus.wait_for(asked.min_seq, timeout_ms=timeout_ms)
         return self._read_reply(encode_json(await self.bus.execute_search(asked)))
 
+    async def _rebuild_search(self, call: Call) -> Reply:
+        self.bus.rebuild_search()
+        return Reply(202, encode_json(_search_status(self.bus.start_search())), [_JSON_TYPE])
+
     # --- The bus itself ----------------------------------------------------------------------------------------------
 
     async def _status(self, call: Call) -> Reply:
@@ -624,7 +631,7 @@ class HttpApi:
             subscribers=len(bus.fanout),
             lag_units=bus.fanout.furthest_behind,
             queue_commands=bus.writer.queue_commands,
-            search=None if bus.searcher is None else _search_status(bus.searcher.state, bus.searcher.lag_units),
+            search=None if bus.searcher is None else _search_status(bus.searcher),
             disk=Disk(*bus.log.sizes()),
         )
         return Reply(200, encode_json(status), [_JSON_TYPE])
@@ -734,9 +741,17 @@ async def _until_left(receive: Receive, over: asyncio.Future[None]) -> None:
         leaving.cancel()
 
 
-def _search_status(state: State, lag_units: int) -> SearchStatus:
+def _search_status(searcher: "Searcher | LocalSearch") -> SearchStatus:
+    state = searcher.state
     return SearchStatus(
-        state.taken, lag_units, state.lag_ms, state.embedder, state.embedder_lag_units, state.embedder_trouble
+        taken_seq=state.taken,
+        lag_units=searcher.lag_units,
+        lag_ms=state.lag_ms,
+        generation=state.generation,
+        rebuilt_seq=state.rebuilt,
+        embedder=state.embedder,
+        embedder_lag_units=state.embedder_lag_units,
+        embedder_trouble=state.embedder_trouble,
     )
 
 

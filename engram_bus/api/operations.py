@@ -180,11 +180,16 @@ class Disk(msgspec.Struct, frozen=True):
 
 
 class SearchStatus(msgspec.Struct, frozen=True):
-    """How far the search index is, and the embedder that ranks; null where nobody has searched yet."""
+    """How far the search index is, and the embedder that ranks; null where nobody has searched yet.
+
+    `generation` is another when an index was built again and took the place of this one; `rebuilt_seq` says how far the
+    one that will is, null where none is being built."""
 
     taken_seq: int
     lag_units: int
     lag_ms: int
+    generation: int
+    rebuilt_seq: int | None
     embedder: str
     embedder_lag_units: int
     embedder_trouble: str | None
@@ -565,6 +570,14 @@ OPERATIONS: Final = (
         requests={JSON: SearchIn},
         answers={200: Out("The best units, best first.", (SearchOut,))},
         errors=(TooLarge, UnsupportedMedia, MinSeqTimeout, LogDamaged, SearchBuilding, SearchUnavailable, ShuttingDown),
+    ),
+    Operation(
+        name="rebuild_search",
+        method="POST",
+        path="/search/rebuild",
+        summary="Build the search index again from the log, while the one there is answers; /status tells how far.",
+        answers={202: Out("It is being built.", (SearchStatus,))},
+        errors=(SearchUnavailable, ShuttingDown),
     ),
     Operation(
         name="stream_sse",

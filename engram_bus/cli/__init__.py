@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from engram_bus.cli import demo, lock, post, search, serve, status, tail, verify
+from engram_bus.cli import demo, lock, post, rebuild, search, serve, status, tail, verify
 from engram_bus.cli.failures import Failure
 from engram_bus.cli.replay import command as replay_command
 
@@ -28,6 +28,7 @@ app.command("status")(status.status)
 app.command("post")(post.post)
 app.command("tail")(tail.tail)
 app.command("search")(search.search)
+app.command("rebuild")(rebuild.rebuild)
 app.add_typer(lock.app)
 app.command("replay")(replay_command.replay)
 app.command("verify")(verify.verify)

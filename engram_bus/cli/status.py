@@ -63,9 +63,10 @@ def _search(search: "SearchStatus | None") -> str:
     if search is None:
         return "not started: it is with the first search"
     behind = f"{search.lag_units:,} units to take in, {search.lag_ms / 1_000:.1f} s behind"
+    again = "" if search.rebuilt_seq is None else f"; built again up to {search.rebuilt_seq:,}"
     embedder = f"; {search.embedder} has {search.embedder_lag_units:,} to see" if search.embedder_lag_units else ""
     trouble = f"; {search.embedder}: {escape(search.embedder_trouble)}" if search.embedder_trouble else ""
-    return f"{behind if search.lag_units else 'has everything'}{embedder}{trouble}"
+    return f"{behind if search.lag_units else 'has everything'}{again}{embedder}{trouble}"
 
 
 def _free(size_bytes: int | None) -> str:

@@ -292,6 +292,18 @@ def test_the_status_says_how_far_the_index_is(tmp_path: Path) -> None:
         assert {"taken_seq": 1, "lag_units": 0, "lag_ms": 0}.items() <= status.items()
 
 
+def test_an_index_is_built_again_on_demand(tmp_path: Path) -> None:
+    with LiveBus(tmp_path / "data") as bus:
+        bus.append(payload="the parser")
+        assert seqs(search(bus)) == [1]
+        response = bus.http.post("/search/rebuild")
+        assert (response.status_code, response.json()["rebuilt_seq"]) == (202, None)
+        bus.wait(lambda inner: inner.searcher is not None and inner.searcher.state.generation == 2)
+        assert seqs(search(bus)) == [1]
+        status = bus.http.get("/status").json()["search"]
+        assert {"generation": 2, "rebuilt_seq": None}.items() <= status.items()
+
+
 # --- How it says no --------------------------------------------------------------------------------------------------
 
 INVALID = [

@@ -156,3 +156,15 @@ def test_what_is_no_text_is_looked_for_all_the_same(served: BusProcess) -> None:
     )
     assert ended.returncode == 0
     assert b"Traceback" not in ended.stderr
+
+
+def test_the_index_is_built_again_and_waited_for(served: BusProcess, posted: list[dict[str, Any]]) -> None:
+    before = found(served, "parser", "--context", CONTEXT)
+    generation = httpx.get(f"{served.url}/status").json()["search"]["generation"]
+    ended = engram("rebuild", "--url", served.url)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "the search index was built again\n")
+    assert httpx.get(f"{served.url}/status").json()["search"]["generation"] == generation + 1
+    assert found(served, "parser", "--context", CONTEXT)["results"] == before["results"]
+    ended = engram("rebuild", "--no-wait", "--url", served.url)
+    assert (ended.returncode, ended.stdout) == (0, "")
+    assert "engram status says how far" in ended.stderr

@@ -39,6 +39,7 @@ from engram_client.values import (
     Page,
     Related,
     SearchPage,
+    SearchStatus,
     Status,
     WorkUnit,
 )
@@ -303,6 +304,13 @@ class Client:
         body = codec.search_body(asked)
         wait_ms = _wait_ms(min_seq, timeout_ms)
         return codec.search_page(await self._http.request("POST", "/search", body=body, wait_ms=wait_ms))
+
+    async def rebuild_search(self) -> SearchStatus:
+        """Have the search index built again from the log, while the one there is answers.
+
+        Tells how far it is now: it is done when `status().search` has another `generation`. Raises SearchUnavailable.
+        """
+        return codec.search_status(await self._http.request("POST", "/search/rebuild"))
 
     # --- Contexts ----------------------------------------------------------------------------------------------------
 

@@ -45,6 +45,7 @@ from engram_client.values import (
     SearchHit,
     SearchLeg,
     SearchPage,
+    SearchStatus,
     Status,
     UnitType,
     WorkUnit,
@@ -389,6 +390,7 @@ _decode_search: Final = msgspec.json.Decoder(_SearchPage).decode
 _decode_results: Final = msgspec.json.Decoder(_Results).decode
 _decode_context: Final = msgspec.json.Decoder(Context).decode
 _decode_contexts: Final = msgspec.json.Decoder(ContextPage).decode
+_decode_search_status: Final = msgspec.json.Decoder(SearchStatus).decode
 _decode_status: Final = msgspec.json.Decoder(Status).decode
 _decode_lock: Final = msgspec.json.Decoder(_Lock).decode
 _decode_locks: Final = msgspec.json.Decoder(_Locks).decode
@@ -433,6 +435,10 @@ def context(body: bytes) -> Context:
 
 def contexts(body: bytes) -> ContextPage:
     return _read(_decode_contexts, body)
+
+
+def search_status(body: bytes) -> SearchStatus:
+    return _read(_decode_search_status, body)
 
 
 def status(body: bytes) -> Status:

@@ -162,6 +162,7 @@ class SyncClient:
     units = _iterating(Client.units)
     related = _waiting(Client.related)
     search = _waiting(Client.search)
+    rebuild_search = _waiting(Client.rebuild_search)
     status = _waiting(Client.status)
     get_context = _waiting(Client.get_context)
     update_context = _waiting(Client.update_context)

@@ -364,6 +364,10 @@ class SearchStatus(msgspec.Struct, frozen=True):
     taken_seq: int
     lag_units: int = 0
     lag_ms: int = 0
+    generation: int = 0
+    """Another one, as soon as an index that was built again has taken the place of this one."""
+    rebuilt_seq: int | None = None
+    """Up to where that index has been built; None while none is."""
     embedder: str = ""
     embedder_lag_units: int = 0
     """Units that it has not seen yet: the shipped model ranks until it has."""

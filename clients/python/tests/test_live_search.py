@@ -12,7 +12,7 @@ from engram_client import Client, Relationship, RelationshipType, SyncClient, Wo
 
 @pytest.fixture
 def context(request: pytest.FixtureRequest) -> str:
-    return f"t\u00ebst/{request.node.name} ?#%"
+    return f"t\u00ebst/{request.node.nodeid} ?#%"
 
 
 async def said(bus: Client, context: str) -> tuple[WorkUnit, WorkUnit, WorkUnit]:
@@ -127,6 +127,17 @@ async def test_the_status_says_how_far_the_index_is(shared_bus: LiveBus, context
         status = await bus.status()
         assert status.search is not None
         assert status.search.taken_seq + status.search.lag_units >= unit.seq
+
+
+async def test_the_index_is_built_again_on_demand(shared_bus: LiveBus, context: str) -> None:
+    async with Client(shared_bus.url, agent_id="ann") as bus:
+        unit = await bus.append(context, "the parser")
+        await bus.search("parser")
+        before = await bus.rebuild_search()
+        while (status := (await bus.status()).search) is None or status.generation == before.generation:
+            assert [hit.unit_id for hit in await bus.search("parser", context_id=context)] == [unit.id]
+        assert status.generation > before.generation
+        assert [hit.unit_id for hit in await bus.search("parser", context_id=context)] == [unit.id]
 
 
 def test_the_same_without_a_loop(shared_bus: LiveBus, context: str) -> None:

@@ -3,11 +3,12 @@
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Self
 
 import msgspec
 import numpy as np
 
+from engram_bus.projections.contract import Source
 from engram_bus.projections.search import bm25, fusion
 from engram_bus.projections.search.bm25 import Question, Statistics, Terms
 from engram_bus.projections.search.columns import FACETS, Columns, Mask, Places, id_digest
@@ -36,16 +37,6 @@ class _Recent(msgspec.Struct):
     unit: WorkUnit
     document: Keyworded
     terms: Terms | None = None
-
-
-class Source(Protocol):
-    """The log, as far as an index reads it again."""
-
-    def unit(self, seq: int) -> WorkUnit:
-        """The unit at this seq, which must be there."""
-
-    def before(self, unit: WorkUnit, count: int) -> Sequence[WorkUnit]:
-        """The last units before this one in its context, oldest first, up to so many."""
 
 
 class SearchIndex:
@@ -85,8 +76,18 @@ class SearchIndex:
     def rank_with(self, embedder: Embedder, path: Path) -> Late:
         """Let this one say what is near, whenever it can; its vectors are kept under the path."""
         assert self.late is None, "one embedder is chosen"
-        self.late = Late(path, embedder, Units(lambda: self._columns.count, self._wanted))
+        self.late = Late(path, embedder, self._units)
         return self.late
+
+    def succeed(self, older: Self) -> None:
+        """Rank with what another index of the same log ranked with."""
+        self.late, older.late = older.late, None
+        if self.late is not None:
+            self.late.units = self._units
+
+    @property
+    def _units(self) -> Units:
+        return Units(lambda: self._columns.count, self._wanted)
 
     def _wanted(self, first: int, count: int) -> list[Wanted]:
         last = min(first + count, self._columns.count)
@@ -148,6 +149,10 @@ class SearchIndex:
         self._vectors.flush()
         self._keywords.commit()
         self._recent.clear()
+
+    def improve(self) -> bool:
+        """Nothing of an index could be cheaper."""
+        return False
 
     def close(self) -> None:
         self._keywords.close()

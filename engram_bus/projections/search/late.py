@@ -70,7 +70,8 @@ class Late:
         self.wakes.setblocking(False)
         self.path = path
         self._embedder = embedder
-        self._units = units
+        self.units = units
+        """Of the index that is ranked: another one of the same log has the same."""
         self._now = now
         self._kept = _Kept(path)
         self._is_known = False
@@ -88,7 +89,7 @@ class Late:
     @property
     def missing(self) -> int:
         """Units of the index without a vector."""
-        return max(0, self._units.count() - self._kept.count)
+        return max(0, self.units.count() - self._kept.count)
 
     @property
     def count(self) -> int:
@@ -142,7 +143,7 @@ class Late:
         """Whether the rows are of this index's units, as far as it is built; those of another log are made again."""
         newest = self._kept.newest
         if not self._is_known and newest is not None:
-            if self._units.count() < newest.count:
+            if self.units.count() < newest.count:
                 return False
             read = self._read(newest.count - 1, 1)
             if read is None:
@@ -157,7 +158,7 @@ class Late:
     def _read(self, first: int, count: int) -> Sequence[Wanted] | None:
         """Units, unless the log is damaged there."""
         try:
-            return self._units.wanted(first, count)
+            return self.units.wanted(first, count)
         except RecordError as exc:
             self._failed(f"a unit that it needs cannot be read: {exc}")
             return None

@@ -20,10 +20,25 @@ class LocalSearch:
     """An index in a temporary directory, brought up to the log's head by whoever asks."""
 
     def __init__(self, log: Log) -> None:
-        self.state = State(0, 0)
         self._log = log
         self._directory = tempfile.TemporaryDirectory(prefix="engram-search-")
-        self._index = SearchIndex(Path(self._directory.name), StaticEmbedder(), self)
+        self._embedder = StaticEmbedder()
+        self._generation = 0
+        self._index = self._begun()
+
+    def _begun(self) -> SearchIndex:
+        self._generation += 1
+        return SearchIndex(Path(self._directory.name) / str(self._generation), self._embedder, self)
+
+    @property
+    def state(self) -> State:
+        """Where the last search left it."""
+        return State(self._index.cursor, self._index.taken, generation=self._generation, embedder=self._embedder.name)
+
+    def rebuild(self) -> None:
+        """The next search builds it again."""
+        self._index.close()
+        self._index = self._begun()
 
     @property
     def lag_units(self) -> int:

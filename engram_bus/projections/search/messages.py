@@ -23,6 +23,10 @@ class Ask(msgspec.Struct, frozen=True, tag="ask"):
     asked: Asked
 
 
+class Rebuild(msgspec.Struct, frozen=True, tag="rebuild"):
+    """Build the index again, and answer from the one there is until then."""
+
+
 class State(msgspec.Struct, frozen=True, tag="state"):
     """How far the index is: up to `cursor` it outlives a restart, up to `taken` it is searched."""
 
@@ -30,6 +34,10 @@ class State(msgspec.Struct, frozen=True, tag="state"):
     taken: int
     lag_ms: int = 0
     """How old the newest unit that was taken in is, while there are newer ones."""
+    generation: int = 0
+    """Grows with each index that took the place of another."""
+    rebuilt: int | None = None
+    """Up to where the index that is to take its place was built; None while there is none."""
     embedder: str = ""
     """The name of the chosen one."""
     embedder_lag_units: int = 0
@@ -59,7 +67,7 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
     message: str
 
 
-ToSearch = Ring | Ask
+ToSearch = Ring | Ask | Rebuild
 ToBus = State | Answered | Behind | Failed
 
 _encode = msgspec.msgpack.Encoder().encode

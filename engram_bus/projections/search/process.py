@@ -3,7 +3,6 @@
 It can lag, die and be made again without the bus noticing. It ends when the bus does.
 """
 
-import errno
 import fcntl
 import logging
 import os
@@ -15,9 +14,10 @@ import sys
 import time
 from pathlib import Path
 
-from engram_bus.limits import DISK_RESERVE_BYTES, DISK_RESERVE_DIVISOR
-from engram_bus.log.record import RecordError
+import msgspec
+
 from engram_bus.projections.follower import Follower
+from engram_bus.projections.runner import Runner
 from engram_bus.projections.search.choice import KEY_VARIABLE
 from engram_bus.projections.search.embedders import Embedder, StaticEmbedder, made
 from engram_bus.projections.search.engine import SearchIndex
@@ -29,6 +29,7 @@ from engram_bus.projections.search.messages import (
     Ask,
     Behind,
     Failed,
+    Rebuild,
     Ring,
     State,
     ToBus,
@@ -39,24 +40,8 @@ from engram_bus.projections.search.messages import (
 
 log = logging.getLogger(__name__)
 
-SLICE_UNITS = 32
-"""Taken in between two looks at the socket: a few milliseconds."""
-SLICE_BYTES = 256 * 1024
-COMMIT_UNITS = 1_000
-COMMIT_SECONDS = 0.5
 TELL_SECONDS = 0.25
-BEHIND_UNITS = 2_000
-"""Who asks waits for as many to be taken in; beyond, it is told that the index is being built."""
-ROOM_SECONDS = 1.0
-"""How often a full disk is looked at again."""
 LOCK_SECONDS = 0.02
-
-_NOT_DAMAGE = frozenset(
-    {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENOMEM}
-)
-"""A disk or a machine that refuses does not get better by building the index again."""
-
-assert COMMIT_UNITS < BEHIND_UNITS, "who waits for units does not wait for a commit"
 
 
 class Gone(Exception):
@@ -104,44 +89,22 @@ class _Search:
     def __init__(self, tenant: Path, path: Path, line: socket.socket, chosen: Embedder) -> None:
         self._line = line
         self._received = bytearray()
-        self._follower = Follower(tenant)
-        self._embedder = StaticEmbedder()
-        self._path = path / f"{VERSION}-{self._embedder.name}"
-        self._head = self._follower.head
-        self._has_room = True
-        self._index = self._opened()
+        self._path = path
         self._chosen = chosen
+        follower, embedder = Follower(tenant), StaticEmbedder()
+        self._runner = Runner(
+            follower, path, f"{VERSION}-{embedder.name}", lambda at: SearchIndex(at, embedder, follower)
+        )
         self._late = self._rank_with(chosen)
-        self._commit_at: float | None = None
         self._told: State | None = None
         self._tell_at = 0.0
         self._is_tidy = False
-        self._damage: RecordError | None = None
-
-    def _opened(self) -> SearchIndex:
-        """The index as it was left, or a new one where it cannot be used: the log has all of it."""
-        try:
-            index = SearchIndex(self._path, self._embedder, self._follower)
-            if index.is_of(self._follower, self._head):
-                return index
-            index.close()
-            reason = f"it is of another log, or of one that went on to {index.cursor}; this one is at {self._head}"
-        except BaseException as exc:  # A panic in Rust is no Exception.
-            if isinstance(exc, OSError) and exc.errno in _NOT_DAMAGE:
-                raise
-            if not self._finds_room():
-                raise OSError(errno.ENOSPC, f"no room for the index: {exc}") from exc
-            reason = f"{type(exc).__name__}: {exc}"
-        log.warning("the search index is built again: %s", reason)
-        if self._path.exists():
-            shutil.rmtree(self._path)
-        return SearchIndex(self._path, self._embedder, self._follower)
 
     def _rank_with(self, chosen: Embedder) -> Late | None:
         """Beside the index, and not in it: an index that is built again keeps vectors that were paid for."""
         if chosen.is_at_hand:
             return None
-        return self._index.rank_with(chosen, self._path.parent / f"{LATE_VERSION}-{chosen.name}")
+        return self._runner.projection.rank_with(chosen, self._path / f"{LATE_VERSION}-{chosen.name}")
 
     def serve(self) -> None:
         """Until the bus goes."""
@@ -149,71 +112,22 @@ class _Search:
         while True:
             if self._line in select.select(awaited, [], [], self._idle_seconds())[0]:
                 self._receive()
-            if self._can_take and self._finds_room():
-                self._take()
-            if self._until_commit() == 0.0:
-                self._commit()
+            self._runner.step()
             self._tell_state()
-            if not self._is_tidy and not self._is_behind and not self._index.uncommitted:
-                self._tidy()
-
-    @property
-    def _is_behind(self) -> bool:
-        return self._index.taken < self._head
-
-    @property
-    def _can_take(self) -> bool:
-        return self._is_behind and self._damage is None
+            self._tidy()
 
     def _idle_seconds(self) -> float | None:
         """Until there is something to do of itself; None: nothing."""
         late_seconds = None if self._late is None else self._late.work()
-        if self._can_take:
-            return 0.0 if self._has_room else ROOM_SECONDS
-        return min((one for one in (late_seconds, self._until_commit()) if one is not None), default=None)
-
-    def _until_commit(self) -> float | None:
-        if self._index.uncommitted >= COMMIT_UNITS and self._has_room:
-            return 0.0
-        return None if self._commit_at is None else max(0.0, self._commit_at - time.monotonic())
-
-    def _take(self) -> None:
-        """The next units, none beyond what the bus told of: before, they are not sure to stay."""
-        units_max = min(SLICE_UNITS, self._head - self._index.taken)
-        try:
-            units = self._follower.units(self._index.taken, units_max=units_max, bytes_max=SLICE_BYTES)
-            self._index.take(units)
-        except RecordError as exc:
-            log.error("search ends before the unit after %d, which cannot be read: %s", self._index.taken, exc)
-            self._damage = exc
-        if self._index.uncommitted and self._commit_at is None:
-            self._commit_at = time.monotonic() + COMMIT_SECONDS
-
-    def _commit(self) -> None:
-        if self._finds_room():
-            self._index.commit()
-            self._commit_at = None
-        else:
-            self._commit_at = time.monotonic() + ROOM_SECONDS
-
-    def _finds_room(self) -> bool:
-        """Whether the disk has more room than the bus needs for itself: units that are added are written too."""
-        disk = os.statvfs(self._path.parent)
-        reserve_bytes = min(DISK_RESERVE_BYTES, disk.f_blocks * disk.f_frsize // DISK_RESERVE_DIVISOR)
-        has_room = disk.f_bavail * disk.f_frsize >= 2 * reserve_bytes
-        if has_room != self._has_room:
-            log.warning("the search index %s", "goes on" if has_room else "waits: the disk is full")
-            self._has_room = has_room
-        return has_room
+        return min((one for one in (late_seconds, self._runner.idle_seconds()) if one is not None), default=None)
 
     def _tidy(self) -> None:
         """What other versions and other embedders left is not needed any more, once all units have their vector."""
-        if self._late is not None and self._late.missing:
+        if self._is_tidy or self._runner.is_behind or (self._late is not None and self._late.missing):
             return
         self._is_tidy = True
-        kept = (self._path, None if self._late is None else self._late.path)
-        for other in self._path.parent.iterdir():
-            if other.is_dir() and other not in kept:
+        for other in self._path.iterdir():
+            if other.is_dir() and not self._runner.owns(other) and (self._late is None or other != self._late.path):
                 shutil.rmtree(other, ignore_errors=True)
 
     def _receive(self) -> None:
@@ -224,20 +138,17 @@ class _Search:
         for body in unpacked(self._received):
             match decode_to_search(body):
                 case Ring(head=head):
-                    self._head = max(self._head, head)
+                    self._runner.hear(head)
                 case Ask() as ask:
                     self._say(self._answer(ask))
+                case Rebuild():
+                    self._runner.rebuild()
 
     def _answer(self, ask: Ask) -> ToBus:
-        self._head = max(self._head, ask.head)
         try:
-            while self._index.taken < ask.head and self._damage is None:
-                if ask.head - self._index.taken > BEHIND_UNITS or not self._finds_room():
-                    return Behind(ask.id, self._index.taken)
-                if self._index.uncommitted >= COMMIT_UNITS:
-                    self._commit()
-                self._take()
-            return Answered(ask.id, self._index.search(ask.asked))
+            if not self._runner.reach(ask.head):
+                return Behind(ask.id, self._runner.projection.taken)
+            return Answered(ask.id, self._runner.projection.search(ask.asked))
         except OSError:
             raise
         except Exception as exc:
@@ -247,22 +158,18 @@ class _Search:
     def _tell_state(self) -> None:
         """When it has caught up, and now and then on the way."""
         now = time.monotonic()
-        if self._is_behind and now < self._tell_at:
+        progress = self._runner.progress
+        if now < self._tell_at and (self._runner.is_behind or progress.rebuilt is not None):
             return
         state = State(
-            self._index.cursor,
-            self._index.taken,
-            self._lag_ms(),
-            self._chosen.name,
-            0 if self._late is None else self._late.missing,
-            None if self._late is None else self._late.trouble,
+            **msgspec.structs.asdict(progress),
+            embedder=self._chosen.name,
+            embedder_lag_units=0 if self._late is None else self._late.missing,
+            embedder_trouble=None if self._late is None else self._late.trouble,
         )
         if state != self._told:
             self._told, self._tell_at = state, now + TELL_SECONDS
             self._say(state)
-
-    def _lag_ms(self) -> int:
-        return max(0, time.time_ns() // 1_000 - self._index.taken_us) // 1_000 if self._is_behind else 0
 
     def _say(self, message: ToBus) -> None:
         self._line.sendall(packed(message))

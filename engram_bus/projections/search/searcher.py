@@ -16,8 +16,10 @@ from engram_bus.projections.search.messages import (
     Ask,
     Behind,
     Failed,
+    Rebuild,
     Ring,
     State,
+    ToSearch,
     decode_to_bus,
     packed,
     unpacked,
@@ -123,6 +125,12 @@ class Searcher(asyncio.Protocol):
             self._rung = self._head
             self._send(Ring(self._head))
 
+    def rebuild(self) -> None:
+        """Have the index built again, while it answers; `state` says how far that is. Raises SearchUnavailable."""
+        if self._transport is None:
+            raise SearchUnavailable("the search process is being started")
+        self._send(Rebuild())
+
     async def search(self, asked: Asked) -> Found:
         """What is found over all units up to the newest.
 
@@ -193,7 +201,7 @@ class Searcher(asyncio.Protocol):
             if not waiting.done():
                 waiting.set_exception(error)
 
-    def _send(self, message: Ring | Ask) -> None:
+    def _send(self, message: ToSearch) -> None:
         assert self._transport is not None
         self._transport.write(packed(message))
 

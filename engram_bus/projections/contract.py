@@ -1,0 +1,69 @@
+"""What a projection that costs promises to the runner that feeds it."""
+
+from collections.abc import Sequence
+from typing import Protocol, Self
+
+from engram_bus.units import WorkUnit
+
+
+class Source(Protocol):
+    """The log, as far as a projection reads it again."""
+
+    def unit(self, seq: int) -> WorkUnit:
+        """The unit at this seq, which must be there."""
+
+    def before(self, unit: WorkUnit, count: int) -> Sequence[WorkUnit]:
+        """The last units before this one in its context, oldest first, up to so many."""
+
+
+class Followed(Source, Protocol):
+    """The log, as a runner follows it."""
+
+    @property
+    def head(self) -> int:
+        """The seq of its newest unit."""
+
+    def units(self, after: int, *, units_max: int, bytes_max: int) -> Sequence[WorkUnit]:
+        """The next units, in order, at least one if there is one. Raises RecordError where that cannot be read."""
+
+
+class Projection(Protocol):
+    """State folded from the log's units, in a directory of its own; with it is kept up to which seq it was folded.
+
+    The same units give the same state, however they were sliced and however often it was opened between them. Opening
+    one raises where its files cannot be used; it is then folded again.
+    """
+
+    @property
+    def cursor(self) -> int:
+        """The seq of the newest unit that outlives a restart."""
+
+    @property
+    def taken(self) -> int:
+        """The seq of the newest unit that was taken in."""
+
+    @property
+    def taken_us(self) -> int:
+        """When that unit was said, in microseconds; 0 if none was taken in since it was opened."""
+
+    @property
+    def uncommitted(self) -> int:
+        """How many units would be taken in again after a restart."""
+
+    def is_of(self, source: Source, head: int) -> bool:
+        """Whether it was folded from this log, which goes up to `head`."""
+
+    def take(self, units: Sequence[WorkUnit]) -> None:
+        """Fold in the next units of the log, in order."""
+
+    def commit(self) -> None:
+        """Make state and cursor outlive a restart, together."""
+
+    def improve(self) -> bool:
+        """Do a short piece of what only makes answers cheaper; whether more of it is left."""
+
+    def succeed(self, older: Self) -> None:
+        """Take the place of one that will be closed, and what it held besides its files."""
+
+    def close(self) -> None:
+        """Let go of files and threads. What was not committed is in the log."""

@@ -1,0 +1,265 @@
+"""Keeps one projection beside its log: reads on, commits, tells how far it is, and folds it again while it answers.
+
+A projection has a directory, `NAME.N`, where the name tells the version of its format. The lowest N answers; a higher
+one is being folded to take its place, and goes on being folded after a restart. Replacing is removing the lower.
+"""
+
+import errno
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import msgspec
+
+from engram_bus.limits import DISK_RESERVE_BYTES, DISK_RESERVE_DIVISOR
+from engram_bus.log.record import RecordError
+from engram_bus.projections.contract import Followed, Projection
+
+log = logging.getLogger(__name__)
+
+P = TypeVar("P", bound=Projection)
+
+SLICE_UNITS = 32
+"""Taken in by one step: a few milliseconds."""
+SLICE_BYTES = 256 * 1024
+COMMIT_UNITS = 1_000
+COMMIT_SECONDS = 0.5
+BEHIND_UNITS = 2_000
+"""Who asks waits for as many to be taken in; beyond, it is told that the projection is being built."""
+ROOM_SECONDS = 1.0
+"""How often a full disk is looked at again."""
+
+_NOT_DAMAGE = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENOMEM}
+)
+"""A disk or a machine that refuses does not get better by folding again."""
+
+assert COMMIT_UNITS < BEHIND_UNITS, "who waits for units does not wait for a commit"
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """How far a projection is: up to `cursor` it outlives a restart, up to `taken` it answers."""
+
+    cursor: int
+    taken: int
+    lag_ms: int
+    """How old the newest unit that was taken in is, while there are newer ones."""
+    generation: int
+    """Of its directory: the next one to take its place has a higher number."""
+    rebuilt: int | None
+    """Up to where the one that is to take its place was folded; None while there is none."""
+
+
+class Runner(Generic[P]):
+    """Called from one thread; a call takes a few milliseconds, but for `reach`."""
+
+    def __init__(
+        self,
+        source: Followed,
+        path: Path,
+        name: str,
+        opened: Callable[[Path], P],
+        *,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Open what was left under the path, or begin anew. Raises OSError where the disk refuses."""
+        self.head = source.head
+        self._source = source
+        self._now = now
+        self._path = path
+        self._name = name
+        self._opened = opened
+        self._has_room = True
+        self._damage: RecordError | None = None
+        self._may_improve = True
+        kept = [one for generation in self._generations() if (one := self._reopened(generation)) is not None]
+        self._serving = kept[0] if kept else self._begun(1)
+        self._next = kept[1] if len(kept) > 1 else None
+
+    @property
+    def projection(self) -> P:
+        """The one that answers."""
+        return self._serving.projection
+
+    def owns(self, path: Path) -> bool:
+        """Whether a directory is one of this projection's."""
+        return path in (self._serving.path, None if self._next is None else self._next.path)
+
+    def hear(self, head: int) -> None:
+        """The log goes up to here, for sure."""
+        self.head = max(self.head, head)
+
+    @property
+    def is_behind(self) -> bool:
+        return self.projection.taken < self.head
+
+    @property
+    def progress(self) -> Progress:
+        lag_us = max(0, time.time_ns() // 1_000 - self.projection.taken_us) if self.is_behind else 0
+        rebuilt = None if self._next is None else self._next.projection.taken
+        cursor, taken = self.projection.cursor, self.projection.taken
+        return Progress(cursor, taken, lag_us // 1_000, self._serving.generation, rebuilt)
+
+    # --- Going on ----------------------------------------------------------------------------------------------------
+
+    def idle_seconds(self) -> float | None:
+        """Until there is something to do of itself; None: nothing, until it hears of more."""
+        if self._can_take:
+            return 0.0 if self._has_room else ROOM_SECONDS
+        return 0.0 if self._may_improve else self._serving.until_commit()
+
+    def step(self) -> None:
+        """What is most urgent, for a few milliseconds."""
+        if self._can_take:
+            if self._finds_room():
+                self._go_on()
+        elif self._may_improve:
+            self._may_improve = self.projection.improve()
+        if self._serving.is_due:
+            self._commit()
+
+    @property
+    def _can_take(self) -> bool:
+        return self._damage is None and (self.is_behind or self._next is not None)
+
+    def _go_on(self) -> None:
+        if self.is_behind:
+            self._take(self._serving)
+        elif self._next is not None:
+            self._fold_again(self._next)
+
+    def _commit(self) -> None:
+        if self._finds_room():
+            self._serving.commit()
+        else:
+            self._serving.postpone(ROOM_SECONDS)
+
+    def reach(self, seq: int) -> bool:
+        """Take in all units up to here, or as far as they can be read, before an answer. False: they are too many, or
+        there is no room for them."""
+        self.hear(seq)
+        while self.projection.taken < seq and self._damage is None:
+            if seq - self.projection.taken > BEHIND_UNITS or not self._finds_room():
+                return False
+            self._take(self._serving)
+            if self._serving.is_due:
+                self._commit()
+        return True
+
+    def _take(self, kept: "_Kept[P]") -> None:
+        """The next units, none beyond what was heard of: before, they are not sure to stay."""
+        projection = kept.projection
+        units_max = min(SLICE_UNITS, self.head - projection.taken)
+        try:
+            projection.take(self._source.units(projection.taken, units_max=units_max, bytes_max=SLICE_BYTES))
+        except RecordError as exc:
+            log.error("%s ends before the unit after %d, which cannot be read: %s", kept.path, projection.taken, exc)
+            self._damage = exc
+        kept.taken_more()
+        self._may_improve = True
+
+    def _finds_room(self) -> bool:
+        """Whether the disk has more room than the bus needs for itself: what is taken in is written too."""
+        disk = os.statvfs(self._path)
+        reserve_bytes = min(DISK_RESERVE_BYTES, disk.f_blocks * disk.f_frsize // DISK_RESERVE_DIVISOR)
+        has_room = disk.f_bavail * disk.f_frsize >= 2 * reserve_bytes
+        if has_room != self._has_room:
+            log.warning("%s %s", self._path, "goes on" if has_room else "waits: the disk is full")
+            self._has_room = has_room
+        return has_room
+
+    # --- Folding again -----------------------------------------------------------------------------------------------
+
+    def rebuild(self) -> None:
+        """Fold another from the log's first unit, beside the one that answers until then; not a second one at once."""
+        if self._next is None:
+            self._next = self._begun(self._serving.generation + 1)
+
+    def _fold_again(self, following: "_Kept[P]") -> None:
+        if following.projection.taken < self.head:
+            self._take(following)
+            if following.is_due:
+                following.commit()
+            return
+        following.commit()
+        before, self._serving, self._next = self._serving, following, None
+        following.projection.succeed(before.projection)
+        before.projection.close()
+        self._remove(before.path)
+        log.info("%s took the place of %s", following.path, before.path)
+
+    # --- Files -------------------------------------------------------------------------------------------------------
+
+    def _generations(self) -> list[int]:
+        """Of the directories there are, lowest first."""
+        ends = (one.name.removeprefix(f"{self._name}.") for one in self._path.glob(f"{self._name}.*") if one.is_dir())
+        return sorted(int(end) for end in ends if end.isascii() and end.isdecimal())
+
+    def _at(self, generation: int) -> Path:
+        return self._path / f"{self._name}.{generation}"
+
+    def _begun(self, generation: int) -> "_Kept[P]":
+        return _Kept(self._at(generation), generation, self._opened(self._at(generation)), self._now)
+
+    def _reopened(self, generation: int) -> "_Kept[P] | None":
+        """As it was left; None where it cannot be used, and is removed: the log has all of it."""
+        path = self._at(generation)
+        try:
+            projection = self._opened(path)
+            if projection.is_of(self._source, self.head):
+                return _Kept(path, generation, projection, self._now)
+            projection.close()
+            reason = f"it is of another log, or of one that went on to {projection.cursor}; this one is at {self.head}"
+        except BaseException as exc:  # A panic in Rust is no Exception.
+            if isinstance(exc, OSError) and exc.errno in _NOT_DAMAGE:
+                raise
+            if not self._finds_room():
+                raise OSError(errno.ENOSPC, f"no room for {path}: {exc}") from exc
+            reason = f"{type(exc).__name__}: {exc}"
+        log.warning("%s is built again: %s", path, reason)
+        self._remove(path)
+        return None
+
+    def _remove(self, path: Path) -> None:
+        """Renamed first, so that half of it is never taken for the whole."""
+        gone = path.with_name(f"gone-{path.name}")
+        shutil.rmtree(gone, ignore_errors=True)
+        path.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+
+class _Kept(Generic[P]):
+    """A projection in its directory, and when it has to be committed."""
+
+    def __init__(self, path: Path, generation: int, projection: P, now: Callable[[], float]) -> None:
+        self.path = path
+        self.generation = generation
+        self.projection = projection
+        self._now = now
+        self._commit_at: float | None = None
+
+    def taken_more(self) -> None:
+        """What waits to be committed does not wait for long, and is not very much."""
+        if self.projection.uncommitted >= COMMIT_UNITS:
+            self._commit_at = self._now()
+        elif self.projection.uncommitted and self._commit_at is None:
+            self._commit_at = self._now() + COMMIT_SECONDS
+
+    def postpone(self, seconds: float) -> None:
+        self._commit_at = self._now() + seconds
+
+    @property
+    def is_due(self) -> bool:
+        return self.until_commit() == 0.0
+
+    def until_commit(self) -> float | None:
+        """Seconds; None: there is nothing to commit."""
+        return None if self._commit_at is None else max(0.0, self._commit_at - self._now())
+
+    def commit(self) -> None:
+        self.projection.commit()
+        self._commit_at = None
