@@ -102,9 +102,10 @@ class Columns:
         for field, names in (("context", exact.contexts), ("agent", exact.agents), ("kind", exact.kinds)):
             if names:
                 known = self._names.of(field)
-                mask &= _any_of(self._units.column(field), [known[name] for name in names if name in known])
+                numbers = [known[name] for name in names if name in known]
+                mask &= _one_of(self._units.column(field), numbers, self._names.count)
         if exact.types:
-            mask &= _any_of(self._units.column("type"), [_NUMBERS[one] for one in exact.types])
+            mask &= _one_of(self._units.column("type"), [_NUMBERS[one] for one in exact.types], len(_TYPES))
         for field, after, before in (
             ("seq", exact.after_seq, exact.before_seq),
             ("ts", exact.after_us, exact.before_us),
@@ -127,12 +128,18 @@ class Columns:
         seqs: list[int] = self._units.column("seq")[places].tolist()
         return seqs
 
-    def counted(self, field: str, places: Places | Mask | None) -> dict[str, int]:
-        """How many of these units (None: of all) have which value of a facet's field."""
+    def commonest(self, field: str, places: Places | None, values_max: int) -> dict[str, int]:
+        """How many of these units (None: of all) have which value of a facet's field: the commonest ones, in order."""
         column = self._units.column(field)
-        counts = np.bincount(column if places is None else column[places])
+        counts = np.bincount(column if places is None else column.take(places))
+        numbers = np.flatnonzero(counts)
+        if len(numbers) > values_max:
+            least = np.partition(counts[numbers], -values_max)[-values_max]
+            numbers = np.flatnonzero(counts >= least)
         name_of: Callable[[int], str] = _TYPES.__getitem__ if field == "type" else self._names.name
-        return {name_of(number): int(counts[number]) for number in np.flatnonzero(counts).tolist()}
+        counted = {name_of(number): int(counts[number]) for number in numbers.tolist()}
+        order = sorted(counted, key=lambda value: (-counted[value], value))[:values_max]
+        return {value: counted[value] for value in order}
 
     def _having(self, wanted: Sequence[int]) -> Mask:
         mask = np.zeros(self.count, np.bool_)
@@ -142,12 +149,11 @@ class Columns:
     def _touching(self, resources: Sequence[str]) -> Mask:
         """A glob may match very many: they are looked up by their numbers."""
         known = self._names.of("resource")
-        wanted = np.zeros(self._names.count, np.bool_)
-        wanted[[known[name] for name in resources]] = True
         values = self._pairs.column("value")
         of_resources = np.flatnonzero(values < _DIGESTS_FROM)
+        wanted = _one_of(values[of_resources], [known[name] for name in resources], self._names.count)
         mask = np.zeros(self.count, np.bool_)
-        mask[self._pairs.column("unit")[of_resources[wanted[values[of_resources]]]]] = True
+        mask[self._pairs.column("unit")[of_resources[wanted]]] = True
         return mask
 
 
@@ -178,6 +184,15 @@ def _wanted_digests(exact: Scope) -> list[list[int]]:
     for key, value in exact.meta:
         by_key.setdefault(key, []).append(_digest("meta", f"{key}\0{value}"))
     return [*wanted, *by_key.values()]
+
+
+def _one_of(column: Array, numbers: Sequence[int], count: int) -> Mask:
+    """Which are one of these, of so many numbers there are: looked up, however many are wanted."""
+    if len(numbers) == 1:
+        return np.asarray(column == column.dtype.type(numbers[0]))
+    wanted = np.zeros(count, np.bool_)
+    wanted[numbers] = True
+    return wanted.take(column)
 
 
 def _any_of(column: Array, wanted: Sequence[int]) -> Mask:

@@ -2,6 +2,8 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -26,6 +28,8 @@ DEPTH = 200
 """Candidates of each leg: 50 cost recall, 1,000 gained nothing."""
 THEN_DEPTH = 400
 """Candidates that are scored again by the statistics of then: what moves them is how long a text usually was."""
+BESIDE_ROWS = 100_000
+"""From here on, both legs of a search run beside each other: each of them takes milliseconds."""
 LOOK_BACK_UNITS = 8
 FACET_VALUES_MAX = 100
 _CONTEXTS_REMEMBERED = 10_000
@@ -59,6 +63,7 @@ class SearchIndex:
         self._source = source
         self._lines: OrderedDict[str, list[tuple[int, str]]] = OrderedDict()
         self._recent: dict[int, _Recent] = {}
+        self._beside = ThreadPoolExecutor(1, "vectors")
         self.taken = cursor
         self.taken_us = 0
 
@@ -155,6 +160,7 @@ class SearchIndex:
         return False
 
     def close(self) -> None:
+        self._beside.shutdown()
         self._keywords.close()
         if self.late is not None:
             self.late.close()
@@ -167,8 +173,9 @@ class SearchIndex:
         within = self._within(_cut(asked.scope, moment), asked.query)
         if within is None:
             return Found([], 0, moment.as_of_seq, moment.statistics_seq, {name: {} for name in FACETS})
+        leg = self._vector_leg(asked, within) if asked.mode != "keyword" else None
         keyword = self._keyword_leg(within, moment) if asked.mode != "semantic" else {}
-        vector, is_degraded = self._vector_leg(asked.query, within, keyword) if asked.mode != "keyword" else ({}, False)
+        vector = {} if leg is None else self._near(leg, keyword)
         total, facets = self._counted_words(within) if asked.mode == "keyword" else self._counted(within)
         return Found(
             self._hits(asked, within.question, keyword, vector),
@@ -176,7 +183,7 @@ class SearchIndex:
             moment.as_of_seq,
             moment.statistics_seq,
             facets() if asked.facets else {},
-            is_degraded,
+            leg is not None and leg.is_degraded,
         )
 
     def _moment(self, asked: Asked) -> "_Moment":
@@ -214,8 +221,10 @@ class SearchIndex:
         return _Within(question, exact, mask, recent)
 
     def _counted(self, within: "_Within") -> "_Counted":
-        total = self._columns.count if within.mask is None else int(np.count_nonzero(within.mask))
-        return total, lambda: self._facets(within.mask)
+        mask = within.mask
+        if mask is None:
+            return self._columns.count, lambda: self._facets(None)
+        return int(np.count_nonzero(mask)), lambda: self._facets(np.flatnonzero(mask))
 
     def _counted_words(self, within: "_Within") -> "_Counted":
         """Only those with a word of the query."""
@@ -231,14 +240,9 @@ class SearchIndex:
 
         return self._keywords.total(within.question, within.scope) + len(recent), facets
 
-    def _facets(self, places: Places | Mask | None) -> dict[str, dict[str, int]]:
+    def _facets(self, places: Places | None) -> dict[str, dict[str, int]]:
         """The commonest values, commonest first."""
-        facets = {}
-        for field in FACETS:
-            counts = self._columns.counted(field, places)
-            commonest = sorted(counts, key=lambda value: (-counts[value], value))[:FACET_VALUES_MAX]
-            facets[field] = {value: counts[value] for value in commonest}
-        return facets
+        return {field: self._columns.commonest(field, places, FACET_VALUES_MAX) for field in FACETS}
 
     def _hits(self, asked: Asked, question: Question, keyword: dict[int, float], vector: dict[int, float]) -> list[Hit]:
         parts = _fused(asked, keyword, vector)
@@ -296,25 +300,27 @@ class SearchIndex:
                 one.terms = self._keywords.terms(one.document.text, one.document.line)
         return [one.terms for one in recent if one.terms is not None]
 
-    def _vector_leg(self, query: str, within: "_Within", keyword: dict[int, float]) -> tuple[dict[int, float], bool]:
-        """The nearest, and whether the chosen embedder did not say of each unit how near it is."""
-        vector = None if self.late is None else self.late.vector_of(query)
+    def _vector_leg(self, asked: Asked, within: "_Within") -> "_VectorLeg":
+        """Begin to look for the nearest: beside the keyword leg, where both take long."""
+        vector = None if self.late is None else self.late.vector_of(asked.query)
         if self.late is not None and vector is not None:
-            return self._nearest(vector, self.late.rows, self.late.count, within, keyword), self.late.missing > 0
-        own = self._embedder.embed([query])[0]
-        return self._nearest(own, self._vectors.rows, self._columns.count, within, keyword), self.late is not None
+            rows, is_degraded = self.late.rows, self.late.missing > 0
+        else:
+            vector, rows = self._embedder.embed([asked.query])[0], self._vectors.rows
+            is_degraded = self.late is not None
+        look = partial(rows.nearest, vector, within.mask, DEPTH)
+        is_beside = asked.mode == "hybrid" and rows.count >= BESIDE_ROWS
+        return _VectorLeg(vector, rows, is_degraded, self._beside.submit(look).result if is_beside else look)
 
-    def _nearest(
-        self, vector: Query, rows: Rows, count: int, within: "_Within", keyword: dict[int, float]
-    ) -> dict[int, float]:
-        """Among the first units, as many as have a vector."""
-        if not vector.any():
+    def _near(self, leg: "_VectorLeg", keyword: dict[int, float]) -> dict[int, float]:
+        """The nearest, and how near those are that the keyword leg found."""
+        if not leg.vector.any():
             return {}
-        places, cosines = rows.nearest(vector, within.mask, DEPTH)
+        places, cosines = leg.nearest()
         found = dict(zip(self._columns.seqs_of(places), cosines, strict=True))
         more = self._columns.places_of([seq for seq in keyword if seq not in found])
-        more = more[more < count]
-        told = zip(self._columns.seqs_of(more), rows.cosines(vector, more), strict=True)
+        more = more[more < leg.rows.count]
+        told = zip(self._columns.seqs_of(more), leg.rows.cosines(leg.vector, more), strict=True)
         found.update((seq, one) for seq, one in told if one is not None)
         return found
 
@@ -330,6 +336,16 @@ class _Within(msgspec.Struct, frozen=True):
     scope: Scope
     mask: Mask | None
     recent: list[_Recent]
+
+
+class _VectorLeg(msgspec.Struct, frozen=True):
+    """A query's vector, what it is compared with, and what waits for the nearest; `is_degraded` if the chosen embedder
+    does not say of each unit how near it is."""
+
+    vector: Query
+    rows: Rows
+    is_degraded: bool
+    nearest: Callable[[], tuple[Places, list[float]]]
 
 
 class _Moment(msgspec.Struct, frozen=True):

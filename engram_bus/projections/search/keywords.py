@@ -33,6 +33,7 @@ units would stand in the order of its segments."""
 _PARTS = ("fast", "fieldnorm", "idx", "pos", "store", "term")
 """The files of one segment."""
 _HEAP_BYTES = 64 * 1024 * 1024
+_STEMS_MAX = 20_000
 _WORD = re.compile(r"\w{2,}")
 _SUMS: dict[str, Any] = {"words": {"sum": {"field": "words"}}, "named": {"sum": {"field": "named"}}}
 _APART = "the " * 8
@@ -67,6 +68,7 @@ class Keywords:
         self._schema = _schema()
         self._index = Index(self._schema, str(path))
         self._words = _analyzer()
+        self._stems: dict[str, list[str]] = {}
         self._index.register_tokenizer("words", self._words)
         self._index.register_tokenizer("names", TextAnalyzerBuilder(Tokenizer.whitespace()).build())
         self._index.config_reader("manual", 0)
@@ -119,8 +121,13 @@ class Keywords:
         return Terms(Counter(self._words.analyze(analysis.indexed_words(text))), Counter(analysis.identifiers(line)))
 
     def stem(self, word: str) -> list[str]:
-        """A word as the index knows it."""
-        return list(self._words.analyze(analysis.words(word)))
+        """A word as the index knows it. Most words of a text are those of other texts."""
+        known = self._stems.get(word)
+        if known is None:
+            if len(self._stems) == _STEMS_MAX:
+                self._stems.clear()
+            known = self._stems[word] = list(self._words.analyze(analysis.words(word)))
+        return known
 
     def commit(self) -> None:
         """Make what was added durable, and found."""
@@ -161,7 +168,7 @@ class Keywords:
         query = self._asked(question, then)
         if query is None:
             return {}
-        query, asked = self._within(query, question, scope), limit
+        query, asked = self._within(query, question, scope), 2 * limit
         while True:
             found = self._searcher.search(query, asked, count=False).hits
             scores = [round(float(score), DIGITS) for score, _ in found]
@@ -239,6 +246,8 @@ class Keywords:
         filters = [*phrases, *self._filters(scope)]
         if query is None and not filters:
             return Query.all_query()
+        if query is not None and not filters:
+            return query  # As it is: only a bare union of terms passes over what cannot be among the best.
         parts = [] if query is None else [(Occur.Must, query)]
         parts += [(Occur.Must, Query.const_score_query(one, 0.0)) for one in filters]
         return Query.boolean_query(parts)

@@ -15,7 +15,7 @@ from engram_bus.projections.search.tables import Growing, Table
 
 EXACT_ROWS_MAX = 50_000
 """Three milliseconds of comparing. From here on, comparing sketches first costs less, at any size of the index."""
-CANDIDATES = 24_000
+CANDIDATES = 20_000
 """Of a million rows, the 10 and the 200 nearest are among so many to 97 and 94 in 100 where a query is about something
 else altogether half of the time, and to 99.9 where it is about what is there. Comparing them takes two milliseconds."""
 BLOCK_NUMBERS = 262_144
@@ -38,6 +38,10 @@ class Rows:
         self._vectors = vectors
         self._scales = scales
         self._sketches = sketches
+
+    @property
+    def count(self) -> int:
+        return len(self._vectors)
 
     def nearest(self, query: Query, mask: NDArray[np.bool_] | None, limit: int) -> tuple[Places, list[float]]:
         """The nearest by cosine among those that the mask lets through (None: all); of equally near ones the newest."""

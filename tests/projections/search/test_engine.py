@@ -320,7 +320,10 @@ def test_the_commonest_values_are_shown_and_counted_exactly(monkeypatch: pytest.
     names = ["a", "b", "b", "c", "c", "d"]
     units = [unit(seq, context_id=name, version=seq, payload=b"hello") for seq, name in enumerate(names, start=1)]
     with indexed(units, 5) as index:
-        assert list(index.search(all_of("hello", "keyword")).facets["context"].items()) == [("b", 2), ("c", 2)]
+        for scope in (Scope(), Scope(before_seq=9)):
+            for mode in ("keyword", "hybrid"):
+                facets = index.search(all_of("hello", mode, scope=scope)).facets
+                assert list(facets["context"].items()) == [("b", 2), ("c", 2)]
 
 
 def test_an_index_of_another_log_is_known(tmp_path: Path) -> None:

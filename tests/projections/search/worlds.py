@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 import pytest
 from hypothesis import strategies as st
 
-from engram_bus.projections.search import vectors
+from engram_bus.projections.search import engine, vectors
 from engram_bus.projections.search.documents import is_searched
 from engram_bus.projections.search.embedders import StaticEmbedder
 from engram_bus.projections.search.engine import SearchIndex
@@ -141,6 +141,7 @@ def few_compared(exact_rows_max: int, candidates: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vectors, "EXACT_ROWS_MAX", exact_rows_max)
         patch.setattr(vectors, "CANDIDATES", candidates)
+        patch.setattr(engine, "BESIDE_ROWS", exact_rows_max)
         yield
 
 
