@@ -184,7 +184,11 @@ class Runner(Generic[P]):
             self._take(following)
             if following.is_due:
                 following.commit()
-            return
+        # In the step that reached the head: under load, the next one finds more to take.
+        if following.projection.taken == self.head:
+            self._replace(following)
+
+    def _replace(self, following: "_Kept[P]") -> None:
         following.commit()
         before, self._serving, self._next = self._serving, following, None
         following.projection.succeed(before.projection)
