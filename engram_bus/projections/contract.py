@@ -59,9 +59,6 @@ class Projection(Protocol):
     def commit(self) -> None:
         """Make state and cursor outlive a restart, together."""
 
-    def improve(self) -> bool:
-        """Do a short piece of what only makes answers cheaper; whether more of it is left."""
-
     def succeed(self, older: Self) -> None:
         """Take the place of one that will be closed, and what it held besides its files."""
 

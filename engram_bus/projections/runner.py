@@ -75,7 +75,6 @@ class Runner(Generic[P]):
         self._opened = opened
         self._has_room = True
         self._damage: RecordError | None = None
-        self._may_improve = True
         kept = [one for generation in self._generations() if (one := self._reopened(generation)) is not None]
         self._serving = kept[0] if kept else self._begun(1)
         self._next = kept[1] if len(kept) > 1 else None
@@ -110,15 +109,12 @@ class Runner(Generic[P]):
         """Until there is something to do of itself; None: nothing, until it hears of more."""
         if self._can_take:
             return 0.0 if self._has_room else ROOM_SECONDS
-        return 0.0 if self._may_improve else self._serving.until_commit()
+        return self._serving.until_commit()
 
     def step(self) -> None:
         """What is most urgent, for a few milliseconds."""
-        if self._can_take:
-            if self._finds_room():
-                self._go_on()
-        elif self._may_improve:
-            self._may_improve = self.projection.improve()
+        if self._can_take and self._finds_room():
+            self._go_on()
         if self._serving.is_due:
             self._commit()
 
@@ -160,7 +156,6 @@ class Runner(Generic[P]):
             log.error("%s ends before the unit after %d, which cannot be read: %s", kept.path, projection.taken, exc)
             self._damage = exc
         kept.taken_more()
-        self._may_improve = True
 
     def _finds_room(self) -> bool:
         """Whether the disk has more room than the bus needs for itself: what is taken in is written too."""

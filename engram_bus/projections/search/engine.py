@@ -155,10 +155,6 @@ class SearchIndex:
         self._keywords.commit()
         self._recent.clear()
 
-    def improve(self) -> bool:
-        """Nothing of an index could be cheaper."""
-        return False
-
     def close(self) -> None:
         self._beside.shutdown()
         self._keywords.close()
