@@ -3,7 +3,9 @@
 Asked on documents, dialogue, meetings, failed runs and code, through a bus on a disk, as an application uses it. No set
 ships with the repository (search_sets.py says where they lie); one that is not there is left out.
 
-    python -m benchmarks.search_quality [--small] [set ...]
+    python -m benchmarks.search_quality [--small] [--neighbour-weight=0.2] [--fusion=rrf] ... [set ...]
+
+A figure is kept only of a full run with the ranking that is made when nobody says how.
 """
 
 import asyncio
@@ -27,6 +29,7 @@ QUESTION = "quality of search by mode, on sets whose answers are known"
 MODES = ("keyword", "semantic", "hybrid")
 DEPTH = 50
 RESAMPLES = 10_000
+NO_OPTIONS: Mapping[str, Any] = {}
 _BULK = 200
 
 Ranking = Sequence[int]
@@ -120,13 +123,15 @@ class Scores(NamedTuple):
         return sum(values) / len(values)
 
 
-async def scored(collection: Collection, measures: Mapping[str, Measure], path: Path | None) -> Scores:
+async def scored(
+    collection: Collection, measures: Mapping[str, Measure], path: Path | None, options: Mapping[str, Any] = NO_OPTIONS
+) -> Scores:
     """Append everything to a new bus, ask every question in every mode, and measure what was found."""
     by_mode: dict[str, dict[str, list[float]]] = {mode: {name: [] for name in measures} for mode in MODES}
     async with Bus.open(path) as bus:
         places = await _filled(bus, collection)
         for question, mode in itertools.product(collection.questions, MODES):
-            ranking = [places[seq] for seq in await _found(bus, question, mode)]
+            ranking = [places[seq] for seq in await _found(bus, question, mode, options)]
             for name, measure in measures.items():
                 by_mode[mode][name].append(measure(ranking, question.wanted))
     return Scores([question.group for question in collection.questions], by_mode)
@@ -142,11 +147,11 @@ async def _filled(bus: Bus, collection: Collection) -> dict[int, int]:
     return places
 
 
-async def _found(bus: Bus, question: Question, mode: str) -> list[int]:
+async def _found(bus: Bus, question: Question, mode: str, options: Mapping[str, Any]) -> list[int]:
     """The seqs, once the index has caught up."""
     while True:
         try:
-            found = await bus.search(question.text, mode=mode, limit=DEPTH, context_id=question.context_id)
+            found = await bus.search(question.text, mode=mode, limit=DEPTH, context_id=question.context_id, **options)
         except SearchBuilding:
             await asyncio.sleep(0.2)
         else:
@@ -191,6 +196,7 @@ def table(name: str, collection: Collection, shown: Mapping[str, Any]) -> Iterab
 def main() -> None:
     """Every named set, or all."""
     small = "--small" in sys.argv
+    options = _options(sys.argv[1:])
     names = [name for name in sys.argv[1:] if not name.startswith("-")] or list(COLLECTIONS)
     sets: dict[str, Any] = {}
     with scratch() as directory:
@@ -202,11 +208,17 @@ def main() -> None:
                 print(f"{name}: left out, {exc}")
                 continue
             collection = cut(whole, questions=20, others=300) if small else whole
-            shown = figures(uvloop.run(scored(collection, MEASURES[name], directory / name)))
+            shown = figures(uvloop.run(scored(collection, MEASURES[name], directory / name, options)))
             sets[name] = {"units": len(collection.drafts), "questions": len(collection.questions), **shown}
             print("\n".join(table(name, collection, shown)))
-    if not small and sets.keys() == COLLECTIONS.keys():
+    if not small and not options and sets.keys() == COLLECTIONS.keys():
         keep(QUESTION, {"machine": about, "sets": sets})
+
+
+def _options(arguments: Sequence[str]) -> dict[str, Any]:
+    """What is said of how the ranking is made: `--vector-weight=0.5`."""
+    said = [argument.removeprefix("--").split("=", 1) for argument in arguments if "=" in argument]
+    return {name.replace("-", "_"): value if name == "fusion" else float(value) for name, value in said}
 
 
 def _discount(rank: int) -> float:

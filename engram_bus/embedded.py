@@ -48,8 +48,10 @@ from engram_bus.log.lmdb import LmdbLog
 from engram_bus.log.memory import MemoryLog
 from engram_bus.projections.search.choice import STATIC
 from engram_bus.projections.search.choice import check as check_embedder
+from engram_bus.projections.search.fusion import RANK_CONSTANT
 from engram_bus.projections.search.requests import SearchIn, SearchOut, answer, asked_from, window_of
 from engram_bus.projections.search.searcher import Searcher
+from engram_bus.projections.search.values import RECENCY_WEIGHT, VECTOR_WEIGHT
 from engram_bus.router.contract import Framing, Sink
 from engram_bus.router.fanout import Fanout, Feed
 from engram_bus.router.filters import Filter, make_filter, predicate, unit_type
@@ -699,6 +701,12 @@ class Bus:
         explain: bool = False,
         max_tokens: int | None = None,
         fusion: str = "z",
+        vector_weight: float = VECTOR_WEIGHT,
+        rank_constant: float = RANK_CONSTANT,
+        half_life_ms: int | None = None,
+        recency_weight: float = RECENCY_WEIGHT,
+        neighbour_weight: float = 0.0,
+        distinct: bool = False,
     ) -> SearchOut:
         """What is found by its words and its meaning, over everything acknowledged so far; `get` gives a hit's unit.
 
@@ -725,14 +733,22 @@ class Bus:
             "explain": explain,
             "max_tokens": max_tokens,
             "fusion": fusion,
+            "vector_weight": vector_weight,
+            "rank_constant": rank_constant,
+            "half_life_ms": half_life_ms,
+            "recency_weight": recency_weight,
+            "neighbour_weight": neighbour_weight,
+            "distinct": distinct,
         }
         return await self.execute_search(_search_in(asked))
 
     async def execute_search(self, asked: SearchIn) -> SearchOut:
-        """As `search`, of what came over a wire; its `min_seq` is to be waited for before."""
+        """As `search`, of what came over a wire, once the log has reached its `min_seq`. Raises MinSeqTimeout too."""
         self._require_open()
         window = window_of(asked)
         question = asked_from(asked, window)
+        timeout_ms = MIN_SEQ_TIMEOUT_MS_DEFAULT if asked.timeout_ms is None else asked.timeout_ms
+        await self.wait_for(asked.min_seq, timeout_ms=timeout_ms)
         found = await self.start_search().search(question)
         self._require_open()
         hits = found.hits[: asked.limit]

@@ -53,6 +53,13 @@ SEARCH_QUERY_BYTES_MAX: Final = 8 * KIB
 """Text to search for: its first 64 different words count."""
 SEARCH_LIMIT_MAX: Final = 200
 """Results on a page: as many as each leg looks at."""
+SEARCH_WEIGHT_MAX: Final = 10
+"""Of what is added to the score of both legs: beyond, nothing else would count."""
+SEARCH_RANK_CONSTANT_MAX: Final = 10_000
+"""Beyond, all ranks count alike: each leg has 200."""
+SEARCH_HALF_LIFE_MS_MAX: Final = 100 * 365 * 86_400_000
+SEARCH_INTEGER_MAX: Final = 2**62
+"""Of seqs and tokens: beyond what columns of 64 bits hold there is nothing."""
 SEARCH_REQUEST_BYTES_MAX: Final = 1 * MIB
 QUERY_BYTES_MAX: Final = 16 * KIB
 HEADER_BYTES_MAX: Final = 32 * KIB

@@ -64,7 +64,6 @@ from engram_bus.limits import (
     BULK_UNITS_MAX,
     CONTEXT_REQUEST_BYTES_MAX,
     LOCK_REQUEST_BYTES_MAX,
-    MIN_SEQ_TIMEOUT_MS_DEFAULT,
     SEARCH_REQUEST_BYTES_MAX,
     UNIT_REQUEST_BYTES_MAX,
 )
@@ -603,8 +602,6 @@ class HttpApi:
     async def _search(self, call: Call) -> Reply:
         call.media_type()
         asked = parse(_decode_search, await call.body(SEARCH_REQUEST_BYTES_MAX))
-        timeout_ms = MIN_SEQ_TIMEOUT_MS_DEFAULT if asked.timeout_ms is None else asked.timeout_ms
-        await self.bus.wait_for(asked.min_seq, timeout_ms=timeout_ms)
         return self._read_reply(encode_json(await self.bus.execute_search(asked)))
 
     async def _rebuild_search(self, call: Call) -> Reply:

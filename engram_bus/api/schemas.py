@@ -32,8 +32,12 @@ from engram_bus.limits import (
     RELATIONSHIPS_MAX,
     RESOURCE_BYTES_MAX,
     RESOURCES_MAX,
+    SEARCH_HALF_LIFE_MS_MAX,
+    SEARCH_INTEGER_MAX,
     SEARCH_LIMIT_MAX,
     SEARCH_QUERY_BYTES_MAX,
+    SEARCH_RANK_CONSTANT_MAX,
+    SEARCH_WEIGHT_MAX,
     TRACEPARENT_BYTES_MAX,
 )
 from engram_bus.projections.search.requests import FUSIONS, MODES
@@ -103,15 +107,15 @@ _REFRESH_BOUNDS: Final[dict[str, Schema]] = {
     "agent_id": _NAME,
     "ttl_seconds": _TTL,
 }
-_SEVERAL: Final[Schema] = {
+_NAMES: Final[Schema] = {
     "anyOf": [
-        {"type": "string"},
-        {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": FILTER_VALUES_MAX},
+        {"type": "string", "minLength": 1},
+        {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1, "maxItems": FILTER_VALUES_MAX},
         {"type": "null"},
     ]
 }
-_GLOBS: Final[Schema] = {**_SEVERAL, "description": "Globs: `build.*`."}
-_PLACE: Final[Schema] = {"minimum": 0, "maximum": 2**62}
+_PLACE: Final[Schema] = {"minimum": 0, "maximum": SEARCH_INTEGER_MAX}
+_WEIGHT: Final[Schema] = {"minimum": 0, "maximum": SEARCH_WEIGHT_MAX}
 _TIME: Final[Schema] = {"format": "date-time", "description": "A time like 2026-01-31T12:00:00Z, itself left out."}
 _SEARCH_BOUNDS: Final[dict[str, Schema]] = {
     "query": {
@@ -120,8 +124,8 @@ _SEARCH_BOUNDS: Final[dict[str, Schema]] = {
     },
     "mode": {"enum": list(MODES), "description": "By words and meaning together, or by one of them alone."},
     "limit": {"minimum": 1, "maximum": SEARCH_LIMIT_MAX},
-    "context_id": _SEVERAL,
-    "agent_id": _SEVERAL,
+    "context_id": _NAMES,
+    "agent_id": _NAMES,
     "type": {
         "anyOf": [
             *UNIT_TYPE["anyOf"],
@@ -129,16 +133,23 @@ _SEARCH_BOUNDS: Final[dict[str, Schema]] = {
             {"type": "null"},
         ]
     },
-    "kind": _GLOBS,
-    "resource": _GLOBS,
-    "related_to": {**_SEVERAL, "description": "Ids: units that name one of them in a relationship."},
+    "kind": {
+        "anyOf": [
+            {"type": "string"},
+            {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": FILTER_VALUES_MAX},
+            {"type": "null"},
+        ],
+        "description": "Globs: `build.*`; an empty one is of units without a kind.",
+    },
+    "resource": {**_NAMES, "description": "Globs: `src/*`."},
+    "related_to": {**_NAMES, "description": "Ids: units that name one of them in a relationship."},
     "after_seq": {**_PLACE, "description": "A seq, itself left out."},
     "before_seq": {**_PLACE, "description": "A seq, itself left out."},
     "after_ts": _TIME,
     "before_ts": _TIME,
     "page": {"description": "Where to go on: `next_page` of the answer before."},
     "as_of_seq": {**_PLACE, "description": "Search the log as if it ended at this seq."},
-    "min_seq": {"description": "Wait until the log has reached this seq: read your writes."},
+    "min_seq": {**_PLACE, "description": "Wait until the log has reached this seq: read your writes."},
     "timeout_ms": {
         "minimum": 0,
         "maximum": MIN_SEQ_TIMEOUT_MS_MAX,
@@ -155,6 +166,35 @@ _SEARCH_BOUNDS: Final[dict[str, Schema]] = {
     "fusion": {
         "enum": list(FUSIONS),
         "description": "How two rankings become one: z-scores, reciprocal ranks, or scores relative to the best.",
+    },
+    "vector_weight": {
+        "minimum": 0,
+        "maximum": 1,
+        "description": "Of meaning, in mode hybrid; that of words is what is left of 1.",
+    },
+    "rank_constant": {
+        "minimum": 0,
+        "maximum": SEARCH_RANK_CONSTANT_MAX,
+        "description": "Of reciprocal ranks: the larger, the less the first ranks count beside those that follow.",
+    },
+    "half_life_ms": {
+        "minimum": 1,
+        "maximum": SEARCH_HALF_LIFE_MS_MAX,
+        "description": "Let new units be better: by recency_weight, halved each time this passes. A unit's age is "
+        "counted from the newest one that was looked at.",
+    },
+    "recency_weight": {
+        **_WEIGHT,
+        "description": "What a unit of now gets, where half_life_ms is given: in standard deviations (of z), or in "
+        "scores of a leg's best unit.",
+    },
+    "neighbour_weight": {
+        **_WEIGHT,
+        "description": "The share of its better neighbour's score that a unit gets: of the two units beside it in its "
+        "context, as far as they are found too. Helps in dialogue (0.2), less elsewhere.",
+    },
+    "distinct": {
+        "description": "Of units that say nearly the same only the best; `duplicates` counts the others.",
     },
 }
 _BOUNDS: Final[dict[str, dict[str, Schema]]] = {

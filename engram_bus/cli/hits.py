@@ -26,6 +26,8 @@ class Hits:
         assert hit.unit is not None, "they are asked for with their units"
         head = Text.assemble((f"{self._rank:>3} {hit.score:7.3f} ", "bright_black"), self._lines.head(hit.unit))
         said = _fragment(hit.highlights[0]) if hit.highlights else Text(summary(hit.unit))
+        if hit.duplicates:
+            said = Text.assemble(said, (f" (and {hit.duplicates:,} alike)", "bright_black"))
         self._rank += 1
         return head, Text.assemble((explained(hit), "bright_black"), " ", said) if self._explain else said
 
@@ -52,7 +54,16 @@ def explained(hit: SearchHit) -> str:
         f"{name} #{leg.rank} ({leg.score:.2f}) gives {part:.3f}" if leg is not None else f"{name} gives {part:.3f}"
         for name, leg, part in zip(("words", "meaning"), (hit.keyword, hit.vector), given, strict=True)
     ]
-    return f"[{', '.join(legs)}]"
+    more = (
+        []
+        if hit.explain is None
+        else [
+            f"{name} gives {part:.3f}"
+            for name, part in (("neighbours", hit.explain.neighbour_part), ("recency", hit.explain.recency_part))
+            if part
+        ]
+    )
+    return f"[{', '.join([*legs, *more])}]"
 
 
 def facet_lines(facets: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
@@ -75,4 +86,6 @@ def page_json(page: SearchPage) -> str:
 
 def _hit_fields(hit: SearchHit) -> dict[str, object]:
     fields = {name: value for name in hit.__struct_fields__ if (value := getattr(hit, name)) not in (None, [])}
+    if not hit.duplicates:
+        del fields["duplicates"]
     return {**fields, "unit": msgspec.Raw(unit_json(hit.unit).encode())} if hit.unit is not None else fields

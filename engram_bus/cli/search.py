@@ -17,7 +17,10 @@ _RETRIES = 3
 """A few seconds: a search that is being started is met again."""
 _FILTERS = "Where to look (each but the last three may be repeated)"
 
+_RANKING = "How they are ranked"
+
 Mode = Literal["hybrid", "keyword", "semantic"]
+Fusion = Literal["z", "rrf", "relative"]
 
 
 def search(
@@ -59,7 +62,36 @@ def search(
         int | None,
         typer.Option(metavar="SEQ", min=0, help="As if the log ended at this seq.", rich_help_panel=_FILTERS),
     ] = None,
-    mode: Annotated[Mode, typer.Option(help="By words and meaning, or by one of them alone.")] = "hybrid",
+    mode: Annotated[
+        Mode, typer.Option(help="By words and meaning, or by one of them alone.", rich_help_panel=_RANKING)
+    ] = "hybrid",
+    fusion: Annotated[
+        Fusion | None,
+        typer.Option(help="How both become one: z-scores, reciprocal ranks, shares.", rich_help_panel=_RANKING),
+    ] = None,
+    vector_weight: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Of meaning beside words.", rich_help_panel=_RANKING)
+    ] = None,
+    rank_constant: Annotated[
+        float | None, typer.Option(min=0, help="Of reciprocal ranks (60).", rich_help_panel=_RANKING)
+    ] = None,
+    half_life: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS", min=0.001, help="Prefer new ones: half as much after this.", rich_help_panel=_RANKING
+        ),
+    ] = None,
+    recency_weight: Annotated[
+        float | None, typer.Option(min=0, help="How much, of one of now (0.5).", rich_help_panel=_RANKING)
+    ] = None,
+    neighbour_weight: Annotated[
+        float | None,
+        typer.Option(min=0, help="Prefer those beside others that are found (0).", rich_help_panel=_RANKING),
+    ] = None,
+    distinct: Annotated[
+        bool,
+        typer.Option("--distinct", help="Of those that say nearly the same, only the best.", rich_help_panel=_RANKING),
+    ] = False,
     limit: Annotated[int, typer.Option("--limit", "-n", metavar="N", min=1, max=200, help="How many at most.")] = 10,
     page: Annotated[str | None, typer.Option(help="Where to go on: what the page before said.")] = None,
     facets: Annotated[bool, typer.Option("--facets", help="Count all by context, agent, type and kind.")] = False,
@@ -76,6 +108,13 @@ def search(
     before_seq, before_ts = _place(before, "--before")
     asked = {
         "mode": mode,
+        "fusion": fusion,
+        "vector_weight": vector_weight,
+        "rank_constant": rank_constant,
+        "half_life_ms": None if half_life is None else round(1_000 * half_life),
+        "recency_weight": recency_weight,
+        "neighbour_weight": neighbour_weight,
+        "distinct": distinct,
         "limit": limit,
         "context_id": context or None,
         "agent_id": agent or None,

@@ -103,12 +103,49 @@ def test_units_come_along_where_they_are_asked_for(said: LiveBus) -> None:
 def test_a_score_is_the_sum_of_what_both_legs_give(said: LiveBus, mode: str, fusion: str) -> None:
     for hit in search(said, "the parser is broken", mode=mode, fusion=fusion, explain=True)["results"]:
         explained = hit["explain"]
-        assert list(explained) == ["fusion", "vector_weight", "keyword_part", "vector_part"]
+        assert list(explained) == [
+            "fusion",
+            "vector_weight",
+            "keyword_part",
+            "vector_part",
+            "neighbour_part",
+            "recency_part",
+        ]
         assert explained["fusion"] == fusion
         assert hit["score"] == pytest.approx(explained["keyword_part"] + explained["vector_part"])
         if mode != "hybrid":
             other = "vector" if mode == "keyword" else "keyword"
             assert (explained[f"{other}_part"], other in hit) == (0.0, False)
+
+
+def test_the_ranking_can_be_told_how_it_is_made(said: LiveBus) -> None:
+    plain = search(said, "the parser is broken", explain=True)["results"]
+    halves = search(said, "the parser is broken", fusion="rrf", rank_constant=1, vector_weight=0.5, explain=True)
+    for hit in halves["results"]:
+        assert hit["explain"]["vector_part"] == pytest.approx(0.5 / (1 + hit["vector"]["rank"]))
+    told = search(said, "the parser is broken", half_life_ms=10**9, neighbour_weight=0.5, explain=True)["results"]
+    parts = {hit["seq"]: hit["explain"] for hit in told}
+    assert sorted(parts) == sorted(hit["seq"] for hit in plain)
+    assert parts[4]["recency_part"] == 0.5
+    assert parts[1]["neighbour_part"] > 0
+    for hit in told:
+        assert hit["score"] == sum(value for name, value in hit["explain"].items() if name.endswith("_part"))
+
+
+def test_of_what_says_the_same_the_best_is_there_and_says_for_how_many(bus: LiveBus) -> None:
+    for agent in ("ann", "bob", "eve"):
+        bus.append(payload="the parser is broken", agent_id=agent)
+    bus.append(payload="the parser is fixed")
+    found = search(bus, "parser", distinct=True)
+    assert [hit.get("duplicates", 0) for hit in sorted(found["results"], key=lambda hit: hit["seq"])] in (
+        [2, 0],
+        [0, 2],
+    )
+    assert (len(found["results"]), found["total"]) == (2, 4)
+    first = search(bus, "parser", distinct=True, limit=1)
+    second = search(bus, "parser", distinct=True, limit=1, page=first["next_page"])
+    assert seqs(first) + seqs(second) == seqs(found)
+    assert second["next_page"] is None
 
 
 def test_words_find_words_and_meaning_finds_what_was_meant(said: LiveBus) -> None:
@@ -345,9 +382,19 @@ INVALID = [
     ({"colour": "red"}, "colour"),
     *(
         ({name: value}, name)
-        for name in ("after_seq", "before_seq", "as_of_seq", "max_tokens")
+        for name in ("after_seq", "before_seq", "as_of_seq", "min_seq", "max_tokens")
         for value in (-1, 2**63, 2**64)
     ),
+    *(
+        ({name: value}, name)
+        for name in ("vector_weight", "rank_constant", "recency_weight")
+        for value in (-1, "1", None)
+    ),
+    *(({name: 10**6}, name) for name in ("vector_weight", "rank_constant", "recency_weight", "neighbour_weight")),
+    *(({"half_life_ms": value}, "half_life_ms") for value in (0, 0.5, -1, 10**15)),
+    ({"distinct": 1}, "distinct"),
+    *(({name: ""}, name) for name in ("context_id", "agent_id", "resource", "related_to")),
+    ({"meta": {"": "7"}}, "meta"),
     *(({name: []}, name) for name in ("context_id", "agent_id", "type", "kind", "resource", "related_to")),
 ]
 
@@ -436,7 +483,7 @@ def test_any_text_is_a_query(said: LiveBus, query: str, mode: str) -> None:
     assert len(found["results"]) <= found["total"] <= 4
 
 
-GLOBS = st.text(alphabet="ta.*?[]!^-\\k(+{|$", max_size=12)
+GLOBS = st.text(alphabet="ta.*?[]!^-\\k(+{|$", min_size=1, max_size=12)
 
 
 @given(globs=st.lists(GLOBS, min_size=1, max_size=3))

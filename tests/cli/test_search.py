@@ -99,6 +99,19 @@ def test_people_see_counts_reasons_and_where_to_go_on(served: BusProcess, posted
     assert last.startswith("  3 ")
 
 
+def test_the_ranking_can_be_told_how_it_is_made(served: BusProcess, posted: list[dict[str, Any]], context: str) -> None:
+    made = ["--fusion", "rrf", "--rank-constant", "1", "--vector-weight", "0.25", "--half-life", "3600"]
+    more = ["--recency-weight", "2", "--neighbour-weight", "0.5", "--explain"]
+    for hit in found(served, "parser", "--context", CONTEXT, *made, *more)["results"]:
+        assert hit["explain"]["vector_part"] == pytest.approx(0.25 / (1 + hit["vector"]["rank"]))
+        assert 0.9 < hit["explain"]["recency_part"] <= 1
+        assert hit["explain"]["neighbour_part"] > 0
+    for agent in ("ann", "bob", "eve"):
+        engram("post", context, "the same is said", "--agent", agent, "--url", served.url)
+    shown = engram("search", "said", "--context", context, "--distinct", "--explain", *made, "--url", served.url)
+    assert re.search(r"recency gives 0\.\d{3}\] the same is said \(and 2 alike\)$", shown.stdout)
+
+
 def test_in_a_terminal_the_words_stand_out(served: BusProcess, posted: list[dict[str, Any]]) -> None:
     ours, theirs = pty.openpty()
     variables = {name: value for name, value in environment(TERM="xterm-256color").items() if name != "NO_COLOR"}

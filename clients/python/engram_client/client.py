@@ -266,6 +266,12 @@ class Client:
         include: Include | None = None,
         max_tokens: int | None = None,
         fusion: Fusion | None = None,
+        vector_weight: float | None = None,
+        rank_constant: float | None = None,
+        half_life_ms: int | None = None,
+        recency_weight: float | None = None,
+        neighbour_weight: float | None = None,
+        distinct: bool = False,
         min_seq: int | None = None,
         timeout_ms: int | None = None,
     ) -> SearchPage:
@@ -274,7 +280,12 @@ class Client:
         Any text is a query; a part in double quotes has to stand in a unit as it is. Filters are joined by and, the
         names of one by or; `kind` and `resource` may be globs; seqs and times are themselves left out; `related_to` are
         ids that a unit names. `as_of_seq` searches the log as if it ended there. With `max_tokens` a page holds what
-        fits, in order of rank. Raises SearchBuilding and SearchUnavailable after having asked again for a while.
+        fits, in order of rank.
+
+        `half_life_ms` lets new units be better (by `recency_weight`, halved each time it passes), `neighbour_weight`
+        units beside others that are found; with `distinct`, of units that say nearly the same there is only the best.
+
+        Raises SearchBuilding and SearchUnavailable after having asked again for a while.
         """
         asked = {
             "query": query,
@@ -298,6 +309,12 @@ class Client:
             "include": include,
             "max_tokens": max_tokens,
             "fusion": fusion,
+            "vector_weight": vector_weight,
+            "rank_constant": rank_constant,
+            "half_life_ms": half_life_ms,
+            "recency_weight": recency_weight,
+            "neighbour_weight": neighbour_weight,
+            "distinct": distinct or None,
             "min_seq": min_seq,
             "timeout_ms": timeout_ms,
         }

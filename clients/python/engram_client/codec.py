@@ -276,6 +276,7 @@ class _SearchHit(msgspec.Struct, kw_only=True):
     keyword: SearchLeg | None = None
     vector: SearchLeg | None = None
     highlights: list[Highlight] = []
+    duplicates: int = 0
     explain: SearchExplained | None = None
     unit: _Unit | None = None
 
@@ -288,6 +289,7 @@ class _SearchHit(msgspec.Struct, kw_only=True):
             keyword=self.keyword,
             vector=self.vector,
             highlights=self.highlights,
+            duplicates=self.duplicates,
             explain=self.explain,
             unit=None if self.unit is None else self.unit.unit(),
         )

@@ -241,12 +241,16 @@ class Highlight(msgspec.Struct, frozen=True):
 
 
 class SearchExplained(msgspec.Struct, frozen=True):
-    """The arithmetic: a hit's score is `keyword_part` + `vector_part`."""
+    """The arithmetic: a hit's score is the sum of its parts."""
 
     fusion: str
     vector_weight: float
     keyword_part: float
     vector_part: float
+    neighbour_part: float = 0.0
+    """What the better of the units beside it gives, with `neighbour_weight`."""
+    recency_part: float = 0.0
+    """With `half_life_ms`."""
 
 
 class SearchHit(msgspec.Struct, frozen=True, kw_only=True):
@@ -260,6 +264,8 @@ class SearchHit(msgspec.Struct, frozen=True, kw_only=True):
     """None where no word of the query is in it, or `mode` is semantic."""
     vector: SearchLeg | None = None
     highlights: list[Highlight] = []
+    duplicates: int = 0
+    """How many units that say nearly the same were left out for it, with `distinct`."""
     explain: SearchExplained | None = None
     """With `explain`."""
     unit: WorkUnit | None = None
@@ -269,8 +275,8 @@ class SearchHit(msgspec.Struct, frozen=True, kw_only=True):
 class SearchPage(msgspec.Struct, frozen=True):
     """The best units, best first. `next_page` is the `page` of the next request, None at the end.
 
-    `total` counts what the filters and phrases let through (in mode keyword: and holds a word of the query), `facets`
-    by context, agent, type and kind; both over all pages.
+    `total` counts what the filters and phrases let through, duplicates too (in mode keyword: and holds a word of the
+    query), `facets` by context, agent, type and kind; both over all pages.
     """
 
     results: list[SearchHit]

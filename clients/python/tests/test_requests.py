@@ -174,6 +174,10 @@ async def test_a_search_asks_for_what_is_named_only(answering: Any) -> None:
             facets=True,
             include="units",
             min_seq=3,
+            vector_weight=0.5,
+            half_life_ms=60_000,
+            neighbour_weight=0.2,
+            distinct=True,
         )
     assert [(request.method, request.target) for request in requests] == [("POST", "/search")] * 3
     assert [msgspec.json.decode(request.body) for request in requests] == [
@@ -192,6 +196,10 @@ async def test_a_search_asks_for_what_is_named_only(answering: Any) -> None:
             "before_ts": "2026-02-01T00:00:00Z",
             "facets": True,
             "include": "units",
+            "vector_weight": 0.5,
+            "half_life_ms": 60000,
+            "neighbour_weight": 0.2,
+            "distinct": True,
             "min_seq": 3,
         },
     ]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from engram_bus.globs import matcher
 from engram_bus.projections.search.scope import EVERYTHING, Scope
-from engram_bus.projections.search.tables import AppendedFile, Array, Damaged, Table
+from engram_bus.projections.search.tables import AppendedFile, Array, Damaged, Growing, Table
 from engram_bus.units import UnitType, WorkUnit, ts_us
 
 Mask = NDArray[np.bool_]
@@ -24,6 +24,7 @@ Places = NDArray[np.intp]
 FACETS = ("context", "agent", "type", "kind")
 _NUMBERS = {name: number for number, name in enumerate(UnitType)}
 _DIGESTS_FROM = 2**63
+_NOWHERE = -1
 _TYPES = [str(name) for name in UnitType]
 
 
@@ -44,6 +45,8 @@ class Columns:
         self._names = _Names(path / "names", self._units.last("names_end"))
         if count and self._names.crc != self._units.last("names_crc"):
             raise Damaged(f"{path / 'names'} is not what was written")
+        self._before = Growing(np.dtype(np.int32), _places_before(self._units.column("context")))
+        self._last_of = _last_places(self._units.column("context"))
 
     # --- Taking in ---------------------------------------------------------------------------------------------------
 
@@ -59,11 +62,14 @@ class Columns:
     def add(self, unit: WorkUnit) -> None:
         for value in (*_digests(unit), *{self._names.number("resource", name) for name in unit.resources}):
             self._pairs.add(unit=self.count, value=value)
+        context = self._names.number("context", unit.context_id)
+        self._before.add(self._last_of.get(context, _NOWHERE))
+        self._last_of[context] = self.count
         self._units.add(
             seq=unit.seq,
             ts=ts_us(unit.ts),
             id=id_digest(unit.id),
-            context=self._names.number("context", unit.context_id),
+            context=context,
             agent=self._names.number("agent", unit.agent_id),
             type=_NUMBERS[unit.type],
             kind=self._names.number("kind", unit.kind or ""),
@@ -128,6 +134,17 @@ class Columns:
         seqs: list[int] = self._units.column("seq")[places].tolist()
         return seqs
 
+    def times_of(self, seqs: Sequence[int]) -> dict[int, int]:
+        """When each of these units came, in microseconds."""
+        return dict(zip(seqs, self._units.column("ts")[self.places_of(seqs)].tolist(), strict=True))
+
+    def adjacent(self, seqs: Sequence[int]) -> list[tuple[int, int]]:
+        """Which two of these follow each other in their context, with no unit between them that is searched."""
+        places = self.places_of(seqs)
+        before = self._before.array[places]
+        follow = (before != _NOWHERE) & np.isin(before, places)
+        return list(zip(self.seqs_of(before[follow]), self.seqs_of(places[follow]), strict=True))
+
     def commonest(self, field: str, places: Places | None, values_max: int) -> dict[str, int]:
         """How many of these units (None: of all) have which value of a facet's field: the commonest ones, in order."""
         column = self._units.column(field)
@@ -155,6 +172,21 @@ class Columns:
         mask = np.zeros(self.count, np.bool_)
         mask[self._pairs.column("unit")[of_resources[wanted]]] = True
         return mask
+
+
+def _places_before(contexts: Array) -> Array:
+    """Of each unit the place of the one before it in its context."""
+    order = np.argsort(contexts, kind="stable")
+    before = np.full(len(contexts), _NOWHERE, np.int32)
+    follows = contexts[order[1:]] == contexts[order[:-1]]
+    before[order[1:][follows]] = order[:-1][follows]
+    return before
+
+
+def _last_places(contexts: Array) -> dict[int, int]:
+    """The place of each context's newest unit."""
+    numbers, from_end = np.unique(contexts[::-1], return_index=True)
+    return dict(zip(numbers.tolist(), (len(contexts) - 1 - from_end).tolist(), strict=True))
 
 
 def id_digest(unit_id: str) -> int:

@@ -19,6 +19,7 @@ from engram_bus.projections.search.embedders import Embedder
 from engram_bus.projections.search.highlights import Sought, highlight
 from engram_bus.projections.search.keywords import DIGITS, Keyworded, Keywords, check
 from engram_bus.projections.search.late import Late, Units, Wanted
+from engram_bus.projections.search.likeness import Likeness
 from engram_bus.projections.search.scope import Scope, predicate
 from engram_bus.projections.search.values import Asked, Found, Hit, Leg
 from engram_bus.projections.search.vectors import KeptRows, Query, Rows
@@ -174,7 +175,7 @@ class SearchIndex:
         vector = {} if leg is None else self._near(leg, keyword)
         total, facets = self._counted_words(within) if asked.mode == "keyword" else self._counted(within)
         return Found(
-            self._hits(asked, within.question, keyword, vector),
+            self._hits(asked, moment, within.question, keyword, vector),
             total,
             moment.as_of_seq,
             moment.statistics_seq,
@@ -240,22 +241,55 @@ class SearchIndex:
         """The commonest values, commonest first."""
         return {field: self._columns.commonest(field, places, FACET_VALUES_MAX) for field in FACETS}
 
-    def _hits(self, asked: Asked, question: Question, keyword: dict[int, float], vector: dict[int, float]) -> list[Hit]:
-        parts = _fused(asked, keyword, vector)
-        scores = {seq: left + right for seq, (left, right) in parts.items()}
+    def _hits(
+        self, asked: Asked, moment: "_Moment", question: Question, keyword: dict[int, float], vector: dict[int, float]
+    ) -> list[Hit]:
+        parts = self._parts(asked, moment, keyword, vector)
+        scores = {seq: words + meaning + beside + new for seq, (words, meaning, beside, new) in parts.items()}
+        ranking = fusion.ranked(scores)
+        duplicates = (
+            fusion.distinct(ranking, self._likeness(ranking).alike) if asked.distinct else dict.fromkeys(ranking, 0)
+        )
         sought = Sought(frozenset(question.words), frozenset(question.names), self._keywords.stem)
         keyword_ranks, vector_ranks = _ranks(keyword), _ranks(vector)
         return [
             Hit(
-                seq,
-                scores[seq],
-                Leg(keyword_ranks[seq], keyword[seq]) if seq in keyword else None,
-                Leg(vector_ranks[seq], vector[seq]) if seq in vector else None,
-                *parts[seq],
-                highlight(text_of(self._source.unit(seq)), sought),
+                seq=seq,
+                score=scores[seq],
+                keyword=Leg(keyword_ranks[seq], keyword[seq]) if seq in keyword else None,
+                vector=Leg(vector_ranks[seq], vector[seq]) if seq in vector else None,
+                keyword_part=parts[seq][0],
+                vector_part=parts[seq][1],
+                highlight=highlight(text_of(self._source.unit(seq)), sought),
+                neighbour_part=parts[seq][2],
+                recency_part=parts[seq][3],
+                duplicates=duplicates[seq],
             )
-            for seq in fusion.ranked(scores)[asked.offset : asked.offset + asked.limit]
+            for seq in list(duplicates)[asked.offset : asked.offset + asked.limit]
         ]
+
+    def _parts(
+        self, asked: Asked, moment: "_Moment", keyword: dict[int, float], vector: dict[int, float]
+    ) -> dict[int, tuple[float, float, float, float]]:
+        """What each unit gets for its words, its meaning, the units beside it, and for being new."""
+        legs = _fused(asked, keyword, vector)
+        beside: dict[int, float] = {}
+        if asked.neighbour_weight:
+            scores = {seq: words + meaning for seq, (words, meaning) in legs.items()}
+            beside = fusion.neighbours(scores, self._columns.adjacent(list(scores)), weight=asked.neighbour_weight)
+        new = self._recency(asked, asked.half_life_ms, moment, list(legs)) if asked.half_life_ms and legs else {}
+        return {seq: (*both, beside.get(seq, 0.0), new.get(seq, 0.0)) for seq, both in legs.items()}
+
+    def _recency(self, asked: Asked, half_life_ms: int, moment: "_Moment", seqs: Sequence[int]) -> dict[int, float]:
+        """By the newest unit that is looked at, and no clock: asked again, it is the same."""
+        now_us = ts_us(self._source.unit(moment.as_of_seq).ts)
+        ages_ms = {seq: (now_us - us) / 1_000 for seq, us in self._columns.times_of(seqs).items()}
+        weight = asked.recency_weight * _best_score(asked)
+        return fusion.recency(ages_ms, half_life_ms=half_life_ms, weight=weight)
+
+    def _likeness(self, seqs: Sequence[int]) -> Likeness:
+        texts = {seq: text_of(self._source.unit(seq)) for seq in seqs}
+        return Likeness(texts, self._vectors.kept(self._columns.places_of(seqs)))
 
     def _keyword_leg(self, within: "_Within", moment: "_Moment") -> dict[int, float]:
         question, recent = within.question, within.recent
@@ -365,17 +399,30 @@ def _scores(
 
 
 def _fused(asked: Asked, keyword: dict[int, float], vector: dict[int, float]) -> fusion.Parts:
+    """A single leg's scores stay what they are, unless something is to be added that has the measure of the fusion."""
+    is_plain = asked.half_life_ms is None and not asked.neighbour_weight
+    vector_weight = asked.vector_weight
     if asked.mode == "keyword" or not vector:
-        return {seq: (score, 0.0) for seq, score in keyword.items()}
-    if asked.mode == "semantic":
-        return {seq: (0.0, score) for seq, score in vector.items()}
+        if is_plain:
+            return {seq: (score, 0.0) for seq, score in keyword.items()}
+        vector_weight = 0.0
+    elif asked.mode == "semantic":
+        if is_plain:
+            return {seq: (0.0, score) for seq, score in vector.items()}
+        vector_weight = 1.0
     match asked.fusion:
         case "rrf":
-            return fusion.reciprocal_rank(keyword, vector, vector_weight=asked.vector_weight)
+            constant = asked.rank_constant
+            return fusion.reciprocal_rank(keyword, vector, vector_weight=vector_weight, rank_constant=constant)
         case "relative":
-            return fusion.relative_score(keyword, vector, vector_weight=asked.vector_weight)
+            return fusion.relative_score(keyword, vector, vector_weight=vector_weight)
         case _:
-            return fusion.z_union(keyword, vector, vector_weight=asked.vector_weight)
+            return fusion.z_union(keyword, vector, vector_weight=vector_weight)
+
+
+def _best_score(asked: Asked) -> float:
+    """What 1 is in the measure of the fusion: of z-scores a standard deviation, otherwise what the best unit has."""
+    return 1 / (asked.rank_constant + 1) if asked.fusion == "rrf" else 1.0
 
 
 def _ranks(scores: dict[int, float]) -> dict[int, int]:

@@ -12,12 +12,17 @@ from engram_bus.errors import InvalidRequest, TooLarge
 from engram_bus.limits import (
     FILTER_GLOB_BYTES_MAX,
     FILTER_VALUES_MAX,
+    SEARCH_HALF_LIFE_MS_MAX,
+    SEARCH_INTEGER_MAX,
     SEARCH_LIMIT_MAX,
     SEARCH_QUERY_BYTES_MAX,
+    SEARCH_RANK_CONSTANT_MAX,
+    SEARCH_WEIGHT_MAX,
 )
+from engram_bus.projections.search.fusion import RANK_CONSTANT
 from engram_bus.projections.search.highlights import Highlight
 from engram_bus.projections.search.scope import Scope
-from engram_bus.projections.search.values import VECTOR_WEIGHT, Asked, Found, Hit, Leg
+from engram_bus.projections.search.values import RECENCY_WEIGHT, VECTOR_WEIGHT, Asked, Found, Hit, Leg
 from engram_bus.units import UnitType, WorkUnit, ts_us
 
 MODES = ("hybrid", "keyword", "semantic")
@@ -29,8 +34,6 @@ BYTES_PER_TOKEN = 4
 
 
 _PAGE = re.compile(r"([0-9]{1,18})\.([0-9]{1,18})\.([0-9]{1,6})")
-_INTEGER_MAX = 2**62
-"""Of seqs and tokens: beyond what columns of 64 bits hold there is nothing."""
 
 
 class SearchIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -59,19 +62,27 @@ class SearchIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     include: str = "ids"
     max_tokens: int | None = None
     fusion: str = "z"
+    vector_weight: float = VECTOR_WEIGHT
+    rank_constant: float = RANK_CONSTANT
+    half_life_ms: int | None = None
+    recency_weight: float = RECENCY_WEIGHT
+    neighbour_weight: float = 0.0
+    distinct: bool = False
 
 
 class Explained(msgspec.Struct, frozen=True):
-    """The arithmetic: the score is the sum of what each leg gives."""
+    """The arithmetic: the score is the sum of what both legs, the units beside it and its recency give."""
 
     fusion: str
     vector_weight: float
     keyword_part: float
     vector_part: float
+    neighbour_part: float
+    recency_part: float
 
 
 class SearchHit(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One unit that was found, and why."""
+    """One unit that was found, and why. `duplicates`: units that say the same and were left out for it."""
 
     unit_id: str
     seq: int
@@ -80,13 +91,14 @@ class SearchHit(msgspec.Struct, frozen=True, omit_defaults=True):
     keyword: Leg | None = None
     vector: Leg | None = None
     highlights: list[Highlight] = []
+    duplicates: int = 0
     explain: Explained | UnsetType = UNSET
     unit: UnitOut | UnsetType = UNSET
 
 
 class SearchOut(msgspec.Struct, frozen=True):
-    """The best units, best first; `total` counts what the filters let through (mode keyword: and holds a word of the
-    query), `applied_seq` says up to which seq was looked.
+    """The best units, best first; `total` counts what the filters let through, duplicates too (mode keyword: and holds
+    a word of the query), `applied_seq` says up to which seq was looked.
 
     `degraded`: the embedder that was chosen is out of reach, or has not seen all units yet. What it has not ranked is
     ranked by the shipped model, or found by its words only."""
@@ -120,19 +132,24 @@ def asked_from(search: SearchIn, window: Window) -> Asked:
         raise InvalidRequest(
             f"limit {search.limit} is not 1 to {SEARCH_LIMIT_MAX}", field="limit", limit=SEARCH_LIMIT_MAX
         )
-    for field in ("after_seq", "before_seq", "as_of_seq", "max_tokens"):
-        _integer(getattr(search, field), field)
+    for field in ("after_seq", "before_seq", "as_of_seq", "min_seq", "max_tokens"):
+        _between(getattr(search, field), 0, SEARCH_INTEGER_MAX, field)
+    _between(search.vector_weight, 0, 1, "vector_weight")
+    _between(search.rank_constant, 0, SEARCH_RANK_CONSTANT_MAX, "rank_constant")
+    _between(search.half_life_ms, 1, SEARCH_HALF_LIFE_MS_MAX, "half_life_ms")
+    _between(search.recency_weight, 0, SEARCH_WEIGHT_MAX, "recency_weight")
+    _between(search.neighbour_weight, 0, SEARCH_WEIGHT_MAX, "neighbour_weight")
     return Asked(
         query=search.query,
         mode=search.mode,
         scope=Scope(
-            contexts=_names(search.context_id, "context_id"),
-            agents=_names(search.agent_id, "agent_id"),
+            contexts=_filled(_names(search.context_id, "context_id"), "context_id"),
+            agents=_filled(_names(search.agent_id, "agent_id"), "agent_id"),
             types=_types(search.type),
             kinds=_globs(search.kind, "kind"),
-            resources=_globs(search.resource, "resource"),
-            meta=tuple(search.meta.items()),
-            related_to=_names(search.related_to, "related_to"),
+            resources=_filled(_globs(search.resource, "resource"), "resource"),
+            meta=tuple(zip(_filled(tuple(search.meta), "meta"), search.meta.values(), strict=True)),
+            related_to=_filled(_names(search.related_to, "related_to"), "related_to"),
             after_seq=search.after_seq,
             before_seq=search.before_seq,
             after_us=_time(search.after_ts, "after_ts"),
@@ -144,6 +161,12 @@ def asked_from(search: SearchIn, window: Window) -> Asked:
         statistics_seq=window.statistics_seq,
         facets=search.facets,
         fusion=search.fusion,
+        vector_weight=search.vector_weight,
+        rank_constant=search.rank_constant,
+        half_life_ms=search.half_life_ms,
+        recency_weight=search.recency_weight,
+        neighbour_weight=search.neighbour_weight,
+        distinct=search.distinct,
     )
 
 
@@ -177,9 +200,8 @@ def answer(search: SearchIn, window: Window, found: Found, units: Sequence[tuple
                 keyword=hit.keyword,
                 vector=hit.vector,
                 highlights=[] if hit.highlight is None else [hit.highlight],
-                explain=Explained(search.fusion, VECTOR_WEIGHT, hit.keyword_part, hit.vector_part)
-                if search.explain
-                else UNSET,
+                duplicates=hit.duplicates,
+                explain=_explained(search, hit) if search.explain else UNSET,
                 unit=unit_out(unit) if search.include == "units" else UNSET,
             )
         )
@@ -194,9 +216,27 @@ def answer(search: SearchIn, window: Window, found: Found, units: Sequence[tuple
     )
 
 
+def _explained(search: SearchIn, hit: Hit) -> Explained:
+    return Explained(
+        search.fusion,
+        search.vector_weight,
+        hit.keyword_part,
+        hit.vector_part,
+        hit.neighbour_part,
+        hit.recency_part,
+    )
+
+
 def _one_of(value: str, values: Sequence[str], field: str) -> None:
     if value not in values:
         raise InvalidRequest(f"{field} {value[:64]!r} is unknown; one of {', '.join(values)}", field=field)
+
+
+def _filled(names: tuple[str, ...], field: str) -> tuple[str, ...]:
+    """Names of what has one: a kind may be empty, which is to have none."""
+    if "" in names:
+        raise InvalidRequest(f"{field} is empty; leave it out to search all", field=field)
+    return names
 
 
 def _names(names: Names, field: str) -> tuple[str, ...]:
@@ -225,9 +265,9 @@ def _some(values: Sequence[T], field: str) -> tuple[T, ...]:
     return tuple(values)
 
 
-def _integer(value: int | None, field: str) -> None:
-    if value is not None and not 0 <= value <= _INTEGER_MAX:
-        raise InvalidRequest(f"{field} {value} is not 0 to {_INTEGER_MAX}", field=field, limit=_INTEGER_MAX)
+def _between(value: float | None, low: int, high: int, field: str) -> None:
+    if value is not None and not low <= value <= high:
+        raise InvalidRequest(f"{field} {value} is not {low} to {high}", field=field, limit=high)
 
 
 def _types(types: Any) -> tuple[UnitType, ...]:

@@ -2,12 +2,16 @@
 
 import msgspec
 
+from engram_bus.projections.search.fusion import RANK_CONSTANT
 from engram_bus.projections.search.highlights import Highlight
 from engram_bus.projections.search.scope import EVERYTHING, Scope
 
 VECTOR_WEIGHT = 0.35
 """Of meaning beside words: 0.3 to 0.4 is flat on documents, dialogue, meetings, failed runs and code; above, dialogue
 loses, and below, documents."""
+RECENCY_WEIGHT = 0.5
+"""Of a unit of now, where recency counts: half a standard deviation of the score (of z), so that of about equally good
+units the new one is first, and a much better old one stays before it."""
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,6 +29,12 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     """How rare a word is, and how long a unit usually, is told by the log up to here; None: as it suits."""
     fusion: str = "z"
     vector_weight: float = VECTOR_WEIGHT
+    rank_constant: float = RANK_CONSTANT
+    half_life_ms: int | None = None
+    """After so long a unit's recency counts half; None: not at all."""
+    recency_weight: float = RECENCY_WEIGHT
+    neighbour_weight: float = 0.0
+    distinct: bool = False
 
 
 class Leg(msgspec.Struct, frozen=True):
@@ -35,7 +45,7 @@ class Leg(msgspec.Struct, frozen=True):
 
 
 class Hit(msgspec.Struct, frozen=True):
-    """One unit that was found: its score is the sum of what both legs give it."""
+    """One unit that was found: its score is the sum of its parts."""
 
     seq: int
     score: float
@@ -44,6 +54,10 @@ class Hit(msgspec.Struct, frozen=True):
     keyword_part: float
     vector_part: float
     highlight: Highlight | None
+    neighbour_part: float = 0.0
+    recency_part: float = 0.0
+    duplicates: int = 0
+    """How many units that say the same were left out for it."""
 
 
 class Found(msgspec.Struct, frozen=True):

@@ -93,6 +93,10 @@ class KeptRows:
         self._sketch()
         return Rows(self._table.column("vector"), self._scales.array, self._sketches)
 
+    def kept(self, places: Places) -> NDArray[np.int8]:
+        """The rows of these units, as they are kept."""
+        return np.asarray(self._table.column("vector")[places])
+
     def add(self, vector: NDArray[np.float32]) -> None:
         """Keep the vector of the next unit."""
         row = quantized(vector)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import msgspec
 import pytest
@@ -14,11 +15,12 @@ from engram_bus.projections.search.documents import PAIR_UNITS, is_searched, lin
 from engram_bus.projections.search.engine import LOOK_BACK_UNITS, SearchIndex
 from engram_bus.projections.search.scope import Scope
 from engram_bus.projections.search.values import Asked, Found
-from engram_bus.units import WorkUnit
+from engram_bus.units import WorkUnit, ts_us
 from tests.projections.search.worlds import (
     COMPARED,
     EMBEDDER,
     QUERIES,
+    RANKINGS,
     SCOPES,
     Log,
     all_of,
@@ -92,18 +94,25 @@ def test_bounds_are_not_let_through_themselves(mode: str) -> None:
                 assert ({hit.seq for hit in found.hits}, found.total) == ({4, 5}, 2)
 
 
-@given(logs(), SCOPES, QUERIES, MODES, st.integers(0, 40), COMPARED)
+@given(logs(), SCOPES, QUERIES, MODES, RANKINGS, st.integers(0, 40), COMPARED)
 def test_what_is_not_committed_is_found_as_if_it_were(
-    units: list[WorkUnit], scope: Scope, query: str, mode: str, committed: int, compared: tuple[int, int]
+    units: list[WorkUnit],
+    scope: Scope,
+    query: str,
+    mode: str,
+    ranking: dict[str, Any],
+    committed: int,
+    compared: tuple[int, int],
 ) -> None:
-    asked = all_of(query, mode, scope=scope)
+    asked = all_of(query, mode, scope=scope, **ranking)
     with few_compared(*compared), indexed(units, min(committed, len(units))) as index:
         before = index.search(asked)
         then = index.search(msgspec.structs.replace(asked, as_of_seq=before.applied_seq))
         index.commit()
         after = index.search(asked)
         same_statistics = index.search(again(asked, before))
-    assert {hit.seq for hit in before.hits} == {hit.seq for hit in after.hits}
+    if not asked.distinct:  # (Which of two that are alike is the better one is told by the statistics.)
+        assert {hit.seq for hit in before.hits} == {hit.seq for hit in after.hits}
     assert (before.total, before.facets, before.applied_seq) == (after.total, after.facets, after.applied_seq)
     assert told(then) == told(after)
     assert told(same_statistics) == told(before)
@@ -114,29 +123,40 @@ def again(asked: Asked, found: Found) -> Asked:
     return msgspec.structs.replace(asked, as_of_seq=found.applied_seq, statistics_seq=found.statistics_seq)
 
 
-@given(logs(), SCOPES, QUERIES, MODES, st.integers(0, 40), st.integers(0, 45), COMPARED)
+@given(logs(), SCOPES, QUERIES, MODES, RANKINGS, st.integers(0, 40), st.integers(0, 45), COMPARED)
 def test_as_of_a_seq_is_what_an_index_of_the_log_up_to_there_says(
     units: list[WorkUnit],
     scope: Scope,
     query: str,
     mode: str,
+    ranking: dict[str, Any],
     committed: int,
     as_of: int,
     compared: tuple[int, int],
 ) -> None:
     with few_compared(*compared), indexed(units, min(committed, len(units))) as whole:
-        then = whole.search(all_of(query, mode, scope=scope, as_of_seq=as_of))
+        then = whole.search(all_of(query, mode, scope=scope, as_of_seq=as_of, **ranking))
     with few_compared(*compared), indexed(units[:as_of], len(units[:as_of])) as cut:
-        expected = cut.search(all_of(query, mode, scope=scope))
+        expected = cut.search(all_of(query, mode, scope=scope, **ranking))
     assert told(then) == told(expected)
     assert (then.total, then.facets, then.applied_seq) == (expected.total, expected.facets, expected.applied_seq)
 
 
-@given(logs(), QUERIES, MODES, st.integers(0, 40), st.lists(st.integers(0, 9), max_size=9), st.integers(1, 7), COMPARED)
+@given(
+    logs(),
+    QUERIES,
+    MODES,
+    RANKINGS,
+    st.integers(0, 40),
+    st.lists(st.integers(0, 9), max_size=9),
+    st.integers(1, 7),
+    COMPARED,
+)
 def test_pages_of_a_growing_log_neither_repeat_nor_miss(
     units: list[WorkUnit],
     query: str,
     mode: str,
+    ranking: dict[str, Any],
     committed: int,
     arriving: list[int],
     size: int,
@@ -145,18 +165,84 @@ def test_pages_of_a_growing_log_neither_repeat_nor_miss(
     half = len(units) // 2
     with few_compared(*compared), indexed(units[:half], *((committed,) if committed < half else ())) as index:
         index._source = Log(units)
-        first = index.search(all_of(query, mode))
-        expected, paged = told(first), told(index.search(Asked(query=query, mode=mode, limit=size)))
+        first = index.search(all_of(query, mode, **ranking))
+        expected, paged = told(first), told(index.search(Asked(query=query, mode=mode, limit=size, **ranking)))
         while len(paged) < len(expected):
             count = arriving.pop() if arriving else 0
             index.take(units[index.taken : index.taken + count])
             if count % 2:
                 index.commit()
-            page = again(Asked(query=query, mode=mode, offset=len(paged), limit=size), first)
+            page = again(Asked(query=query, mode=mode, offset=len(paged), limit=size, **ranking), first)
             more = told(index.search(page))
             assert more
             paged += more
     assert paged == expected
+
+
+@given(logs(), SCOPES, QUERIES, MODES, RANKINGS, st.integers(0, 40))
+def test_a_score_is_the_sum_of_parts_that_the_log_explains(
+    units: list[WorkUnit], scope: Scope, query: str, mode: str, ranking: dict[str, Any], committed: int
+) -> None:
+    asked = all_of(query, mode, scope=scope, **{**ranking, "distinct": False})
+    with indexed(units, min(committed, len(units))) as index:
+        found = {hit.seq: hit for hit in index.search(asked).hits}
+    for seq, hit in found.items():
+        one = units[seq - 1]
+        of_context = [each.seq for each in units if each.context_id == one.context_id and is_searched(each)]
+        place = of_context.index(seq)
+        beside = [*of_context[max(0, place - 1) : place], *of_context[place + 1 : place + 2]]
+        scores = [found[other].keyword_part + found[other].vector_part for other in beside if other in found]
+        assert hit.score == hit.keyword_part + hit.vector_part + hit.neighbour_part + hit.recency_part
+        assert hit.neighbour_part == pytest.approx(asked.neighbour_weight * max([0.0, *scores]))
+        if asked.half_life_ms is None:
+            assert hit.recency_part == 0
+        else:
+            of_now = asked.recency_weight * (1 / (asked.rank_constant + 1) if asked.fusion == "rrf" else 1)
+            age_ms = (ts_us(units[-1].ts) - ts_us(one.ts)) / 1_000
+            assert hit.recency_part == pytest.approx(of_now * 0.5 ** (age_ms / asked.half_life_ms))
+
+
+@given(logs(), QUERIES, MODES, RANKINGS, st.integers(0, 40))
+def test_each_unit_is_there_or_one_stands_for_it_that_says_the_same(
+    units: list[WorkUnit], query: str, mode: str, ranking: dict[str, Any], committed: int
+) -> None:
+    with indexed(units, min(committed, len(units))) as index:
+        every = index.search(all_of(query, mode, **{**ranking, "distinct": False}))
+        found = index.search(all_of(query, mode, **{**ranking, "distinct": True}))
+    kept = [hit.seq for hit in found.hits]
+    assert kept == [hit.seq for hit in every.hits if hit.seq in kept]
+    assert sum(1 + hit.duplicates for hit in found.hits) == len(every.hits)
+    assert (found.total, found.facets) == (every.total, every.facets)
+    texts = [text for seq in kept if (text := text_of(units[seq - 1]).strip())]
+    assert len(set(texts)) == len(texts)
+
+
+@given(logs(), QUERIES, MODES)
+def test_weights_of_what_is_not_asked_for_change_nothing(units: list[WorkUnit], query: str, mode: str) -> None:
+    with indexed(units, len(units)) as index:
+        plain = index.search(all_of(query, mode))
+        assert plain == index.search(all_of(query, mode, recency_weight=5.0, rank_constant=1.0, neighbour_weight=0.0))
+
+
+def test_of_two_equally_good_the_newer_is_better_by_half_its_weight_each_half_life() -> None:
+    units = [unit(seq, context_id=f"c{seq}", version=1, payload=b"same", ts_us=seq * 1_000_000) for seq in (1, 2, 3)]
+    with indexed(units, 3) as index:
+        hits = index.search(all_of("same", half_life_ms=1_000, recency_weight=4.0)).hits
+    assert [(hit.seq, hit.recency_part) for hit in hits] == [(3, 4.0), (2, 2.0), (1, 1.0)]
+
+
+def test_a_turn_beside_the_one_that_was_found_comes_before_others() -> None:
+    said = ["which tyres?", "the parser is broken", "I saw it", "lunch", "tea", "which parser?"]
+    units = [unit(seq, context_id="talk", version=seq, payload=text.encode()) for seq, text in enumerate(said, start=1)]
+    with indexed(units, 6) as index:
+        plain = {
+            hit.seq: hit.score for hit in index.search(all_of("parser broken", "semantic", fusion="relative")).hits
+        }
+        asked = all_of("parser broken", "semantic", fusion="relative", neighbour_weight=0.5)
+        found = {hit.seq: hit for hit in index.search(asked).hits}
+    assert max(plain, key=lambda seq: plain[seq]) == 2
+    assert found[1].neighbour_part == found[3].neighbour_part == 0.5 * found[2].vector_part
+    assert found[4].neighbour_part < found[3].neighbour_part
 
 
 @given(logs(), st.lists(st.integers(0, 40), max_size=4), COMPARED)

@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 from engram_bus.projections.search.fusion import (
     Parts,
     Scores,
+    distinct,
+    neighbours,
     ranked,
+    recency,
     reciprocal_rank,
     relative_score,
     z_union,
@@ -104,6 +107,48 @@ def test_a_leg_without_spread_says_nothing() -> None:
 def test_reciprocal_ranks_are_those_of_the_paper() -> None:
     parts = reciprocal_rank({1: 9.0, 2: 3.0}, {2: 0.5}, vector_weight=0.5)
     assert parts == {1: (0.5 / 61, 0.0), 2: (0.5 / 62, 0.5 / 61)}
+
+
+def test_a_small_constant_makes_the_first_ranks_count_more() -> None:
+    assert reciprocal_rank({1: 9.0, 2: 3.0}, {}, vector_weight=0.0, rank_constant=0.0) == {1: (1, 0), 2: (0.5, 0)}
+
+
+@given(
+    st.dictionaries(st.integers(1, 60), st.floats(-1e18, 1e18)), st.integers(1, 10**12), st.sampled_from([0.0, 0.5, 9])
+)
+def test_the_newer_the_more_and_never_more_than_the_weight(ages_ms: Scores, half_life_ms: int, weight: float) -> None:
+    parts = recency(ages_ms, half_life_ms=half_life_ms, weight=weight)
+    assert parts.keys() == ages_ms.keys()
+    assert all(0 <= part <= weight for part in parts.values())
+    for one in parts:
+        assert all(parts[one] >= parts[other] for other in parts if ages_ms[one] <= ages_ms[other])
+
+
+def test_what_recency_gives_is_halved_each_half_life() -> None:
+    parts = recency({1: 0, 2: 100, 3: 200, 4: 10**15}, half_life_ms=100, weight=0.8)
+    assert parts == {1: 0.8, 2: 0.4, 3: 0.2, 4: 0.0}
+
+
+def test_a_unit_gets_a_share_of_the_better_of_its_neighbours() -> None:
+    scores = {1: 4.0, 2: 1.0, 3: -2.0, 4: -1.0, 9: 5.0}
+    parts = neighbours(scores, [(1, 2), (2, 3), (3, 4)], weight=0.5)
+    assert parts == {1: 0.5, 2: 2.0, 3: 0.5, 4: 0.0}
+
+
+@given(st.lists(st.integers(1, 30), unique=True), st.integers(1, 6))
+def test_of_what_is_alike_the_best_stands_for_all(order: list[int], kinds: int) -> None:
+    kept = distinct(order, lambda one, others: [other for other in others if other % kinds == one % kinds])
+    best: dict[int, int] = {}
+    for seq in order:
+        best.setdefault(seq % kinds, seq)
+    assert list(kept) == list(best.values())
+    assert sum(kept.values()) + len(kept) == len(order)
+
+
+def test_what_is_like_one_that_was_left_out_stays() -> None:
+    near = {(1, 2), (2, 3)}
+    kept = distinct([1, 2, 3], lambda one, others: [other for other in others if (one, other) in near])
+    assert kept == {1: 1, 3: 0}
 
 
 def test_relative_scores_lie_between_nothing_and_all() -> None:

@@ -8,10 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engram_bus.errors import InvalidRequest, TooLarge
-from engram_bus.limits import FILTER_GLOB_BYTES_MAX, FILTER_VALUES_MAX, SEARCH_LIMIT_MAX, SEARCH_QUERY_BYTES_MAX
+from engram_bus.limits import (
+    FILTER_GLOB_BYTES_MAX,
+    FILTER_VALUES_MAX,
+    SEARCH_HALF_LIFE_MS_MAX,
+    SEARCH_LIMIT_MAX,
+    SEARCH_QUERY_BYTES_MAX,
+    SEARCH_RANK_CONSTANT_MAX,
+    SEARCH_WEIGHT_MAX,
+)
 from engram_bus.projections.search.requests import SearchIn, Window, answer, asked_from, window_of
 from engram_bus.projections.search.scope import Scope
-from engram_bus.projections.search.values import Found, Hit, Leg
+from engram_bus.projections.search.values import Asked, Found, Hit, Leg
 from engram_bus.units import UnitType
 from tests.values import unit
 
@@ -44,6 +52,25 @@ def asked(**fields: Any) -> Any:
         ("as_of_seq", 10**30),
         ("max_tokens", -1),
         ("max_tokens", 2**64),
+        ("min_seq", -1),
+        ("min_seq", 2**64),
+        ("vector_weight", -0.1),
+        ("vector_weight", 1.1),
+        ("vector_weight", float("nan")),
+        ("rank_constant", -1),
+        ("rank_constant", SEARCH_RANK_CONSTANT_MAX + 1),
+        ("half_life_ms", 0),
+        ("half_life_ms", SEARCH_HALF_LIFE_MS_MAX + 1),
+        ("recency_weight", -1),
+        ("recency_weight", SEARCH_WEIGHT_MAX + 1),
+        ("neighbour_weight", -1),
+        ("neighbour_weight", float("inf")),
+        ("context_id", ""),
+        ("context_id", ["plan", ""]),
+        ("agent_id", ""),
+        ("resource", [""]),
+        ("related_to", ""),
+        ("meta", {"": "7"}),
         ("after_ts", "yesterday"),
         ("before_ts", "2026-01-31T12:00:00"),
         ("page", "1.2"),
@@ -95,6 +122,12 @@ def test_what_is_asked_is_what_was_said() -> None:
         as_of_seq=8,
         fusion="rrf",
         facets=True,
+        vector_weight=0.5,
+        rank_constant=10,
+        half_life_ms=1_000,
+        recency_weight=2,
+        neighbour_weight=0.25,
+        distinct=True,
     )
     assert search.scope == Scope(
         contexts=("plan",),
@@ -111,10 +144,21 @@ def test_what_is_asked_is_what_was_said() -> None:
     )
     assert (search.query, search.mode, search.limit, search.offset) == ('"a b" c', "keyword", 8, 0)
     assert (search.as_of_seq, search.fusion, search.facets) == (8, "rrf", True)
+    assert (search.vector_weight, search.rank_constant, search.neighbour_weight) == (0.5, 10, 0.25)
+    assert (search.half_life_ms, search.recency_weight, search.distinct) == (1_000, 2, True)
+
+
+def test_a_kind_may_be_empty_for_a_unit_may_have_none() -> None:
+    assert asked(kind="").scope.kinds == ("",)
+    assert asked(kind=["", "build.*"]).scope.kinds == ("", "build.*")
+
+
+def test_what_is_not_said_is_as_it_was_measured() -> None:
+    assert asked() == Asked(query="x", limit=11)
 
 
 def hit(seq: int) -> Hit:
-    return Hit(seq, 1 / seq, Leg(seq, 2.0), None, 0.5, 0.25, None)
+    return Hit(seq, 1 / seq, Leg(seq, 2.0), None, 0.5, 0.25, None, 0.125, 0.0625, seq - 1)
 
 
 def answered(sizes: list[int], **fields: Any) -> Any:
@@ -148,12 +192,21 @@ def test_the_next_page_goes_on_where_this_one_ended() -> None:
 
 
 def test_more_is_told_where_more_was_asked_for() -> None:
-    plain, told = answered([3], limit=5), answered([3], limit=5, explain=True, include="units", facets=True)
+    plain = answered([3], limit=5)
+    told = answered([3], limit=5, explain=True, include="units", facets=True, fusion="rrf", vector_weight=0.5)
     assert msgspec.to_builtins(plain)["results"] == [
         {"unit_id": unit(1).id, "seq": 1, "score": 1.0, "tokens": 1, "keyword": {"rank": 1, "score": 2.0}}
     ]
     assert "facets" not in msgspec.to_builtins(plain)
     (result,) = msgspec.to_builtins(told)["results"]
-    assert (result["explain"]["keyword_part"], result["explain"]["vector_part"]) == (0.5, 0.25)
+    assert result["explain"] == {
+        "fusion": "rrf",
+        "vector_weight": 0.5,
+        "keyword_part": 0.5,
+        "vector_part": 0.25,
+        "neighbour_part": 0.125,
+        "recency_part": 0.0625,
+    }
     assert result["unit"]["payload"] == "xxx"
     assert msgspec.to_builtins(told)["facets"] == {}
+    assert [one.get("duplicates") for one in msgspec.to_builtins(answered([1, 1, 1]))["results"]] == [None, 1, 2]

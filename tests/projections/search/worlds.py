@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 from hypothesis import strategies as st
@@ -176,16 +177,39 @@ def counts(units: Sequence[WorkUnit], of: Callable[[WorkUnit], str]) -> dict[str
     return found
 
 
-def told(found: Found) -> list[tuple[int, float, int | None, int | None]]:
-    """What of an answer has to be the same: which units, with which scores, at which ranks."""
+def told(found: Found) -> list[tuple[int, float, int | None, int | None, int]]:
+    """What of an answer has to be the same: which units, with which scores, at which ranks, for how many."""
     return [
-        (hit.seq, round(hit.score, 4), hit.keyword and hit.keyword.rank, hit.vector and hit.vector.rank)
+        (hit.seq, round(hit.score, 4), hit.keyword and hit.keyword.rank, hit.vector and hit.vector.rank, hit.duplicates)
         for hit in found.hits
     ]
 
 
-def all_of(query: str, mode: str = "hybrid", *, scope: Scope | None = None, as_of_seq: int | None = None) -> Asked:
+RANKINGS: st.SearchStrategy[dict[str, Any]] = st.just({}) | st.fixed_dictionaries(
+    {},
+    optional={
+        "fusion": st.sampled_from(["z", "rrf", "relative"]),
+        "vector_weight": st.sampled_from([0.0, 0.5, 1.0]),
+        "rank_constant": st.sampled_from([0.0, 5.0]),
+        "half_life_ms": st.sampled_from([1, 3_000, 10**9]),
+        "recency_weight": st.sampled_from([0.0, 2.0]),
+        "neighbour_weight": st.sampled_from([0.2, 1.0]),
+        "distinct": st.booleans(),
+    },
+)
+"""How the ranking is made: half of the time as it is made when nobody says how."""
+
+
+def all_of(
+    query: str, mode: str = "hybrid", *, scope: Scope | None = None, as_of_seq: int | None = None, **ranking: Any
+) -> Asked:
     """A search for everything there is."""
     return Asked(
-        query=query, mode=mode, scope=Scope() if scope is None else scope, limit=1_000, facets=True, as_of_seq=as_of_seq
+        query=query,
+        mode=mode,
+        scope=Scope() if scope is None else scope,
+        limit=1_000,
+        facets=True,
+        as_of_seq=as_of_seq,
+        **ranking,
     )
