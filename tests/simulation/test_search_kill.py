@@ -130,8 +130,10 @@ async def fill(bus: BusProcess, recorded: Recorded, kills: int, dice: random.Ran
             await client.append_bulk(drafts[first : first + 40])
         while moments and moments[0] < first + 40:
             moments.pop(0)
-            # While it starts, takes in, commits, merges, or has nothing to do.
-            time.sleep(dice.choice([0, dice.uniform(0, 0.1), dice.uniform(0.3, 1.5)]))
+            if dice.random() < 0.7:
+                # It is started, and takes in, commits and merges; else it is most often only about to be.
+                until(lambda: status(bus.url)["search"]["taken_seq"] > 0)
+            time.sleep(dice.uniform(0, 0.8))
             killings.append(kill(bus, victims.pop()))
     return killings
 
