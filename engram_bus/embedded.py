@@ -40,6 +40,7 @@ from engram_bus.limits import (
     RELATED_EDGES_MAX,
     RELATED_UNITS_MAX,
     SCAN_UNITS_MAX,
+    SEARCH_STEP_BYTES,
     SOCKET_STALL_SECONDS,
 )
 from engram_bus.log.contract import Log, cursor_seq, cursor_text
@@ -51,7 +52,7 @@ from engram_bus.projections.search.choice import check as check_embedder
 from engram_bus.projections.search.fusion import RANK_CONSTANT
 from engram_bus.projections.search.requests import SearchIn, SearchOut, answer, asked_from, window_of
 from engram_bus.projections.search.searcher import Searcher
-from engram_bus.projections.search.values import RECENCY_WEIGHT, VECTOR_WEIGHT
+from engram_bus.projections.search.values import RECENCY_WEIGHT, VECTOR_WEIGHT, Hit
 from engram_bus.router.contract import Framing, Sink
 from engram_bus.router.fanout import Fanout, Feed
 from engram_bus.router.filters import Filter, make_filter, predicate, unit_type
@@ -750,9 +751,25 @@ class Bus:
         timeout_ms = MIN_SEQ_TIMEOUT_MS_DEFAULT if asked.timeout_ms is None else asked.timeout_ms
         await self.wait_for(asked.min_seq, timeout_ms=timeout_ms)
         found = await self.start_search().search(question)
-        self._require_open()
-        hits = found.hits[: asked.limit]
-        return answer(asked, window, found, [(hit, self.log.record(hit.seq).unit) for hit in hits])
+        bytes_max = PAGE_BYTES_MAX if asked.include == "units" else None
+        units = await self._read_hits(found.hits[: asked.limit], bytes_max=bytes_max)
+        return answer(asked, window, found, units)
+
+    async def _read_hits(self, hits: Sequence[Hit], *, bytes_max: int | None) -> Sequence[tuple[Hit, WorkUnit]]:
+        """Their units, as far as a page holds them (at least one), some in each turn of the loop."""
+        units: list[tuple[Hit, WorkUnit]] = []
+        read_bytes = step_bytes = 0
+        for hit in hits:
+            self._require_open()
+            unit = self.log.record(hit.seq).unit
+            read_bytes += len(unit.payload)
+            if units and bytes_max is not None and read_bytes > bytes_max:
+                break
+            units.append((hit, unit))
+            if read_bytes - step_bytes > SEARCH_STEP_BYTES:
+                step_bytes = read_bytes
+                await asyncio.sleep(0)
+        return units
 
     def rebuild_search(self) -> None:
         """Have the search index built again from the log's first unit; the one there is answers until it is done.

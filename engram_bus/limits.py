@@ -40,7 +40,7 @@ JSON_DEPTH_MAX: Final = 128
 PAGE_UNITS_DEFAULT: Final = 100
 PAGE_UNITS_MAX: Final = 1_000
 PAGE_BYTES_MAX: Final = 16 * MIB
-"""A page ends early when this much was read for it; `next_page` goes on."""
+"""A page ends early when this much was read for it; `next_page` goes on. So does a page of search that holds units."""
 SCAN_UNITS_MAX: Final = 2_000
 """Units looked at for one filtered page, about 10 ms: it ends early (perhaps empty) rather than hold up all others."""
 RELATED_DEPTH_MAX: Final = 8
@@ -61,6 +61,13 @@ SEARCH_HALF_LIFE_MS_MAX: Final = 100 * 365 * 86_400_000
 SEARCH_INTEGER_MAX: Final = 2**62
 """Of seqs and tokens: beyond what columns of 64 bits hold there is nothing."""
 SEARCH_REQUEST_BYTES_MAX: Final = 1 * MIB
+SEARCH_ANSWER_SECONDS_MAX: Final = 8.0
+"""How long a search waits for its answer, the start of the process that gives it included: our clients wait 10 seconds
+for a request, and are to be told before they give up."""
+SEARCHES_MAX: Final = 256
+"""Searches that wait for an answer; beyond, BUSY: they are answered one after another, a usual one within 20 ms."""
+SEARCH_STEP_BYTES: Final = 256 * KIB
+"""Read for an answer in one turn of the loop, about a millisecond: 200 units may be 200 MiB."""
 QUERY_BYTES_MAX: Final = 16 * KIB
 HEADER_BYTES_MAX: Final = 32 * KIB
 HEADER_SECONDS_MAX: Final = 10.0
@@ -190,6 +197,7 @@ assert CATCH_UP_BYTES <= FRAME_BYTES_MAX, "one page of catching up is one frame"
 assert LEAVE_SECONDS_MAX < DRAIN_SECONDS_MAX, "who is told to go is cut before the stop gives up waiting"
 assert 2 * SOCKET_STALL_SECONDS < PEER_SILENT_SECONDS
 assert PAGE_UNITS_MAX <= SCAN_UNITS_MAX
+assert SEARCH_STEP_BYTES <= PAGE_BYTES_MAX
 assert LOCK_TEND_UNITS_MAX <= BATCH_UNITS_MAX - BULK_UNITS_MAX, "beside it, one bulk still fits a commit"
 assert LOCK_BREAK_MAX <= BULK_UNITS_MAX
 assert RESOURCES_MAX <= LOCK_RESOURCES_MAX, "one lock can cover what one unit touches"

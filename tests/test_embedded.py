@@ -661,6 +661,29 @@ async def test_everything_a_search_has_can_be_said() -> None:
             assert found.facets["agent"] == {only.agent_id: 1}, filters
 
 
+async def test_units_of_a_page_of_search_are_read_in_turns_of_the_loop() -> None:
+    async with Bus.open(None) as bus:
+        for _ in range(10):
+            await bus.append("plan", f"parser {'x' * 1_000_000}", agent_id="ann")
+        reading = asyncio.ensure_future(bus.search("parser"))
+        turns = 0
+        while not reading.done():
+            turns += 1
+            await asyncio.sleep(0)
+        assert len(reading.result().results) == 10
+        assert turns >= 10, "a log in memory is searched in one"
+
+
+async def test_a_search_whose_units_are_read_ends_with_the_bus() -> None:
+    async with Bus.open(None) as bus:
+        for _ in range(10):
+            await bus.append("plan", f"parser {'x' * 1_000_000}", agent_id="ann")
+        reading = asyncio.ensure_future(bus.search("parser"))
+        await asyncio.sleep(0)
+    with pytest.raises(ShuttingDown):
+        await reading
+
+
 async def test_a_search_goes_on_page_by_page() -> None:
     async with Bus.open(None) as bus:
         await fill(bus, *["plan"] * 5)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from engram_bus import limits
+from engram_client.limits import TIMEOUT_SECONDS
 
 SOURCES = Path(limits.__file__).parent
 NAMES = [name for name in vars(limits) if name.isupper()]
@@ -33,3 +34,7 @@ def test_what_is_written_as_json_fits_its_request() -> None:
 
 def test_a_heartbeat_comes_before_a_proxy_loses_patience_and_a_stall_is_noticed_after_one() -> None:
     assert limits.HEARTBEAT_SECONDS < limits.SOCKET_STALL_SECONDS < 60
+
+
+def test_who_searches_is_answered_before_a_client_gives_up() -> None:
+    assert limits.SEARCH_ANSWER_SECONDS_MAX < TIMEOUT_SECONDS

@@ -182,7 +182,7 @@ def window_of(search: SearchIn) -> Window:
 
 
 def answer(search: SearchIn, window: Window, found: Found, units: Sequence[tuple[Hit, WorkUnit]]) -> SearchOut:
-    """The page that is answered; with `max_tokens`, as much of it in rank order as fits."""
+    """The page of these hits, the first of those found; with `max_tokens`, as much of it in rank order as fits."""
     results: list[SearchHit] = []
     room = search.max_tokens
     for hit, unit in units:
@@ -205,12 +205,12 @@ def answer(search: SearchIn, window: Window, found: Found, units: Sequence[tuple
                 unit=unit_out(unit) if search.include == "units" else UNSET,
             )
         )
-    following = f"{found.applied_seq}.{found.statistics_seq}.{window.offset + search.limit}"
+    following = f"{found.applied_seq}.{found.statistics_seq}.{window.offset + len(units)}"
     return SearchOut(
         results,
         found.total,
         found.applied_seq,
-        following if len(found.hits) > search.limit else None,
+        following if len(found.hits) > len(units) else None,
         found.facets if search.facets else UNSET,
         found.degraded,
     )

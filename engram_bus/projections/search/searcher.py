@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import cast
 
 from engram_bus.errors import Busy, EngramError, InternalError, SearchBuilding, SearchUnavailable, ShuttingDown
+from engram_bus.limits import SEARCH_ANSWER_SECONDS_MAX, SEARCHES_MAX
 from engram_bus.projections.search.messages import (
     Answered,
     Ask,
@@ -32,10 +33,6 @@ RESTART_SECONDS = 0.5
 """After the process died, before the next one starts; doubled each time, unless it lived for a while."""
 RESTART_SECONDS_MAX = 30.0
 LIVED_SECONDS = 10.0
-ANSWER_SECONDS_MAX = 30.0
-"""How long a search waits for its answer, the start of the process included."""
-SEARCHES_MAX = 256
-"""Searches that wait for an answer; beyond, BUSY: they are answered one after another."""
 END_SECONDS_MAX = 5.0
 
 
@@ -150,10 +147,10 @@ class Searcher(asyncio.Protocol):
                 self._send(ask)
             else:
                 self._unsent.append(ask)
-            async with asyncio.timeout(ANSWER_SECONDS_MAX):
+            async with asyncio.timeout(SEARCH_ANSWER_SECONDS_MAX):
                 return await answered
         except TimeoutError:
-            raise SearchUnavailable(f"no answer within {ANSWER_SECONDS_MAX:g} seconds") from None
+            raise SearchUnavailable(f"no answer within {SEARCH_ANSWER_SECONDS_MAX:g} seconds") from None
         finally:
             del self._asked[ask.id]
 

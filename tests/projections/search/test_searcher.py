@@ -367,7 +367,7 @@ async def test_searches_that_wait_are_bounded(tmp_path: Path, monkeypatch: pytes
 
 
 async def test_a_process_that_hangs_is_not_waited_for_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(searching, "ANSWER_SECONDS_MAX", 0.05)
+    monkeypatch.setattr(searching, "SEARCH_ANSWER_SECONDS_MAX", 0.05)
     async with Bus.open(tmp_path) as bus:
         async with frozen(bus):
             with pytest.raises(SearchUnavailable, match="no answer"):
