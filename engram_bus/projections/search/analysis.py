@@ -25,6 +25,21 @@ _NAMES_KEPT = 32_768
 """What stands between spaces comes again and again: its names are remembered, about 10 MB of them."""
 
 
+_ASKING = re.compile(
+    r"\b(?:[Ww](?:ho|hom|hose|hat|hen|here|hich|hy|e)|[Hh](?:ow|e|im|is|er|ers)|I|[Mm](?:e|y|ine)|[Oo]urs?|"
+    r"[Yy](?:ou|our|ours)|[Ss]he|[Ii]ts|[Tt]hem)\b"
+)
+"""Words that ask, and pronouns. Not in capitals: `WHO` is a name, and `us` may be one."""
+
+
+def without_asking(text: str) -> str:
+    """A query without the words that ask and the pronouns: they say nothing of what is looked for. What is in double
+    quotes stays: it has to stand there."""
+    parts = text.split('"')
+    parts[::2] = [_ASKING.sub(" ", part) for part in parts[::2]]
+    return '"'.join(parts)
+
+
 def words(text: str) -> str:
     """A text that is looked for: scripts that have no spaces are cut into overlapping pairs, so that any part of what
     stands there is found."""

@@ -76,9 +76,20 @@ def _part(text: str, spans: list[tuple[int, int]]) -> Highlight:
     first, last = _densest(spans)
     margin = max(0, FRAGMENT_CHARACTERS_MAX - (spans[last][1] - spans[first][0])) // 2
     begin = max(0, spans[first][0] - margin)
+    while begin < spans[first][0] and _is_inside(text, begin):
+        begin += 1
     end = min(len(text), begin + FRAGMENT_CHARACTERS_MAX)
+    while end > spans[last][1] and _is_inside(text, end):
+        end -= 1
     inside = [(left - begin, min(right, end) - begin) for left, right in spans if begin <= left < end]
     return Highlight(text[begin:end], inside)
+
+
+def _is_inside(text: str, at: int) -> bool:
+    """Whether a word goes on there; of scripts without spaces none does."""
+    return 0 < at < len(text) and all(
+        (one.isalnum() or one == "_") and UNSPACED_RUN.match(one) is None for one in text[at - 1 : at + 1]
+    )
 
 
 def _densest(spans: list[tuple[int, int]]) -> tuple[int, int]:

@@ -142,12 +142,16 @@ class Keywords:
 
     def question(self, text: str) -> Question:
         """A query's terms. Any text is a query: nothing in it is syntax but pairs of double quotes around phrases."""
-        words = list(dict.fromkeys(self._words.analyze(analysis.words(text))))[:QUERY_TERMS_MAX]
+        said = analysis.without_asking(text)
+        words = self._words.analyze(analysis.words(said))
+        if not words:
+            said = text
+            words = self._words.analyze(analysis.words(said))
         # A plain word may be a part of a name (`http` of `parseHTTP`), unless it is one of those that say nothing.
-        plain = (word.lower() for word in _WORD.findall(text) if self.stem(word))
+        plain = (word.lower() for word in _WORD.findall(said) if self.stem(word))
         names = list(dict.fromkeys((*analysis.identifiers(text), *plain)))[:QUERY_TERMS_MAX]
         phrases = dict.fromkeys(self._phrase(part) for part in text.split('"')[1:-1:2])
-        return Question(words, names, [phrase for phrase in phrases if phrase])
+        return Question(list(dict.fromkeys(words))[:QUERY_TERMS_MAX], names, [phrase for phrase in phrases if phrase])
 
     def _phrase(self, text: str) -> Phrase:
         tokens = self._words.pre_tokenize(analysis.words(text)).tokens

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engram_bus.projections.search.analysis import identifiers, indexed_words, words
+from engram_bus.projections.search.analysis import identifiers, indexed_words, without_asking, words
 
 
 @pytest.mark.parametrize(
@@ -37,6 +37,23 @@ from engram_bus.projections.search.analysis import identifiers, indexed_words, w
 )
 def test_an_identifier_is_whole_and_in_parts(text: str, expected: list[str]) -> None:
     assert list(identifiers(text)) == expected
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("who has the parser?", "has the parser?"),
+        ("What did she say of WHO, and when", "did say of WHO, and"),
+        ("where is I/O done, and whose is it", "is /O done, and is it"),
+        ("somewhere anyhow", "somewhere anyhow"),
+        ("the US office", "the US office"),
+        ("who", ""),
+        ('who said "who is it" and why', 'said "who is it" and'),
+        ("谁拿走了它", "谁拿走了它"),
+    ],
+)
+def test_words_that_ask_are_not_looked_for(query: str, said: str) -> None:
+    assert " ".join(without_asking(query).split()) == said
 
 
 @pytest.mark.parametrize(

@@ -369,6 +369,15 @@ def test_a_phrase_stands_in_the_unit_itself(phrase: str, expected: set[int], mod
             assert {hit.seq for hit in index.search(all_of(f'"{phrase}"', mode)).hits} >= expected
 
 
+def test_words_that_ask_count_only_where_nothing_else_is_asked() -> None:
+    texts = ["who is there", "the parser broke", "where and why"]
+    units = [unit(seq, context_id=f"c{seq}", version=1, payload=text.encode()) for seq, text in enumerate(texts, 1)]
+    with indexed(units, 3) as index:
+        assert [hit.seq for hit in index.search(all_of("who broke the parser and why?", "keyword")).hits] == [2]
+        assert [hit.seq for hit in index.search(all_of("who", "keyword")).hits] == [1]
+        assert [hit.seq for hit in index.search(all_of('why: "where and why"', "keyword")).hits] == [3]
+
+
 def test_equal_units_are_found_newest_first_however_many_there_are() -> None:
     units = [unit(seq, context_id=f"c{seq}", version=1, payload=b"same text here") for seq in range(1, 701)]
     with indexed(units, 300, 301, 650) as index:

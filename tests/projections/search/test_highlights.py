@@ -1,5 +1,7 @@
 """A highlight is a short part of the text, and its spans are words that were looked for."""
 
+import re
+
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -44,6 +46,25 @@ def test_spans_lie_in_the_part_and_are_what_was_wanted(text: str, wanted: set[st
         word = found.text[first:end]
         # (Of a word that is longer than the part, its beginning.)
         assert stem(word)[0] in wanted or word == "parseHTTP" or any(one.startswith(word.lower()) for one in wanted)
+
+
+@given(st.lists(st.sampled_from(["parser", "another", "word_s", "l'été", "x" * 40]), min_size=60, max_size=120))
+def test_no_word_is_cut_where_the_part_begins_and_ends(said: list[str]) -> None:
+    text = " ".join([*said, "parser", *said])
+    found = shown(text, "parser")
+    assert found is not None
+    assert len(found.text) > FRAGMENT_CHARACTERS_MAX - 2 * 41
+    assert {*re.findall(r"\w+", found.text)} <= {*re.findall(r"\w+", text)}
+
+
+def test_a_text_that_fits_is_shown_whole() -> None:
+    assert shown("I take the parser", "parser") == Highlight("I take the parser", [(11, 17)])
+
+
+def test_a_run_without_spaces_is_cut_anywhere() -> None:
+    found = shown("日" * 500 + "本" + "日" * 500, "日本")
+    assert found is not None
+    assert len(found.text) == FRAGMENT_CHARACTERS_MAX
 
 
 def test_nothing_is_shown_where_nothing_was_found() -> None:
