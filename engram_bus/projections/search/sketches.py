@@ -19,8 +19,6 @@ COMPARED_WORDS = 131_072
 """Compared at a time, for the same reason."""
 SAMPLED_ROWS = 64
 """One of so many tells about how far the nearest are."""
-FAR = 2**15
-"""Beyond every distance."""
 
 Places = NDArray[np.intp]
 Vectors = NDArray[np.int8]
@@ -56,31 +54,38 @@ class Sketches:
             self._words[:, self.count : self.count + len(part)] = self._words_of(self._mixed(part) > 0)
             self.count += len(part)
 
-    def nearest(self, vector: Vectors, mask: NDArray[np.bool_] | None, limit: int) -> Places:
-        """The rows whose bits differ least, in their order; of equally near ones the newest. The mask must let so many
-        through."""
-        distances = self._distances(self._mixed(vector[None]))
-        if mask is not None:
-            distances += np.multiply(~mask, FAR, dtype=np.uint16)
+    def nearest(self, vector: Vectors, places: Places | None, limit: int) -> Places:
+        """Of these rows, at least so many (None: of all), those whose bits differ least, in their order; of equally near
+        ones the newest."""
+        distances = self._distances(self._mixed(vector[None]), places)
         near = _about(distances, limit)
         cut = np.partition(distances[near], limit - 1)[limit - 1]
-        assert cut < FAR, "as many are let through"
         within = near[distances[near] <= cut]
         oldest = np.flatnonzero(distances[within] == cut)[: len(within) - limit]
-        return np.delete(within, oldest)
+        nearest = np.delete(within, oldest)
+        return nearest if places is None else places[nearest]
 
-    def _distances(self, query: Mixed) -> NDArray[np.uint16]:
+    def _distances(self, query: Mixed, places: Places | None) -> NDArray[np.uint16]:
         """A bit counts threefold where the query's number is one of its larger half."""
         sketch, larger = self._words_of(query > 0), self._words_of(np.abs(query) > np.median(np.abs(query)))
-        distances = np.empty(self.count, np.uint16)
+        count = self.count if places is None else len(places)
+        distances = np.empty(count, np.uint16)
         step = COMPARED_WORDS // len(self._words)
-        for first in range(0, self.count, step):
-            last = min(first + step, self.count)
-            differing = self._words[:, first:last] ^ sketch
+        for first in range(0, count, step):
+            last = min(first + step, count)
+            differing = self._part(places, first, last) ^ sketch
             counts = np.bitwise_count(differing)
             counts += 2 * np.bitwise_count(np.bitwise_and(differing, larger, out=differing))
             counts.sum(axis=0, dtype=np.uint16, out=distances[first:last])
         return distances
+
+    def _part(self, places: Places | None, first: int, last: int) -> Words:
+        """Picked one by one only where they do not lie side by side, as those of a time do."""
+        if places is None:
+            return self._words[:, first:last]
+        if places[last - 1] - places[first] == last - 1 - first:
+            return self._words[:, places[first] : places[last - 1] + 1]
+        return self._words.take(places[first:last], axis=1)
 
     def _mixed(self, vectors: Vectors) -> Mixed:
         """A column of numbers for each."""

@@ -56,10 +56,10 @@ class Rows:
 
     def _compared(self, query: Query, mask: NDArray[np.bool_] | None) -> Places | None:
         """Which are compared; None for all."""
-        count = len(self._vectors) if mask is None else np.count_nonzero(mask)
-        if count > EXACT_ROWS_MAX:
-            return self._sketches.nearest(quantized(query), mask, CANDIDATES)
-        return None if mask is None else np.flatnonzero(mask)
+        places = None if mask is None else np.flatnonzero(mask)
+        if len(self._vectors if places is None else places) > EXACT_ROWS_MAX:
+            return self._sketches.nearest(quantized(query), places, CANDIDATES)
+        return places
 
     def _cosines(self, query: Query, places: Places | None) -> NDArray[np.float32]:
         vectors = self._vectors
