@@ -55,8 +55,8 @@ class Sketches:
             self.count += len(part)
 
     def nearest(self, vector: Vectors, places: Places | None, limit: int) -> Places:
-        """Of these rows, at least so many (None: of all), those whose bits differ least, in their order; of equally near
-        ones the newest."""
+        """Those whose bits differ least, in their order; of equally near ones the newest. Of these places (None: of all
+        rows), which are at least so many."""
         distances = self._distances(self._mixed(vector[None]), places)
         near = _about(distances, limit)
         cut = np.partition(distances[near], limit - 1)[limit - 1]
@@ -66,17 +66,17 @@ class Sketches:
         return nearest if places is None else places[nearest]
 
     def _distances(self, query: Mixed, places: Places | None) -> NDArray[np.uint16]:
-        """A bit counts threefold where the query's number is one of its larger half."""
-        sketch, larger = self._words_of(query > 0), self._words_of(np.abs(query) > np.median(np.abs(query)))
+        """Only where the query's number is one of its larger half: these bits say more by themselves than with the
+        others, which would count for as much."""
+        sketch, larger = self._words_of(query > 0), self._words_of(np.abs(query) >= np.median(np.abs(query)))
         count = self.count if places is None else len(places)
         distances = np.empty(count, np.uint16)
         step = COMPARED_WORDS // len(self._words)
         for first in range(0, count, step):
             last = min(first + step, count)
             differing = self._part(places, first, last) ^ sketch
-            counts = np.bitwise_count(differing)
-            counts += 2 * np.bitwise_count(np.bitwise_and(differing, larger, out=differing))
-            counts.sum(axis=0, dtype=np.uint16, out=distances[first:last])
+            differing &= larger
+            np.bitwise_count(differing).sum(axis=0, dtype=np.uint16, out=distances[first:last])
         return distances
 
     def _part(self, places: Places | None, first: int, last: int) -> Words:
