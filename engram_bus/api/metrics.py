@@ -67,7 +67,7 @@ class _BusCollector(Collector):
             "engram_subscribers": ("Subscriptions that are open.", len(bus.fanout)),
             "engram_subscription_lag_units": ("Units the furthest subscription is behind.", bus.fanout.furthest_behind),
             "engram_search_lag_units": (
-                "Units that search has not taken in.",
+                "Units that search has not taken in; all of them while its process is away.",
                 0 if bus.searcher is None else bus.searcher.lag_units,
             ),
             "engram_queue_commands": ("Commands that wait for their commit.", bus.writer.queue_commands),

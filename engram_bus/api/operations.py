@@ -180,7 +180,8 @@ class Disk(msgspec.Struct, frozen=True):
 
 
 class SearchStatus(msgspec.Struct, frozen=True):
-    """How far the search index is, and the embedder that ranks; null where nobody has searched yet.
+    """How far the search index is, and the embedder that ranks; null where it was not started: with
+    `--no-search`, until someone searches.
 
     `generation` is another when an index was built again and took the place of this one; `rebuilt_seq` says how far the
     one that will is, null where none is being built."""

@@ -218,7 +218,7 @@ async def test_an_index_that_is_deleted_under_its_process_is_built_again(tmp_pat
 
 
 async def test_an_index_is_built_again_while_it_answers(tmp_path: Path) -> None:
-    expected = await indexed(tmp_path, 2_000)
+    expected = await indexed(tmp_path, 8_000)
     async with caught_up(tmp_path) as bus:
         searcher = process_of(bus)
         generation = searcher.state.generation
