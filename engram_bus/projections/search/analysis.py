@@ -13,6 +13,8 @@ _UNSPACED = (
 UNSPACED_RUN = re.compile(f"[{_UNSPACED}]+")
 _AROUND = ".,;:!?()[]{}<>\"'`*=+|~&%$^"
 """What stands around a name without being of it."""
+_AROUND_PATH = f"{_AROUND}/"
+_LINE = re.compile(r"(?::\d+)+$")
 _SEPARATORS = re.compile(r"[^\w]+")
 # In any script: `\w` of re knows letters, digits and _, but not which of them are capitals.
 _PART = re.compile(r"[^\W\d_]+|\d+")
@@ -74,6 +76,15 @@ def identifiers(text: str) -> Iterator[str]:
     tokens = text.split()
     is_usual = max(map(len, tokens), default=0) <= _NAME_CHARACTERS_MAX  # What is kept has a bound.
     return chain.from_iterable(map(_remembered if is_usual else _names, tokens))
+
+
+def path_of(name: str) -> str:
+    """A path as it is compared: without what stands around it, a line's number, and capitals.
+
+    >>> path_of("(./src/Main.py:12:3):")
+    'src/main.py'
+    """
+    return _LINE.sub("", name.strip(_AROUND_PATH)).strip(_AROUND_PATH).lower()
 
 
 def _names(token: str) -> tuple[str, ...]:

@@ -13,6 +13,9 @@ import msgspec
 
 NAME_WEIGHT = 0.3
 """Of a name beside a word: measured on SciFact (.6995 -> .7038) and dialogue (no change)."""
+PATH_WEIGHT = 1.0
+"""Of touching a path that is asked for, beside saying a word that is as rare: what changed a file before what speaks of
+it. Measured on code (37 to 40 of 40 among the first five; 0.5: 39, more changes nothing)."""
 _K1, _B = 1.2, 0.75
 _EXACT_LENGTHS = 40
 
@@ -22,11 +25,12 @@ Phrase = tuple[tuple[int, str], ...]
 
 
 class Question(msgspec.Struct, frozen=True):
-    """The words and names that are looked for, and phrases that must be there."""
+    """The words and names that are looked for, phrases that must be there, and what may be the end of a path."""
 
     words: list[str]
     names: list[str]
     phrases: list[Phrase]
+    paths: list[str] = []
 
 
 class Terms(msgspec.Struct, frozen=True):

@@ -5,7 +5,7 @@ digests), `names` what has a number. They are flushed before the keyword index i
 count.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_bus.globs import matcher
+from engram_bus.projections.search.analysis import path_of
 from engram_bus.projections.search.scope import EVERYTHING, Scope
 from engram_bus.projections.search.tables import AppendedFile, Array, Damaged, Growing, Table
 from engram_bus.units import UnitType, WorkUnit, ts_us
@@ -121,7 +122,7 @@ class Columns:
             if before is not None:
                 mask &= self._units.column(field) < before
         if exact.resources:
-            mask &= self._touching(exact.resources)
+            mask &= self.touching(exact.resources)
         for wanted in _wanted_digests(exact):
             mask &= self._having(wanted)
         return mask
@@ -163,8 +164,12 @@ class Columns:
         mask[self._pairs.column("unit")[_any_of(self._pairs.column("value"), wanted)]] = True
         return mask
 
-    def _touching(self, resources: Sequence[str]) -> Mask:
-        """A glob may match very many: they are looked up by their numbers."""
+    def ending(self, paths: Sequence[str]) -> list[str]:
+        """The resources that are one of these paths, or end with one."""
+        return [name for path in paths for name in self._names.ending(path)]
+
+    def touching(self, resources: Sequence[str]) -> Mask:
+        """Which units touch one of these. A glob may match very many: they are looked up by their numbers."""
         known = self._names.of("resource")
         values = self._pairs.column("value")
         of_resources = np.flatnonzero(values < _DIGESTS_FROM)
@@ -233,12 +238,17 @@ def _any_of(column: Array, wanted: Sequence[int]) -> Mask:
     return np.isin(column, np.array(wanted, column.dtype))
 
 
+def _last(path: str) -> str:
+    return path.rpartition("/")[2]
+
+
 class _Names:
     """Names by field, each with a number: contexts, agents, kinds, and the resources that globs are matched with."""
 
     def __init__(self, path: Path, end: int) -> None:
         self._file = AppendedFile(path, end)
         self._entries: list[str] = []
+        self._resources_by_last: dict[str, list[str]] = {}
         self._by_field: dict[str, dict[str, int]] = {field: {} for field in ("context", "agent", "kind", "resource")}
         self._unwritten: list[bytes] = []
         self.size_bytes = end
@@ -266,6 +276,8 @@ class _Names:
     def _keep(self, field: str, name: str) -> int:
         number = self._by_field[field][name] = len(self._entries)
         self._entries.append(name)
+        if field == "resource":
+            self._resources_by_last.setdefault(_last(path_of(name)), []).append(name)
         return number
 
     @property
@@ -277,6 +289,12 @@ class _Names:
 
     def of(self, field: str) -> dict[str, int]:
         return self._by_field[field]
+
+    def ending(self, path: str) -> Iterator[str]:
+        """The resources that are this path, or end with it."""
+        for name in self._resources_by_last.get(_last(path), ()):
+            if path and f"/{path_of(name)}".endswith(f"/{path}"):
+                yield name
 
     def flush(self) -> None:
         self._file.append(b"".join(self._unwritten))

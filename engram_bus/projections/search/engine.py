@@ -1,5 +1,6 @@
 """One search index: units in, in order, and answers out, over what is indexed and what only came a moment ago."""
 
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -293,18 +294,30 @@ class SearchIndex:
 
     def _keyword_leg(self, within: "_Within", moment: "_Moment") -> dict[int, float]:
         question, recent = within.question, within.recent
+        touched = self._columns.ending(question.paths)
         if moment.is_now:
             scores = self._keywords.search(question, within.scope, DEPTH)
+            if touched:
+                scores |= self._keywords.search(question, within.scope, DEPTH, touching=touched)
             statistics = self._statistics(question)
-            terms = self._terms(recent)
         else:
             # The best with words as rare as they were then, scored again by all that was told then.
             statistics = self._statistics_then(question, moment.statistics_seq)
-            seqs = list(self._keywords.search(question, within.scope, THEN_DEPTH, then=statistics))
-            scores = _scores(seqs, question, statistics, [self._terms_of(seq) for seq in seqs])
-            terms = self._terms(recent)
-        scores.update(_scores([one.unit.seq for one in recent], question, statistics, terms))
+            best = self._keywords.search(question, within.scope, THEN_DEPTH, then=statistics)
+            if touched:
+                best |= self._keywords.search(question, within.scope, THEN_DEPTH, then=statistics, touching=touched)
+            scores = _scores(list(best), question, statistics, [self._terms_of(seq) for seq in best])
+        scores.update(_scores([one.unit.seq for one in recent], question, statistics, self._terms(recent)))
+        if touched:
+            self._add_paths(scores, touched, texts=statistics.texts, statistics_seq=moment.statistics_seq)
         return {seq: scores[seq] for seq in fusion.ranked(scores)[:DEPTH]}
+
+    def _add_paths(self, scores: dict[int, float], touched: Sequence[str], *, texts: int, statistics_seq: int) -> None:
+        """What touches a path that was asked for gets as much as a word gives that is as rare."""
+        touching = self._columns.seqs_of(np.flatnonzero(self._columns.touching(touched)))
+        having = bisect_right(touching, statistics_seq)
+        for seq in scores.keys() & set(touching):
+            scores[seq] = round(scores[seq] + bm25.PATH_WEIGHT * bm25.rarity(texts, having), DIGITS)
 
     def _statistics(self, question: Question) -> Statistics:
         """Of what is committed; before there is anything, of what is not."""

@@ -151,7 +151,12 @@ class Keywords:
         plain = (word.lower() for word in _WORD.findall(said) if self.stem(word))
         names = list(dict.fromkeys((*analysis.identifiers(text), *plain)))[:QUERY_TERMS_MAX]
         phrases = dict.fromkeys(self._phrase(part) for part in text.split('"')[1:-1:2])
-        return Question(list(dict.fromkeys(words))[:QUERY_TERMS_MAX], names, [phrase for phrase in phrases if phrase])
+        return Question(
+            list(dict.fromkeys(words))[:QUERY_TERMS_MAX],
+            names,
+            [phrase for phrase in phrases if phrase],
+            list(dict.fromkeys(filter(None, map(analysis.path_of, said.split()))))[:QUERY_TERMS_MAX],
+        )
 
     def _phrase(self, text: str) -> Phrase:
         tokens = self._words.pre_tokenize(analysis.words(text)).tokens
@@ -165,13 +170,22 @@ class Keywords:
         return all(any(_stands(phrase, places) for places in said) for phrase in phrases)
 
     def search(
-        self, question: Question, scope: Scope, limit: int, *, then: Statistics | None = None
+        self,
+        question: Question,
+        scope: Scope,
+        limit: int,
+        *,
+        then: Statistics | None = None,
+        touching: Sequence[str] = (),
     ) -> dict[int, float]:
         """The best units by BM25, of equal ones the newest: seq -> score. With the statistics of `then`, words are as
-        rare as they were; how long a text usually is stays what it is now."""
+        rare as they were; how long a text usually is stays what it is now. Only those `touching` one of these."""
         query = self._asked(question, then)
         if query is None:
             return {}
+        if touching:
+            touched = Query.term_set_query(self._schema, "resource", list(touching))
+            query = Query.boolean_query([(Occur.Must, query), (Occur.Must, Query.const_score_query(touched, 0.0))])
         query, asked = self._within(query, question, scope), 2 * limit
         while True:
             found = self._searcher.search(query, asked, count=False).hits

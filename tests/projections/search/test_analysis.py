@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engram_bus.projections.search.analysis import identifiers, indexed_words, without_asking, words
+from engram_bus.projections.search.analysis import identifiers, indexed_words, path_of, without_asking, words
 
 
 @pytest.mark.parametrize(
@@ -37,6 +37,23 @@ from engram_bus.projections.search.analysis import identifiers, indexed_words, w
 )
 def test_an_identifier_is_whole_and_in_parts(text: str, expected: list[str]) -> None:
     assert list(identifiers(text)) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("src/Main.py", "src/main.py"),
+        ("(./src/main.py:12:3):", "src/main.py"),
+        ("/src/main.py,", "src/main.py"),
+        (".claude/setup.sh", "claude/setup.sh"),
+        ("src/", "src"),
+        ("parser", "parser"),
+        ("./", ""),
+        (":12", "12"),
+    ],
+)
+def test_a_path_is_compared_without_what_stands_around_it(name: str, path: str) -> None:
+    assert path_of(name) == path
 
 
 @pytest.mark.parametrize(

@@ -369,6 +369,30 @@ def test_a_phrase_stands_in_the_unit_itself(phrase: str, expected: set[int], mod
             assert {hit.seq for hit in index.search(all_of(f'"{phrase}"', mode)).hits} >= expected
 
 
+@pytest.mark.parametrize("committed", [(), (300,), (100, 200)])
+def test_what_touches_a_path_comes_before_what_speaks_of_it(committed: tuple[int, ...]) -> None:
+    units = [
+        unit(seq, context_id=f"c{seq}", version=1, payload=b"session/phase.go has phase.go of session")
+        for seq in range(1, 301)
+    ]
+    for seq, resource in (
+        (7, "cmd/Session/phase.go"),
+        (8, "cmd/phase.go"),
+        (250, "session/phase.go"),
+        (251, "phase.go"),
+    ):
+        units[seq - 1] = unit(seq, context_id=f"c{seq}", version=1, payload=b"edited")
+        units[seq - 1].resources.append(resource)
+    with indexed(units, *committed) as index:
+        for query in ("session/phase.go", "./session/phase.go:12: undefined"):
+            best = [hit.seq for hit in index.search(all_of(query, "keyword")).hits[:3]]
+            assert {*best[:2]} == {7, 250}
+            assert best[2] not in (8, 251)
+            assert index.search(all_of(query, "keyword", as_of_seq=200)).hits[0].seq == 7
+            of_one = index.search(all_of(query, scope=Scope(resources=("phase.go",))))
+            assert [hit.seq for hit in of_one.hits] == [251]
+
+
 def test_words_that_ask_count_only_where_nothing_else_is_asked() -> None:
     texts = ["who is there", "the parser broke", "where and why"]
     units = [unit(seq, context_id=f"c{seq}", version=1, payload=text.encode()) for seq, text in enumerate(texts, 1)]
