@@ -4,13 +4,16 @@ Asked on documents, dialogue, meetings, failed runs and code, through a bus on a
 ships with the repository (search_sets.py says where they lie); one that is not there is left out.
 
     python -m benchmarks.search_quality [--small] [--neighbour-weight=0.2] [--fusion=rrf] ... [set ...]
+    python -m benchmarks.search_quality --embedder=sentence-transformers:PATH [set ...]
 
-A figure is kept only of a full run with the ranking that is made when nobody says how.
+A figure is kept only of a full run with the ranking that is made when nobody says how. Another embedder is asked once
+it has seen every unit, and how long that took is told.
 """
 
 import asyncio
 import itertools
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,7 +25,8 @@ import uvloop
 from benchmarks.harness import keep, machine, scratch
 from benchmarks.search_sets import COLLECTIONS, Absent, Collection, Question, cut
 from engram_bus import Bus
-from engram_bus.errors import SearchBuilding
+from engram_bus.errors import SearchBuilding, SearchUnavailable
+from engram_bus.projections.search.choice import STATIC
 from engram_bus.units import WorkUnit
 
 QUESTION = "quality of search by mode, on sets whose answers are known"
@@ -124,12 +128,21 @@ class Scores(NamedTuple):
 
 
 async def scored(
-    collection: Collection, measures: Mapping[str, Measure], path: Path | None, options: Mapping[str, Any] = NO_OPTIONS
+    collection: Collection,
+    measures: Mapping[str, Measure],
+    path: Path | None,
+    options: Mapping[str, Any] = NO_OPTIONS,
+    *,
+    embedder: str = STATIC,
 ) -> Scores:
     """Append everything to a new bus, ask every question in every mode, and measure what was found."""
     by_mode: dict[str, dict[str, list[float]]] = {mode: {name: [] for name in measures} for mode in MODES}
-    async with Bus.open(path) as bus:
+    async with Bus.open(path, embedder=embedder) as bus:
         places = await _filled(bus, collection)
+        if embedder != STATIC:
+            started = time.perf_counter()
+            await _found(bus, collection.questions[0], "semantic", options)
+            print(f"{embedder} has seen {len(places)} units after {time.perf_counter() - started:.0f} seconds")
         for question, mode in itertools.product(collection.questions, MODES):
             ranking = [places[seq] for seq in await _found(bus, question, mode, options)]
             for name, measure in measures.items():
@@ -148,14 +161,16 @@ async def _filled(bus: Bus, collection: Collection) -> dict[int, int]:
 
 
 async def _found(bus: Bus, question: Question, mode: str, options: Mapping[str, Any]) -> list[int]:
-    """The seqs, once the index has caught up."""
+    """The seqs, once the index has caught up and the chosen embedder ranks."""
     while True:
         try:
             found = await bus.search(question.text, mode=mode, limit=DEPTH, context_id=question.context_id, **options)
-        except SearchBuilding:
+        except (SearchBuilding, SearchUnavailable):
             await asyncio.sleep(0.2)
         else:
-            return [one.seq for one in found.results]
+            if not found.degraded:
+                return [one.seq for one in found.results]
+            await asyncio.sleep(0.2)
 
 
 def figures(scores: Scores) -> dict[str, Any]:
@@ -197,6 +212,7 @@ def main() -> None:
     """Every named set, or all."""
     small = "--small" in sys.argv
     options = _options(sys.argv[1:])
+    embedder = options.pop("embedder", STATIC)
     names = [name for name in sys.argv[1:] if not name.startswith("-")] or list(COLLECTIONS)
     sets: dict[str, Any] = {}
     with scratch() as directory:
@@ -208,17 +224,19 @@ def main() -> None:
                 print(f"{name}: left out, {exc}")
                 continue
             collection = cut(whole, questions=20, others=300) if small else whole
-            shown = figures(uvloop.run(scored(collection, MEASURES[name], directory / name, options)))
+            shown = figures(
+                uvloop.run(scored(collection, MEASURES[name], directory / name, options, embedder=embedder))
+            )
             sets[name] = {"units": len(collection.drafts), "questions": len(collection.questions), **shown}
             print("\n".join(table(name, collection, shown)))
-    if not small and not options and sets.keys() == COLLECTIONS.keys():
+    if not small and not options and embedder == STATIC and sets.keys() == COLLECTIONS.keys():
         keep(QUESTION, {"machine": about, "sets": sets})
 
 
 def _options(arguments: Sequence[str]) -> dict[str, Any]:
-    """What is said of how the ranking is made: `--vector-weight=0.5`."""
+    """What is said of how the ranking is made, `--vector-weight=0.5`, and of the embedder."""
     said = [argument.removeprefix("--").split("=", 1) for argument in arguments if "=" in argument]
-    return {name.replace("-", "_"): value if name == "fusion" else float(value) for name, value in said}
+    return {name.replace("-", "_"): value if name in ("fusion", "embedder") else float(value) for name, value in said}
 
 
 def _discount(rank: int) -> float:
