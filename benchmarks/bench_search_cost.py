@@ -33,6 +33,8 @@ QUERIES = 500
 SEARCHERS = 4
 APPENDERS = 64
 PING_SECONDS = 0.001
+CATCHES_UP = "the index catches up"
+"""With what the load before it appended."""
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
@@ -143,46 +145,65 @@ def _ratio(ours: Sequence[float], others: Sequence[float]) -> float:
 # --- Stalls ----------------------------------------------------------------------------------------------------------
 
 
+class SearchAnswers(Http):
+    """An index that appends left behind says so, and is an answer too."""
+
+    accepted = (b"2", b"503")
+
+
 class Searches:
     """One search after another."""
 
     def __init__(self, number: int, queries: Sequence[str]) -> None:
         asked = [*queries[number:], *queries[:number]]
         self._requests = itertools.cycle(http("POST", "/search", {"query": query}) for query in asked)
+        self.answered = self.behind = 0
 
     def first(self) -> bytes:
         return b""
 
     def next(self, answer: bytes) -> Exchange:
+        if answer:
+            self.answered += 1
+            self.behind += b'"SEARCH_BUILDING"' in answer
         return Exchange("search", next(self._requests))
 
 
-Load = tuple[Callable[[], Wire], list[Client]]
+Load = tuple[Callable[[], Wire], Sequence[Client]]
 
 
 def _stalls(buses: dict[str, Served], texts: Sequence[str], *, seconds: float, rounds: int) -> dict[str, Any]:
-    """Each kind of load with search and without, where there is such a one."""
+    """What a ping waits under each kind of load, and what searches were answered meanwhile."""
     queries = remembered(texts, QUERIES)
     appending: Load = (WebSocket, _appenders(texts, 16, 1_000))
-    searching: Load = (Http, [Searches(number, queries) for number in range(SEARCHERS)])
+    alone, beside = ([Searches(number, queries) for number in range(SEARCHERS)] for _ in range(2))
     loads: dict[str, tuple[str, list[Load]]] = {
         "idle, search off": ("off", []),
         "idle, search on": ("on", []),
         "16 append, search off": ("off", [appending]),
         "16 append, search on": ("on", [appending]),
-        "the index catches up": ("on", []),
-        "4 search": ("on", [searching]),
-        "4 search, 16 append": ("on", [searching, appending]),
+        CATCHES_UP: ("on", []),
+        "4 search": ("on", [(SearchAnswers, alone)]),
+        "4 search, 16 append": ("on", [(SearchAnswers, beside), appending]),
     }
     waits: dict[str, list[float]] = {name: [] for name in loads}
     for _ in range(rounds):
         for name, (bus, some) in loads.items():
-            if name != "the index catches up":
+            if name != CATCHES_UP:
                 _caught_up(buses["on"])
             with _pinged(buses[bus], seconds) as waited:
                 uvloop.run(_loaded(buses[bus], some, seconds))
             waits[name] += waited
-    return {name: percentiles_us(some) for name, some in waits.items()}
+    return {
+        "ping_us": {name: percentiles_us(some) for name, some in waits.items()},
+        "searches": {
+            name: {
+                "answered_per_second": round(sum(one.answered for one in some) / (rounds * seconds), 1),
+                "of_them_told_that_the_index_is_behind": sum(one.behind for one in some),
+            }
+            for name, some in (("4 search", alone), ("4 search, 16 append", beside))
+        },
+    }
 
 
 async def _loaded(bus: Served, loads: Sequence[Load], seconds: float) -> None:
@@ -201,7 +222,7 @@ def _pinged(bus: Served, seconds: float) -> Iterator[list[float]]:
     waits: list[float] = []
     command = [sys.executable, "-m", "benchmarks.bench_search_cost", "--ping", bus.host, str(bus.port), str(seconds)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
+        assert process.stdout is not None, "it is a pipe"
         assert process.stdout.readline() == b"begins\n"
         yield waits
         waits += json.loads(process.stdout.readline())

@@ -29,6 +29,9 @@ class Wire(Protocol):
 class Http:
     """HTTP/1.1 with Content-Length."""
 
+    accepted: tuple[bytes, ...] = (b"2",)
+    """How the status of what is an answer begins; another one ends the run."""
+
     def answer(self, received: bytearray) -> tuple[bytes, int] | None:
         end = received.find(b"\r\n\r\n")
         if end < 0:
@@ -38,7 +41,7 @@ class Http:
         size = end + 4 + int(head[at:].split(b"\r\n", 1)[0])
         if len(received) < size:
             return None
-        assert head.split(b" ", 2)[1][:1] == b"2", bytes(received[:size])
+        assert head.split(b" ", 2)[1].startswith(self.accepted), bytes(received[:size])
         return bytes(received[end + 4 : size]), size
 
 
