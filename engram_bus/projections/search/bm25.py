@@ -59,6 +59,16 @@ class Statistics(msgspec.Struct, frozen=True):
             {name: self.having_name[name] + sum(name in one.names for one in more) for name in question.names},
         )
 
+    def without(self, others: "Statistics") -> "Statistics":
+        """With these, which are among them, taken away."""
+        return Statistics(
+            self.texts - others.texts,
+            self.words - others.words,
+            self.names - others.names,
+            {word: count - others.having_word[word] for word, count in self.having_word.items()},
+            {name: count - others.having_name[name] for name, count in self.having_name.items()},
+        )
+
 
 def holds(question: Question, terms: Terms) -> bool:
     """Whether anything that is looked for is there."""

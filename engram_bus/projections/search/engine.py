@@ -32,6 +32,8 @@ THEN_DEPTH = 400
 """Candidates that are scored again by the statistics of then: what moves them is how long a text usually was."""
 BESIDE_ROWS = 100_000
 """From here on, both legs of a search run beside each other: each of them takes milliseconds."""
+TERMS_KEPT = 2 * THEN_DEPTH
+"""What units consist of, read again from the log: ten kilobytes each."""
 LOOK_BACK_UNITS = 8
 FACET_VALUES_MAX = 100
 _CONTEXTS_REMEMBERED = 10_000
@@ -65,6 +67,7 @@ class SearchIndex:
         self._source = source
         self._lines: OrderedDict[str, list[tuple[int, str]]] = OrderedDict()
         self._recent: dict[int, _Recent] = {}
+        self._terms_read: dict[int, Terms] = {}
         self._beside = ThreadPoolExecutor(1, "vectors")
         self.taken = cursor
         self.taken_us = 0
@@ -327,10 +330,18 @@ class SearchIndex:
     def _statistics_then(self, question: Question, seq: int) -> Statistics:
         """Of the log up to a seq."""
         more = self._terms([one for one in self._recent.values() if one.unit.seq <= seq])
-        return self._keywords.statistics(question, Scope(before_seq=seq + 1)).with_more(question, more)
+        return self._keywords.statistics_then(question, seq).with_more(question, more)
 
     def _terms_of(self, seq: int) -> Terms:
-        """What a unit consists of as it was indexed: it and what came before it."""
+        """What a unit consists of as it was indexed: it and what came before it. The next page asks for the same."""
+        known = self._terms_read.get(seq)
+        if known is None:
+            if len(self._terms_read) >= TERMS_KEPT:
+                self._terms_read.clear()
+            known = self._terms_read[seq] = self._read_terms(seq)
+        return known
+
+    def _read_terms(self, seq: int) -> Terms:
         unit = self._source.unit(seq)
         line = line_of(unit, text_of(unit))
         before = [line_of(one, text_of(one)) for one in self._searched_before(unit)]

@@ -209,16 +209,23 @@ class Keywords:
         query = self._asked(question)
         return 0 if query is None else self._count(self._within(query, question, scope))
 
-    def statistics(self, question: Question, scope: Scope | None = None) -> Statistics:
-        """What BM25 asks of the whole: of everything indexed, or of what a scope lets through."""
-        if scope is None:
-            return Statistics(
-                self.count,
-                self._all_words,
-                self._all_names,
-                {word: self._searcher.doc_freq("text", word) for word in question.words},
-                {name: self._searcher.doc_freq("names", name) for name in question.names},
-            )
+    def statistics(self, question: Question) -> Statistics:
+        """What BM25 asks of the whole."""
+        return Statistics(
+            self.count,
+            self._all_words,
+            self._all_names,
+            {word: self._searcher.doc_freq("text", word) for word in question.words},
+            {name: self._searcher.doc_freq("names", name) for name in question.names},
+        )
+
+    def statistics_then(self, question: Question, seq: int) -> Statistics:
+        """The same of what was indexed up to a seq: by what has come since, where that is less."""
+        if seq < self.cursor // 2:
+            return self._statistics_of(question, Scope(before_seq=seq + 1))
+        return self.statistics(question).without(self._statistics_of(question, Scope(after_seq=seq)))
+
+    def _statistics_of(self, question: Question, scope: Scope) -> Statistics:
         within = self._within(None, None, scope)
         sums = self._aggregate(_SUMS, within)
         return Statistics(

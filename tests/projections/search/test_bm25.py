@@ -79,7 +79,7 @@ def test_statistics_with_more_are_those_of_all(
     question = whole.question(" ".join(asked))
     more = [some.terms(text, line) for text, line in texts[committed:]]
     assert some.statistics(question).with_more(question, more) == whole.statistics(question)
-    assert whole.statistics(question, Scope(before_seq=committed + 1)) == some.statistics(question)
+    assert whole.statistics_then(question, committed) == some.statistics(question)
     some.close()
     whole.close()
 
