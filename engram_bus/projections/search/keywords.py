@@ -124,7 +124,7 @@ class Keywords:
         """A word as the index knows it. Most words of a text are those of other texts."""
         known = self._stems.get(word)
         if known is None:
-            if len(self._stems) == _STEMS_MAX:
+            if len(self._stems) >= _STEMS_MAX:
                 self._stems.clear()
             known = self._stems[word] = list(self._words.analyze(analysis.words(word)))
         return known

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from engram_bus.projections.search import engine
+from engram_bus.projections.search import engine, keywords
 from engram_bus.projections.search.documents import PAIR_UNITS, is_searched, line_of, parts_of, text_of, together
 from engram_bus.projections.search.engine import LOOK_BACK_UNITS, SearchIndex
 from engram_bus.projections.search.scope import Scope
@@ -296,6 +296,16 @@ def test_a_context_that_was_forgotten_is_read_again(monkeypatch: pytest.MonkeyPa
         with indexed(units, len(units)) as forgotten:
             for query in ("parser", "world", "日本"):
                 assert told(forgotten.search(all_of(query))) == told(remembered.search(all_of(query)))
+
+
+def test_what_was_thought_about_before_and_forgotten_is_thought_about_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = [all_of(query, as_of_seq=50) for query in ("parser", "world", "日本")]
+    with indexed(log(Random(9), 60), 60) as index:
+        expected = [index.search(one) for one in asked]
+        monkeypatch.setattr(engine, "TERMS_KEPT", 1)
+        monkeypatch.setattr(keywords, "_STEMS_MAX", 1)
+        with indexed(log(Random(9), 60), 60) as forgetful:
+            assert [forgetful.search(one) for one in asked] == expected
 
 
 SYNTAX = ("seq:1", "AND", "(", ")", '"', "OR", "NOT", "*", "?", "~2", "^3", "[1 TO 2]", "\\", "\0", "'", "--", "text:")
