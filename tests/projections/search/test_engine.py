@@ -257,7 +257,8 @@ def test_an_index_made_in_several_runs_is_one_made_in_one(
     in_parts, at_once = indexed(units, len(units), path=path), indexed(units, len(units))
     with few_compared(*compared), in_parts as one, at_once as other:
         for query in ("parser", "日本", "src/parseHTTP.py fails", '"end of the world"', "E0308", "ann"):
-            assert told(one.search(all_of(query))) == told(other.search(all_of(query)))
+            for asked in (all_of(query), all_of(query, neighbour_weight=0.5, half_life_ms=3_000, distinct=True)):
+                assert told(one.search(asked)) == told(other.search(asked))
 
 
 def test_what_was_not_committed_is_taken_in_again(tmp_path: Path) -> None:
