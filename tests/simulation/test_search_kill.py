@@ -133,7 +133,7 @@ async def fill(bus: BusProcess, recorded: Recorded, kills: int, dice: random.Ran
             if dice.random() < 0.7:
                 # It is started, and takes in, commits and merges; else it is most often only about to be.
                 until(lambda: status(bus.url)["search"]["taken_seq"] > 0)
-            time.sleep(dice.uniform(0, 2))
+            time.sleep(dice.uniform(0, dice.choice([0.3, 1])))
             killings.append(kill(bus, victims.pop()))
     return killings
 
