@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from engram_bus.limits import DISK_RESERVE_BYTES, DISK_RESERVE_DIVISOR
+from engram_bus.limits import DISK_RESERVE_BYTES, DISK_RESERVE_DIVISOR, SEARCH_ANSWER_SECONDS_MAX
 from engram_bus.log.record import RecordError
 from engram_bus.projections.contract import Followed, Projection
 
@@ -30,15 +30,18 @@ COMMIT_UNITS = 1_000
 COMMIT_SECONDS = 0.5
 BEHIND_UNITS = 2_000
 """Who asks waits for as many to be taken in; beyond, it is told that the projection is being built."""
+REACH_SECONDS = 5.0
+"""For so long; then it is told the same. Less than a search may take."""
 ROOM_SECONDS = 1.0
 """How often a full disk is looked at again."""
 
 _NOT_DAMAGE = frozenset(
-    {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENOMEM}
+    {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENOMEM, errno.EAGAIN}
 )
 """A disk or a machine that refuses does not get better by folding again."""
 
 assert COMMIT_UNITS < BEHIND_UNITS, "who waits for units does not wait for a commit"
+assert REACH_SECONDS < SEARCH_ANSWER_SECONDS_MAX
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -135,11 +138,13 @@ class Runner(Generic[P]):
             self._serving.postpone(ROOM_SECONDS)
 
     def reach(self, seq: int) -> bool:
-        """Take in all units up to here, or as far as they can be read, before an answer. False: they are too many, or
-        there is no room for them."""
+        """Take in all units up to here, or as far as they can be read, before an answer. False: they are too many, they
+        take too long, or there is no room for them."""
         self.hear(seq)
+        until = self._now() + REACH_SECONDS
         while self.projection.taken < seq and self._damage is None:
-            if seq - self.projection.taken > BEHIND_UNITS or not self._finds_room():
+            is_far = seq - self.projection.taken > BEHIND_UNITS or self._now() >= until
+            if is_far or not self._finds_room():
                 return False
             self._take(self._serving)
             if self._serving.is_due:

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from engram_bus.log.memory import MemoryLog
 from engram_bus.log.record import RecordError
 from engram_bus.projections import runner as running
-from engram_bus.projections.runner import BEHIND_UNITS, COMMIT_SECONDS, COMMIT_UNITS, SLICE_UNITS, Runner
+from engram_bus.projections.runner import BEHIND_UNITS, COMMIT_SECONDS, COMMIT_UNITS, REACH_SECONDS, SLICE_UNITS, Runner
 from engram_bus.units import WorkUnit, ts_us
 from tests.values import sealed, unit
 
@@ -229,6 +229,19 @@ def test_who_asks_waits_for_some_units_and_not_for_very_many(kept: Kept) -> None
     assert not kept.runner.reach(kept.source.head)
     assert kept.runner.reach(BEHIND_UNITS)
     assert kept.runner.projection.taken >= BEHIND_UNITS
+
+
+def test_who_asks_does_not_wait_for_units_that_take_long(kept: Kept) -> None:
+    class Slow(Tally):
+        def take(self, units: Sequence[WorkUnit]) -> None:
+            super().take(units)
+            kept.clock.seconds += REACH_SECONDS / 2
+
+    kept.runner = Runner(kept.source, kept.path / "slow", NAME, Slow, now=kept.clock)
+    kept.source.say(3 * SLICE_UNITS)
+    assert not kept.runner.reach(3 * SLICE_UNITS)
+    assert kept.runner.projection.taken == 2 * SLICE_UNITS
+    assert kept.runner.reach(3 * SLICE_UNITS)
 
 
 def test_the_old_one_answers_until_the_new_one_has_all(kept: Kept) -> None:

@@ -21,8 +21,11 @@ _PART = re.compile(r"[^\W\d_]+|\d+")
 _ASCII_PART = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+")
 _SIGN = re.compile("[\u2600-\u27bf\U0001f000-\U0001faff]")
 """Pictures that are looked for by themselves."""
-_NAME_CHARACTERS_MAX = 128
+NAME_CHARACTERS_MAX = 128
 """Longer runs are data, not names."""
+_STARTING = re.compile(r'(?<!\S)([^\s"*]{2,})\*(?!\S)')
+_START_CHARACTERS_MIN = 2
+"""Shorter beginnings are those of everything."""
 _NAMES_KEPT = 32_768
 """What stands between spaces comes again and again: its names are remembered, about 10 MB of them."""
 
@@ -40,6 +43,27 @@ def without_asking(text: str) -> str:
     parts = text.split('"')
     parts[::2] = [_ASKING.sub(" ", part) for part in parts[::2]]
     return '"'.join(parts)
+
+
+def starts(text: str) -> tuple[list[str], str]:
+    """What a query says only the beginning of, with a star behind it and outside of double quotes; and what it says
+    besides. In scripts that have no spaces any part of what stands there is found without.
+
+    >>> starts('who has "int *" and src/pars* or lock*?')
+    (['src/pars'], 'who has "int *" and   or lock*?')
+    """
+    begun: list[str] = []
+
+    def keep(found: re.Match[str]) -> str:
+        start = found.group(1).strip(_AROUND)
+        if len(start) < _START_CHARACTERS_MIN or UNSPACED_RUN.search(start):
+            return found.group()
+        begun.append(start)
+        return " "
+
+    parts = text.split('"')
+    parts[::2] = [_STARTING.sub(keep, part) for part in parts[::2]]
+    return begun, '"'.join(parts)
 
 
 def words(text: str) -> str:
@@ -74,7 +98,7 @@ def identifiers(text: str) -> Iterator[str]:
     ['src/parsehttp.py', 'src', 'parsehttp', 'parse', 'http', 'py']
     """
     tokens = text.split()
-    is_usual = max(map(len, tokens), default=0) <= _NAME_CHARACTERS_MAX  # What is kept has a bound.
+    is_usual = max(map(len, tokens), default=0) <= NAME_CHARACTERS_MAX  # What is kept has a bound.
     return chain.from_iterable(map(_remembered if is_usual else _names, tokens))
 
 
@@ -90,7 +114,7 @@ def path_of(name: str) -> str:
 def _names(token: str) -> tuple[str, ...]:
     """Those of what stands between two spaces."""
     name = token.strip(_AROUND)
-    if len(name) > _NAME_CHARACTERS_MAX or _is_plain(name):
+    if len(name) > NAME_CHARACTERS_MAX or _is_plain(name):
         return ()
     segments = (*_SEPARATORS.split(name), *_SIGN.findall(name))
     parts = (part.lower().strip("_") for segment in segments for part in (segment, *_parts(segment)))

@@ -25,19 +25,26 @@ Phrase = tuple[tuple[int, str], ...]
 
 
 class Question(msgspec.Struct, frozen=True):
-    """The words and names that are looked for, phrases that must be there, and what may be the end of a path."""
+    """The words and names that are looked for, phrases that must be there, what may be the end of a path, and how words
+    or names begin."""
 
     words: list[str]
     names: list[str]
     phrases: list[Phrase]
     paths: list[str] = []
+    starts: list[str] = []
 
 
 class Terms(msgspec.Struct, frozen=True):
-    """The words and names of one text, each as often as it stands there."""
+    """The words and names of one text, each as often as it stands there, and all of them as they are written."""
 
     words: Counter[str]
     names: Counter[str]
+    written: frozenset[str] = frozenset()
+
+    def begins(self, start: str) -> bool:
+        """Whether a word or name of it begins so."""
+        return any(one.startswith(start) for one in self.written)
 
 
 class Statistics(msgspec.Struct, frozen=True):
@@ -48,6 +55,7 @@ class Statistics(msgspec.Struct, frozen=True):
     names: float
     having_word: dict[str, int]
     having_name: dict[str, int]
+    having_start: dict[str, int] = {}
 
     def with_more(self, question: Question, more: Sequence[Terms]) -> "Statistics":
         """With these texts among them."""
@@ -57,6 +65,7 @@ class Statistics(msgspec.Struct, frozen=True):
             self.names + sum(one.names.total() for one in more),
             {word: self.having_word[word] + sum(word in one.words for one in more) for word in question.words},
             {name: self.having_name[name] + sum(name in one.names for one in more) for name in question.names},
+            {start: self.having_start[start] + sum(one.begins(start) for one in more) for start in question.starts},
         )
 
     def without(self, others: "Statistics") -> "Statistics":
@@ -67,12 +76,17 @@ class Statistics(msgspec.Struct, frozen=True):
             self.names - others.names,
             {word: count - others.having_word[word] for word, count in self.having_word.items()},
             {name: count - others.having_name[name] for name, count in self.having_name.items()},
+            {start: count - others.having_start[start] for start, count in self.having_start.items()},
         )
 
 
 def holds(question: Question, terms: Terms) -> bool:
     """Whether anything that is looked for is there."""
-    return any(word in terms.words for word in question.words) or any(name in terms.names for name in question.names)
+    return (
+        any(word in terms.words for word in question.words)
+        or any(name in terms.names for name in question.names)
+        or any(map(terms.begins, question.starts))
+    )
 
 
 def scores(question: Question, statistics: Statistics, texts: Sequence[Terms]) -> list[float]:
@@ -80,6 +94,9 @@ def scores(question: Question, statistics: Statistics, texts: Sequence[Terms]) -
     return [
         _score(question.words, one.words, statistics.having_word, statistics.texts, statistics.words)
         + NAME_WEIGHT * _score(question.names, one.names, statistics.having_name, statistics.texts, statistics.names)
+        + sum(
+            rarity(statistics.texts, statistics.having_start[start]) for start in question.starts if one.begins(start)
+        )
         for one in texts
     ]
 

@@ -254,7 +254,13 @@ class SearchIndex:
         duplicates = (
             fusion.distinct(ranking, self._likeness(ranking).alike) if asked.distinct else dict.fromkeys(ranking, 0)
         )
-        sought = Sought(frozenset(question.words), frozenset(question.names), self._keywords.stem)
+        sought = Sought(
+            frozenset(question.words),
+            frozenset(question.names),
+            self._keywords.stem,
+            question.starts,
+            self._keywords.written,
+        )
         keyword_ranks, vector_ranks = _ranks(keyword), _ranks(vector)
         return [
             Hit(

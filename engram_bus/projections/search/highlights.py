@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable, Collection, Iterator
-from itertools import islice
 
 import msgspec
 
@@ -10,8 +9,9 @@ from engram_bus.projections.search.analysis import UNSPACED_RUN, identifiers
 
 FRAGMENT_CHARACTERS_MAX = 240
 _WORD = re.compile(r"\w+")
-_WORDS_MAX = 5_000
-"""Words of a text that are looked at: about 30 KB of it."""
+_SEPARATOR = re.compile(r"\W+")
+_CHARACTERS_MAX = 32_768
+"""Of a text, how many are looked at: a page may hold 200 texts of a MiB."""
 _RUN_CHARACTERS_MAX = 2_000
 """Of a word, how far into it scripts without spaces are looked for."""
 
@@ -24,26 +24,40 @@ class Highlight(msgspec.Struct, frozen=True):
 
 
 class Sought(dict[str, bool]):
-    """Whether a word is one that was looked for, each thought about once. `stem` gives the index's form of a word."""
+    """Whether a word is one that was looked for, each thought about once. `stem` gives the index's form of a word,
+    `written` what of it may begin as one of `starts`."""
 
-    def __init__(self, words: Collection[str], names: Collection[str], stem: Callable[[str], list[str]]) -> None:
+    def __init__(
+        self,
+        words: Collection[str],
+        names: Collection[str],
+        stem: Callable[[str], list[str]],
+        starts: Collection[str] = (),
+        written: Callable[[str], Collection[str]] = lambda word: (word,),
+    ) -> None:
         super().__init__()
         self._words = words
         self._names = names
         self._stem = stem
+        # Words are marked, not whole paths.
+        self._starts = tuple(last for start in starts if (last := _SEPARATOR.split(start)[-1]))
+        self._written = written
 
     def __missing__(self, word: str) -> bool:
-        is_wanted = any(one in self._words for one in self._stem(word)) or any(
-            one in self._names for one in identifiers(word)
+        is_wanted = (
+            any(one in self._words for one in self._stem(word))
+            or any(one in self._names for one in identifiers(word))
+            or (bool(self._starts) and any(one.startswith(self._starts) for one in self._written(word)))
         )
         self[word] = is_wanted
         return is_wanted
 
 
 def highlight(text: str, sought: Sought) -> Highlight | None:
-    """The densest part; None where the text holds nothing of it."""
+    """The densest part; None where the beginning of the text holds nothing of it."""
+    text = text[:_CHARACTERS_MAX]
     if UNSPACED_RUN.search(text) is None:
-        words = islice(_WORD.finditer(text), _WORDS_MAX)
+        words = _WORD.finditer(text)
         spans = [match.span() for match in words if sought[match.group()]]
     else:
         spans = []
@@ -58,7 +72,7 @@ def highlight(text: str, sought: Sought) -> Highlight | None:
 
 def _words(text: str) -> Iterator[tuple[int, int]]:
     """From where to where each word goes. Of scripts without spaces every one and every two characters may be one."""
-    for match in islice(_WORD.finditer(text), _WORDS_MAX):
+    for match in _WORD.finditer(text):
         at = match.start()
         for run in UNSPACED_RUN.finditer(text, match.start(), min(match.end(), match.start() + _RUN_CHARACTERS_MAX)):
             if at < run.start():

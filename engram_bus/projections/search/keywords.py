@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from errno import EAGAIN
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -25,8 +26,10 @@ from engram_bus.projections.search.bm25 import NAME_WEIGHT, Phrase, Question, St
 from engram_bus.projections.search.scope import Scope
 from engram_bus.projections.search.tables import Damaged
 
-VERSION = "keywords-2"
+VERSION = "keywords-3"
 QUERY_TERMS_MAX = 64
+QUERY_STARTS_MAX = 8
+"""Each is compared with every word there is."""
 DIGITS = 3
 """Of a score that count: tantivy's are float32, whose last digits depend on the order of its sums. Without this, equal
 units would stand in the order of its segments."""
@@ -34,6 +37,8 @@ _PARTS = ("fast", "fieldnorm", "idx", "pos", "store", "term")
 """The files of one segment."""
 _HEAP_BYTES = 64 * 1024 * 1024
 _STEMS_MAX = 20_000
+_WORD_CHARACTERS_MAX = 80
+"""Longer ones are data, not words."""
 _WORD = re.compile(r"\w{2,}")
 _SUMS: dict[str, Any] = {"words": {"sum": {"field": "words"}}, "named": {"sum": {"field": "named"}}}
 _APART = "the " * 8
@@ -64,16 +69,27 @@ class Keywords:
     """One index on the disk. One process writes it; what was added is found after `commit`."""
 
     def __init__(self, path: Path) -> None:
+        """Raises BlockingIOError where another one writes it, and what tantivy raises where it cannot be used."""
         path.mkdir(parents=True, exist_ok=True)
         self._schema = _schema()
         self._index = Index(self._schema, str(path))
         self._words = _analyzer()
+        self._written = _plain_analyzer(Tokenizer.simple(), characters_max=_WORD_CHARACTERS_MAX)
+        self._folded = _plain_analyzer(Tokenizer.raw(), characters_max=4 * analysis.NAME_CHARACTERS_MAX)
         self._stems: dict[str, list[str]] = {}
         self._index.register_tokenizer("words", self._words)
         self._index.register_tokenizer("names", TextAnalyzerBuilder(Tokenizer.whitespace()).build())
         self._index.config_reader("manual", 0)
-        self._writer: Any = self._index.writer(_HEAP_BYTES, 1)
+        self._writer: Any = self._written_by_us(path)
         self._reload()
+
+    def _written_by_us(self, path: Path) -> Any:
+        try:
+            return self._index.writer(_HEAP_BYTES, 1)
+        except ValueError as exc:
+            if "LockBusy" in str(exc):  # There is no type of its own for it, and it is no damage.
+                raise BlockingIOError(EAGAIN, f"another process writes {path}") from exc
+            raise
 
     def _reload(self) -> None:
         self._index.reload()
@@ -102,6 +118,7 @@ class Keywords:
         document.add_unsigned("named", len(names))
         document.add_text("text", text)
         document.add_text("names", " ".join(names))
+        document.add_text("written", " ".join(self._all_written(unit.line, names)))
         for field, values in (
             ("own", (_APART + analysis.words(part) for part in unit.parts)),
             ("context", (unit.context_id,)),
@@ -118,7 +135,20 @@ class Keywords:
 
     def terms(self, text: str, line: str) -> Terms:
         """What a text consists of, as the index sees it."""
-        return Terms(Counter(self._words.analyze(analysis.indexed_words(text))), Counter(analysis.identifiers(line)))
+        names = Counter(analysis.identifiers(line))
+        words = Counter(self._words.analyze(analysis.indexed_words(text)))
+        return Terms(words, names, self._all_written(line, names))
+
+    def written(self, text: str) -> frozenset[str]:
+        """Words and names as they are written, but for capitals and accents: not cut to their stems."""
+        return self._all_written(text, analysis.identifiers(text))
+
+    def _all_written(self, line: str, names: Iterable[str]) -> frozenset[str]:
+        return frozenset(self._written.analyze(line)).union(map(self._fold, names))
+
+    def _fold(self, name: str) -> str:
+        """Without capitals and accents."""
+        return name.lower() if name.isascii() else "".join(self._folded.analyze(name))
 
     def stem(self, word: str) -> list[str]:
         """A word as the index knows it. Most words of a text are those of other texts."""
@@ -141,7 +171,9 @@ class Keywords:
     # --- Finding -----------------------------------------------------------------------------------------------------
 
     def question(self, text: str) -> Question:
-        """A query's terms. Any text is a query: nothing in it is syntax but pairs of double quotes around phrases."""
+        """A query's terms. Any text is a query: nothing in it is syntax but pairs of double quotes around phrases,
+        and a star behind the beginning of a word."""
+        starts, text = analysis.starts(text)
         said = analysis.without_asking(text)
         words = self._words.analyze(analysis.words(said))
         if not words:
@@ -156,6 +188,7 @@ class Keywords:
             names,
             [phrase for phrase in phrases if phrase],
             list(dict.fromkeys(filter(None, map(analysis.path_of, said.split()))))[:QUERY_TERMS_MAX],
+            list(dict.fromkeys(map(self._fold, starts)))[:QUERY_STARTS_MAX],
         )
 
     def _phrase(self, text: str) -> Phrase:
@@ -217,6 +250,7 @@ class Keywords:
             self._all_names,
             {word: self._searcher.doc_freq("text", word) for word in question.words},
             {name: self._searcher.doc_freq("names", name) for name in question.names},
+            {start: self._count(self._starting(start)) for start in question.starts},
         )
 
     def statistics_then(self, question: Question, seq: int) -> Statistics:
@@ -234,6 +268,7 @@ class Keywords:
             float(sums["named"].get("value") or 0),
             {word: self._having("text", word, scope) for word in question.words},
             {name: self._having("names", name, scope) for name in question.names},
+            {start: self._count(self._within(self._starting(start), None, scope)) for start in question.starts},
         )
 
     def _having(self, field: str, term: str, scope: Scope) -> int:
@@ -247,7 +282,18 @@ class Keywords:
         was = self._rarer(question, then)
         parts = [self._weighed("text", word, was.get(("text", word), 1.0)) for word in question.words]
         parts += [self._weighed("names", name, NAME_WEIGHT * was.get(("names", name), 1.0)) for name in question.names]
+        if question.starts:
+            told = then or self.statistics(question)
+            parts += [
+                (Occur.Should, Query.boost_query(self._starting(start), rarity(told.texts, told.having_start[start])))
+                for start in question.starts
+            ]
         return Query.boolean_query(parts) if parts else None
+
+    def _starting(self, start: str) -> Any:
+        """What has a word or a name that begins so; scored 1."""
+        found = Query.fuzzy_term_query(self._schema, "written", start, distance=0, prefix=True)
+        return Query.const_score_query(found, 1.0)
 
     def _rarer(self, question: Question, then: Statistics | None) -> dict[tuple[str, str], float]:
         """How many times what it weighs now each term weighed then."""
@@ -361,6 +407,7 @@ def _schema() -> Any:
     builder.add_text_field("text", tokenizer_name="words", index_option="freq")
     builder.add_text_field("own", tokenizer_name="words", index_option="position")
     builder.add_text_field("names", tokenizer_name="names", index_option="freq")
+    builder.add_text_field("written", tokenizer_name="names", index_option="basic")
     for field in ("context", "agent", "type", "kind", "resource", "meta", "target"):
         builder.add_text_field(field, tokenizer_name="raw", index_option="basic")
     for field in ("seq", "ts", "words", "named"):
@@ -371,13 +418,19 @@ def _schema() -> Any:
 def _analyzer() -> Any:
     return (
         TextAnalyzerBuilder(Tokenizer.simple())
-        .filter(Filter.remove_long(80))
+        .filter(Filter.remove_long(_WORD_CHARACTERS_MAX))
         .filter(Filter.lowercase())
         .filter(Filter.ascii_fold())
         .filter(Filter.stopword("english"))
         .filter(Filter.stemmer("english"))
         .build()
     )
+
+
+def _plain_analyzer(tokenizer: Any, *, characters_max: int) -> Any:
+    """No stems: how a word begins is how it is written."""
+    builder = TextAnalyzerBuilder(tokenizer).filter(Filter.remove_long(characters_max))
+    return builder.filter(Filter.lowercase()).filter(Filter.ascii_fold()).build()
 
 
 def _stands(phrase: Phrase, places: set[tuple[int, str]]) -> bool:

@@ -56,8 +56,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     tenant, number, setting = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     chosen = made(setting, key=os.environ.get(KEY_VARIABLE))
-    # The bus comes first where there is not enough for both. At 5 a saturated machine of two processors kept .73 of its
-    # appends, at 10 .88; at 19 as many, and a search took twice as long there.
+    # The bus comes first where there is not enough for both: at 5 a saturated machine of two processors lost more
+    # appends, at 19 hardly fewer, and a search took twice as long there.
     os.nice(10)
     with socket.socket(fileno=number) as line:
         try:

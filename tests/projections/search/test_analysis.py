@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engram_bus.projections.search.analysis import identifiers, indexed_words, path_of, without_asking, words
+from engram_bus.projections.search.analysis import identifiers, indexed_words, path_of, starts, without_asking, words
 
 
 @pytest.mark.parametrize(
@@ -163,3 +163,19 @@ def test_a_megabyte_takes_as_long_as_its_parts(text: str) -> None:
         return perf_counter() - started
 
     assert seconds(MEGABYTE) < 16 * 4 * seconds(MEGABYTE // 16) + 0.5, "16 times the text, at most 64 times the time"
+
+
+@pytest.mark.parametrize(
+    ("query", "begun"),
+    [
+        ("pars*", ["pars"]),
+        ("who has (src/pars* and Lock*", ["src/pars", "Lock"]),
+        ("p* *", []),
+        ("**bold** a*b *.py char *x", []),
+        ('"int * par*" after*', ["after"]),
+        ("日本*", []),
+        ("größ*", ["größ"]),
+    ],
+)
+def test_a_star_ends_the_beginning_of_a_word(query: str, begun: list[str]) -> None:
+    assert starts(query)[0] == begun

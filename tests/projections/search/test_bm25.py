@@ -12,6 +12,7 @@ from engram_bus.projections.search.bm25 import Question, Statistics, Terms, hold
 from engram_bus.projections.search.keywords import DIGITS, Keyworded, Keywords
 from engram_bus.projections.search.scope import Scope
 
+ASKED = "alpha gamma zeta iota Foo.bar x_1 E0308 日本語 al* E03* foo.b* be* no*".split()
 WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa Foo.bar x_1 E0308 日本語".split()
 
 
@@ -41,7 +42,7 @@ def corpus(dice: Random) -> list[tuple[str, str]]:
     return texts
 
 
-@given(st.randoms(use_true_random=False), st.lists(st.sampled_from(WORDS), min_size=1, max_size=5))
+@given(st.randoms(use_true_random=False), st.lists(st.sampled_from(ASKED), min_size=1, max_size=5))
 @settings(max_examples=30)
 def test_scores_are_those_of_tantivy(tmp_path_factory: pytest.TempPathFactory, dice: Random, asked: list[str]) -> None:
     keywords = Keywords(tmp_path_factory.mktemp("keywords"))
@@ -64,7 +65,7 @@ def test_scores_are_those_of_tantivy(tmp_path_factory: pytest.TempPathFactory, d
     keywords.close()
 
 
-@given(st.randoms(use_true_random=False), st.lists(st.sampled_from(WORDS), min_size=1, max_size=5), st.integers(0, 60))
+@given(st.randoms(use_true_random=False), st.lists(st.sampled_from(ASKED), min_size=1, max_size=5), st.integers(0, 60))
 @settings(max_examples=20)
 def test_statistics_with_more_are_those_of_all(
     tmp_path_factory: pytest.TempPathFactory, dice: Random, asked: list[str], committed: int
@@ -108,3 +109,11 @@ def test_a_rare_word_weighs_more_than_a_common_one_and_a_short_text_more_than_a_
     common = keywords.search(keywords.question("common"), Scope(), 9)
     assert rare[1] > common[1] > common[3]
     keywords.close()
+
+
+def test_an_index_that_another_writes_is_not_taken_for_damaged(tmp_path: Path) -> None:
+    keywords = Keywords(tmp_path)
+    with pytest.raises(BlockingIOError, match="another process writes"):
+        Keywords(tmp_path)
+    keywords.close()
+    Keywords(tmp_path).close()

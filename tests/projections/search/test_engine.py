@@ -341,6 +341,38 @@ def test_any_text_is_a_query(half_committed: SearchIndex, query: str, mode: str,
 
 
 @pytest.mark.parametrize("committed", [False, True])
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("authentica*", {1, 2}),
+        ("Authenticat*", {1, 2}),
+        ("authentication*", {2}),
+        ("src/au*", {3}),
+        ("parseH*", {4}),
+        ("http*", {4}),
+        ("cafe*", {5}),
+        ("Café*", {5}),
+        ("zzz*", set()),
+        ("authentica* http*", {1, 2, 4}),
+    ],
+)
+def test_a_star_finds_words_and_names_by_how_they_begin(query: str, expected: set[int], committed: bool) -> None:
+    units = [
+        unit(1, payload=b"it authenticates whoever comes"),
+        unit(2, payload=b"AUTHENTICATION failed"),
+        unit(3, payload=b"see src/auth.py", context_id="other", version=1),
+        unit(4, payload=b"call parseHTTP", context_id="third", version=1),
+        unit(5, payload="im Café".encode(), context_id="fourth", version=1),
+    ]
+    with indexed(units, *((5,) if committed else ())) as index:
+        found = index.search(all_of(query, "keyword"))
+    assert ({hit.seq for hit in found.hits}, found.total) == (expected, len(expected))
+    for hit in found.hits:
+        assert hit.highlight is not None
+        assert hit.highlight.spans
+
+
+@pytest.mark.parametrize("committed", [False, True])
 @pytest.mark.parametrize("mode", ["keyword", "semantic", "hybrid"])
 @pytest.mark.parametrize(
     ("phrase", "expected"),

@@ -109,6 +109,8 @@ QUERIES = st.sampled_from(
         '"end of the world"',
         '"world ends" parser',
         '"fails"',
+        "par*",
+        'wor* src/pa* "end of"',
         "nowhere",
         "",
         "🎉",
