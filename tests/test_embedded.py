@@ -341,7 +341,7 @@ def test_paging_gives_exactly_the_units_while_appends_go_on(
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         # A filtered page ends after so many units looked at, wanted or not.
-        patch.setattr("engram_bus.embedded.SCAN_UNITS_MAX", scan_units_max)
+        patch.setattr("engram_bus.reading.SCAN_UNITS_MAX", scan_units_max)
         # And reads so many at a time.
         patch.setattr("engram_bus.embedded.PAGE_UNITS_MAX", 7)
         asyncio.run(_page_through(listing, more, there))
@@ -438,7 +438,7 @@ async def test_a_page_that_this_log_did_not_give_is_refused(bus: Bus, page: str)
 
 
 async def test_a_page_ends_when_it_has_read_enough_bytes(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engram_bus.embedded.PAGE_BYTES_MAX", 1_500)
+    monkeypatch.setattr("engram_bus.reading.PAGE_BYTES_MAX", 1_500)
     await bus.append_bulk([draft(payload=b"x" * 1_000) for _ in range(5)])
     for wanted in (None, make_filter(agents=["nobody"])):
         page = bus.list("plan", wanted=wanted)
@@ -572,7 +572,7 @@ async def test_a_search_that_reaches_its_bound_says_so(bus: Bus, monkeypatch: py
     for _ in range(3):
         await related_to(bus, root)
     for most, found in ((2, 2), (3, 3)):
-        monkeypatch.setattr(f"engram_bus.embedded.{bound}", most)
+        monkeypatch.setattr(f"engram_bus.reading.{bound}", most)
         page = bus.related(root.id)
         assert (len(page.related), page.truncated) == (found, found < 3)
 
@@ -580,7 +580,7 @@ async def test_a_search_that_reaches_its_bound_says_so(bus: Bus, monkeypatch: py
 async def test_many_of_another_type_do_not_hide_behind_a_bound_in_silence(
     bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engram_bus.embedded.RELATED_EDGES_MAX", 3)
+    monkeypatch.setattr("engram_bus.reading.RELATED_EDGES_MAX", 3)
     (root,) = await fill(bus, "plan")
     for _ in range(4):
         await related_to(bus, root, type=RelationshipType.REFERENCES)

@@ -6,8 +6,9 @@ from typing import assert_type
 
 from engram_bus import Bus, Context, Draft, EngramError, Gap, Relationship, RelationshipType, UnitType, WorkUnit
 from engram_bus.codec import Entry
-from engram_bus.embedded import ContextPage, Page, RelatedPage
+from engram_bus.embedded import ContextPage
 from engram_bus.projections.search.requests import SearchHit, SearchOut
+from engram_bus.reading import Page, RelatedPage
 from engram_bus.router.local import LocalSubscription
 
 
