@@ -57,7 +57,8 @@ def main() -> None:
     tenant, number, setting = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     chosen = made(setting, key=os.environ.get(KEY_VARIABLE))
     # The bus comes first where there is not enough for both: at 5 a saturated machine of two processors lost more
-    # appends, at 19 hardly fewer, and a search took twice as long there.
+    # appends, at 19 hardly fewer, and a search took twice as long there. (An idle class would never index where other
+    # programs keep the processors busy.)
     os.nice(10)
     with socket.socket(fileno=number) as line:
         try:
