@@ -33,10 +33,10 @@ from engram_bus.limits import (
     LOG_SIZE_BYTES_MAX,
     MIN_SEQ_TIMEOUT_MS_DEFAULT,
     MIN_SEQ_TIMEOUT_MS_MAX,
-    PAGE_BYTES_MAX,
     PAGE_UNITS_DEFAULT,
     PAGE_UNITS_MAX,
     RELATED_DEPTH_MAX,
+    SEARCH_PAGE_BYTES_MAX,
     SEARCH_STEP_BYTES,
     SOCKET_STALL_SECONDS,
 )
@@ -714,7 +714,7 @@ class Bus:
         timeout_ms = MIN_SEQ_TIMEOUT_MS_DEFAULT if asked.timeout_ms is None else asked.timeout_ms
         await self.wait_for(asked.min_seq, timeout_ms=timeout_ms)
         found = await self.start_search().search(question)
-        bytes_max = PAGE_BYTES_MAX if asked.include == "units" else None
+        bytes_max = SEARCH_PAGE_BYTES_MAX if asked.include == "units" else None
         units = await self._read_hits(found.hits[: asked.limit], bytes_max=bytes_max)
         return answer(asked, window, found, units)
 

@@ -40,7 +40,7 @@ JSON_DEPTH_MAX: Final = 128
 PAGE_UNITS_DEFAULT: Final = 100
 PAGE_UNITS_MAX: Final = 1_000
 PAGE_BYTES_MAX: Final = 16 * MIB
-"""A page ends early when this much was read for it; `next_page` goes on. So does a page of search that holds units."""
+"""A page ends early when this much was read for it; `next_page` goes on."""
 SCAN_UNITS_MAX: Final = 2_000
 """Units looked at for one filtered page, about 10 ms: it ends early (perhaps empty) rather than hold up all others."""
 RELATED_DEPTH_MAX: Final = 8
@@ -66,6 +66,8 @@ SEARCH_ANSWER_SECONDS_MAX: Final = 8.0
 for a request, and are to be told before they give up."""
 SEARCHES_MAX: Final = 256
 """Searches that wait for an answer; beyond, BUSY: they are answered one after another, a usual one within 20 ms."""
+SEARCH_PAGE_BYTES_MAX: Final = 4 * MIB
+"""Of units on a page of search: they are written in one turn of the loop, about 20 ms."""
 SEARCH_STEP_BYTES: Final = 256 * KIB
 """Read for an answer in one turn of the loop, about a millisecond: 200 units may be 200 MiB."""
 QUERY_BYTES_MAX: Final = 16 * KIB
@@ -197,7 +199,7 @@ assert CATCH_UP_BYTES <= FRAME_BYTES_MAX, "one page of catching up is one frame"
 assert LEAVE_SECONDS_MAX < DRAIN_SECONDS_MAX, "who is told to go is cut before the stop gives up waiting"
 assert 2 * SOCKET_STALL_SECONDS < PEER_SILENT_SECONDS
 assert PAGE_UNITS_MAX <= SCAN_UNITS_MAX
-assert SEARCH_STEP_BYTES <= PAGE_BYTES_MAX
+assert SEARCH_STEP_BYTES <= SEARCH_PAGE_BYTES_MAX <= PAGE_BYTES_MAX
 assert LOCK_TEND_UNITS_MAX <= BATCH_UNITS_MAX - BULK_UNITS_MAX, "beside it, one bulk still fits a commit"
 assert LOCK_BREAK_MAX <= BULK_UNITS_MAX
 assert RESOURCES_MAX <= LOCK_RESOURCES_MAX, "one lock can cover what one unit touches"

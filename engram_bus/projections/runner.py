@@ -26,6 +26,8 @@ P = TypeVar("P", bound=Projection)
 SLICE_UNITS = 32
 """Taken in by one step: a few milliseconds."""
 SLICE_BYTES = 256 * 1024
+SHARED_SLICES = 4
+"""One of so many goes to what is folded again, while what answers is behind."""
 COMMIT_UNITS = 1_000
 COMMIT_SECONDS = 0.5
 BEHIND_UNITS = 2_000
@@ -77,6 +79,7 @@ class Runner(Generic[P]):
         self._name = name
         self._opened = opened
         self._has_room = True
+        self._slices = 0
         self._damage: RecordError | None = None
         kept = [one for generation in self._generations() if (one := self._reopened(generation)) is not None]
         self._serving = kept[0] if kept else self._begun(1)
@@ -126,10 +129,12 @@ class Runner(Generic[P]):
         return self._damage is None and (self.is_behind or self._next is not None)
 
     def _go_on(self) -> None:
-        if self.is_behind:
-            self._take(self._serving)
-        elif self._next is not None:
+        """What answers comes first; but where it never catches up, the other one goes on too."""
+        self._slices = (self._slices + 1) % SHARED_SLICES
+        if self._next is not None and (not self.is_behind or self._slices == 0):
             self._fold_again(self._next)
+        else:
+            self._take(self._serving)
 
     def _commit(self) -> None:
         if self._finds_room():

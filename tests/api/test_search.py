@@ -16,8 +16,8 @@ from engram_bus.limits import (
     FILTER_GLOB_BYTES_MAX,
     FILTER_VALUES_MAX,
     MIN_SEQ_TIMEOUT_MS_MAX,
-    PAGE_BYTES_MAX,
     SEARCH_LIMIT_MAX,
+    SEARCH_PAGE_BYTES_MAX,
     SEARCH_QUERY_BYTES_MAX,
     SEARCH_REQUEST_BYTES_MAX,
 )
@@ -244,11 +244,11 @@ def test_pages_hold_each_unit_once_while_more_is_said(bus: LiveBus) -> None:
 
 
 def test_a_page_of_large_units_ends_early_and_the_next_one_goes_on(bus: LiveBus) -> None:
-    appended = [bus.append(payload=f"parser {number} {'x' * 1_000_000}")["seq"] for number in range(20)]
-    assert len(search(bus, limit=20)["results"]) == 20
+    appended = [bus.append(payload=f"parser {number} {'x' * 1_000_000}")["seq"] for number in range(6)]
+    assert len(search(bus, limit=20)["results"]) == 6
     first = search(bus, limit=20, include="units")
     second = search(bus, limit=20, include="units", page=first["next_page"])
-    assert len(first["results"]) == PAGE_BYTES_MAX // 1_000_008
+    assert len(first["results"]) == SEARCH_PAGE_BYTES_MAX // 1_000_008
     assert second["next_page"] is None
     assert sorted(seqs(first) + seqs(second)) == appended
 

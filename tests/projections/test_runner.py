@@ -264,6 +264,18 @@ def test_the_old_one_answers_until_the_new_one_has_all(kept: Kept) -> None:
     assert [one.name for one in kept.path.iterdir()] == [f"{NAME}.2"]
 
 
+def test_what_is_folded_again_gets_there_even_where_the_other_one_never_does(kept: Kept) -> None:
+    kept.say(20 * SLICE_UNITS)
+    kept.idle()
+    kept.runner.rebuild()
+    while kept.runner.progress.generation == 1:
+        kept.say(SLICE_UNITS // 8)
+        kept.runner.hear(kept.source.head)
+        kept.runner.step()
+        assert kept.source.head < 100 * SLICE_UNITS
+    assert kept.idle().said.by_agent == kept.source.told(kept.source.head)
+
+
 def test_folding_again_goes_on_after_a_restart(kept: Kept) -> None:
     kept.say(3 * COMMIT_UNITS)
     kept.idle()

@@ -277,8 +277,8 @@ class Client:
     ) -> SearchPage:
         """Units by their words and by their meaning, best first, over everything acknowledged so far.
 
-        Any text is a query; a part in double quotes has to stand in a unit as it is, and a star ends the beginning of
-        a word. Filters are joined by and, the names of one by or; `kind` and `resource` may be globs; seqs and times
+        Any text is a query; words in double quotes have to stand in a unit in this order, and a star ends the beginning
+        of a word. Filters are joined by and, the names of one by or; `kind` and `resource` may be globs; seqs and times
         are themselves left out; `related_to` are ids that a unit names. `as_of_seq` searches the log as if it ended
         there. With `max_tokens` a page holds what fits, in order of rank.
 

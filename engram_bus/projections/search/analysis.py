@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import chain
+from unicodedata import normalize
 
 # Scripts written without spaces: every two neighbouring characters are a word.
 _UNSPACED = (
@@ -19,8 +20,8 @@ _SEPARATORS = re.compile(r"[^\w]+")
 # In any script: `\w` of re knows letters, digits and _, but not which of them are capitals.
 _PART = re.compile(r"[^\W\d_]+|\d+")
 _ASCII_PART = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+")
-_SIGN = re.compile("[\u2600-\u27bf\U0001f000-\U0001faff]")
-"""Pictures that are looked for by themselves."""
+_SIGN = re.compile("[\u20a0-\u20cf\u2190-\u22ff\u2600-\u27bf\U0001f000-\U0001faff]")
+"""Currencies, arrows, signs of mathematics and pictures: they are looked for by themselves."""
 NAME_CHARACTERS_MAX = 128
 """Longer runs are data, not names."""
 _STARTING = re.compile(r'(?<!\S)([^\s"*]{2,})\*(?!\S)')
@@ -35,6 +36,12 @@ _ASKING = re.compile(
     r"[Yy](?:ou|our|ours)|[Ss]he|[Ii]ts|[Tt]hem)\b"
 )
 """Words that ask, and pronouns. Not in capitals: `WHO` is a name, and `us` may be one."""
+
+
+def normal(text: str) -> str:
+    """One way to write what can be written in several: composed characters, and none that only look wider or narrower
+    (Unicode's form NFKC)."""
+    return text if text.isascii() else normalize("NFKC", text)
 
 
 def without_asking(text: str) -> str:

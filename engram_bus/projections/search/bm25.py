@@ -105,7 +105,9 @@ def _score(asked: Sequence[str], terms: Counter[str], having: dict[str, int], te
     found = [term for term in asked if term in terms]
     if not found:
         return 0.0
-    length = _K1 * (1 - _B + _B * told_length(terms.total()) * texts / all_terms)
+    # Where no text has any, as before the first commit, none is longer than usual.
+    usual = told_length(terms.total()) * texts / all_terms if all_terms else 1.0
+    length = _K1 * (1 - _B + _B * usual)
     return sum(rarity(texts, having[term]) * (1 + _K1) * terms[term] / (terms[term] + length) for term in found)
 
 

@@ -5,13 +5,16 @@ from typing import Any
 
 import msgspec
 
-from engram_bus.projections.search.analysis import words
+from engram_bus.projections.search.analysis import normal, words
 from engram_bus.units import WorkUnit, is_json, is_own_kind, is_text
 
 PAIR_WORDS_MAX = 200
 """A unit is indexed together with the units before it while all together stay below this: turns of a dialogue are found
 by what they answer, long documents would only blur."""
 PAIR_UNITS = 2
+
+GLANCE_BYTES = 32 * 1024
+"""Of a payload: what is shown of a hit, or compared with others, is at its beginning. A page may hold 200 of a MiB."""
 
 _decode_json = msgspec.json.Decoder().decode
 
@@ -37,15 +40,24 @@ def _said(unit: WorkUnit) -> str:
     return ""
 
 
+def glance_of(unit: WorkUnit) -> str:
+    """The beginning of the text; of large JSON as it is written."""
+    if len(unit.payload) <= GLANCE_BYTES:
+        return text_of(unit)
+    is_said = is_text(unit.content_type) or is_json(unit.content_type)
+    return unit.payload[:GLANCE_BYTES].decode("utf-8", "replace").replace("\0", " ") if is_said else ""
+
+
 def line_of(unit: WorkUnit, text: str) -> str:
     """The text with who said it, what it is and what it touches: what keywords are looked for in."""
-    about = " ".join((unit.kind or "", *unit.meta.values(), *unit.resources)).strip()
-    return f"{unit.agent_id} ({about}): {text}" if about else f"{unit.agent_id}: {text}"
+    agent, *about, said = parts_of(unit, text)
+    what = " ".join(about).strip()
+    return f"{agent} ({what}): {said}" if what else f"{agent}: {said}"
 
 
 def parts_of(unit: WorkUnit, text: str) -> list[str]:
     """The same in parts: a phrase stands in one of them."""
-    return [unit.agent_id, unit.kind or "", *unit.meta.values(), *unit.resources, text]
+    return [normal(part) for part in (unit.agent_id, unit.kind or "", *unit.meta.values(), *unit.resources, text)]
 
 
 def together(line: str, before: list[str]) -> str:
@@ -76,7 +88,9 @@ def _values(value: Any) -> Iterator[str]:
                 yield from _values(inner)
         case str():
             yield value
-        case bool() | None:
+        case None:
             return
+        case bool():
+            yield "true" if value else "false"
         case _:
             yield str(value)

@@ -1,10 +1,12 @@
 """One search index: units in, in order, and answers out, over what is indexed and what only came a moment ago."""
 
+import time
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Self
 
@@ -13,9 +15,18 @@ import numpy as np
 
 from engram_bus.projections.contract import Source
 from engram_bus.projections.search import bm25, fusion
+from engram_bus.projections.search.analysis import normal
 from engram_bus.projections.search.bm25 import Question, Statistics, Terms
 from engram_bus.projections.search.columns import FACETS, Columns, Mask, Places, id_digest
-from engram_bus.projections.search.documents import PAIR_UNITS, is_searched, line_of, parts_of, text_of, together
+from engram_bus.projections.search.documents import (
+    PAIR_UNITS,
+    glance_of,
+    is_searched,
+    line_of,
+    parts_of,
+    text_of,
+    together,
+)
 from engram_bus.projections.search.embedders import Embedder
 from engram_bus.projections.search.highlights import Sought, highlight
 from engram_bus.projections.search.keywords import DIGITS, Keyworded, Keywords, check
@@ -28,11 +39,9 @@ from engram_bus.units import WorkUnit, ts_us
 
 DEPTH = 200
 """Candidates of each leg: 50 cost recall, 1,000 gained nothing."""
-THEN_DEPTH = 400
-"""Candidates that are scored again by the statistics of then: what moves them is how long a text usually was."""
 BESIDE_ROWS = 100_000
 """From here on, both legs of a search run beside each other: each of them takes milliseconds."""
-TERMS_KEPT = 2 * THEN_DEPTH
+TERMS_KEPT = 4 * DEPTH
 """What units consist of, read again from the log: ten kilobytes each."""
 LOOK_BACK_UNITS = 8
 FACET_VALUES_MAX = 100
@@ -45,6 +54,10 @@ class _Recent(msgspec.Struct):
     unit: WorkUnit
     document: Keyworded
     terms: Terms | None = None
+
+
+class TooLate(Exception):
+    """Nobody waits for the answer any more."""
 
 
 class SearchIndex:
@@ -69,6 +82,7 @@ class SearchIndex:
         self._recent: dict[int, _Recent] = {}
         self._terms_read: dict[int, Terms] = {}
         self._beside = ThreadPoolExecutor(1, "vectors")
+        self._until = inf
         self.taken = cursor
         self.taken_us = 0
 
@@ -168,8 +182,12 @@ class SearchIndex:
 
     # --- Answering ---------------------------------------------------------------------------------------------------
 
-    def search(self, asked: Asked) -> Found:
-        """The best units that the scope lets through and in which the query's phrases stand."""
+    def search(self, asked: Asked, *, until: float = inf) -> Found:
+        """The best units that the scope lets through and in which the query's phrases stand.
+
+        Raises TooLate, if the monotonic clock is found to be beyond `until`.
+        """
+        self._until = until
         moment = self._moment(asked)
         within = self._within(_cut(asked.scope, moment), asked.query)
         if within is None:
@@ -270,7 +288,7 @@ class SearchIndex:
                 vector=Leg(vector_ranks[seq], vector[seq]) if seq in vector else None,
                 keyword_part=parts[seq][0],
                 vector_part=parts[seq][1],
-                highlight=highlight(text_of(self._source.unit(seq)), sought),
+                highlight=highlight(glance_of(self._source.unit(seq)), sought),
                 neighbour_part=parts[seq][2],
                 recency_part=parts[seq][3],
                 duplicates=duplicates[seq],
@@ -298,7 +316,7 @@ class SearchIndex:
         return fusion.recency(ages_ms, half_life_ms=half_life_ms, weight=weight)
 
     def _likeness(self, seqs: Sequence[int]) -> Likeness:
-        texts = {seq: text_of(self._source.unit(seq)) for seq in seqs}
+        texts = {seq: glance_of(self._source.unit(seq)) for seq in seqs}
         return Likeness(texts, self._vectors.kept(self._columns.places_of(seqs)))
 
     def _keyword_leg(self, within: "_Within", moment: "_Moment") -> dict[int, float]:
@@ -310,11 +328,11 @@ class SearchIndex:
                 scores |= self._keywords.search(question, within.scope, DEPTH, touching=touched)
             statistics = self._statistics(question)
         else:
-            # The best with words as rare as they were then, scored again by all that was told then.
+            # All that may have been among the best then, scored again by what was told then.
             statistics = self._statistics_then(question, moment.statistics_seq)
-            best = self._keywords.search(question, within.scope, THEN_DEPTH, then=statistics)
+            best = self._keywords.best_then(question, within.scope, DEPTH, statistics)
             if touched:
-                best |= self._keywords.search(question, within.scope, THEN_DEPTH, then=statistics, touching=touched)
+                best |= self._keywords.best_then(question, within.scope, DEPTH, statistics, touching=touched)
             scores = _scores(list(best), question, statistics, [self._terms_of(seq) for seq in best])
         scores.update(_scores([one.unit.seq for one in recent], question, statistics, self._terms(recent)))
         if touched:
@@ -348,6 +366,8 @@ class SearchIndex:
         return known
 
     def _read_terms(self, seq: int) -> Terms:
+        if time.monotonic() >= self._until:
+            raise TooLate
         unit = self._source.unit(seq)
         line = line_of(unit, text_of(unit))
         before = [line_of(one, text_of(one)) for one in self._searched_before(unit)]
@@ -366,7 +386,7 @@ class SearchIndex:
         if self.late is not None and vector is not None:
             rows, is_degraded = self.late.rows, self.late.missing > 0
         else:
-            vector, rows = self._embedder.embed([asked.query])[0], self._vectors.rows
+            vector, rows = self._embedder.embed([normal(asked.query)])[0], self._vectors.rows
             is_degraded = self.late is not None
         look = partial(rows.nearest, vector, within.mask, DEPTH)
         is_beside = asked.mode == "hybrid" and rows.count >= BESIDE_ROWS

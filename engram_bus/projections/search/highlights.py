@@ -10,8 +10,6 @@ from engram_bus.projections.search.analysis import UNSPACED_RUN, identifiers
 FRAGMENT_CHARACTERS_MAX = 240
 _WORD = re.compile(r"\w+")
 _SEPARATOR = re.compile(r"\W+")
-_CHARACTERS_MAX = 32_768
-"""Of a text, how many are looked at: a page may hold 200 texts of a MiB."""
 _RUN_CHARACTERS_MAX = 2_000
 """Of a word, how far into it scripts without spaces are looked for."""
 
@@ -54,8 +52,7 @@ class Sought(dict[str, bool]):
 
 
 def highlight(text: str, sought: Sought) -> Highlight | None:
-    """The densest part; None where the beginning of the text holds nothing of it."""
-    text = text[:_CHARACTERS_MAX]
+    """The densest part; None where the text holds nothing of it."""
     if UNSPACED_RUN.search(text) is None:
         words = _WORD.finditer(text)
         spans = [match.span() for match in words if sought[match.group()]]

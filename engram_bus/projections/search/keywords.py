@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from errno import EAGAIN
+from math import inf
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -28,6 +29,9 @@ from engram_bus.projections.search.tables import Damaged
 
 VERSION = "keywords-3"
 QUERY_TERMS_MAX = 64
+THEN_DEPTH_MAX = 3_200
+"""Units that are read again for a search as of a seq, a quarter of a millisecond each: only where very many score
+alike, and texts have become much longer or shorter since, one of the best of then may be missing."""
 QUERY_STARTS_MAX = 8
 """Each is compared with every word there is."""
 DIGITS = 3
@@ -173,7 +177,7 @@ class Keywords:
     def question(self, text: str) -> Question:
         """A query's terms. Any text is a query: nothing in it is syntax but pairs of double quotes around phrases,
         and a star behind the beginning of a word."""
-        starts, text = analysis.starts(text)
+        starts, text = analysis.starts(analysis.normal(text))
         said = analysis.without_asking(text)
         words = self._words.analyze(analysis.words(said))
         if not words:
@@ -228,6 +232,29 @@ class Keywords:
             asked *= 4  # Units that score alike go on: which of them are the newest?
         best = sorted(zip(scores, self._seqs_of(found), strict=True), reverse=True)[:limit]
         return {seq: score for score, seq in best}
+
+    def best_then(
+        self, question: Question, scope: Scope, limit: int, then: Statistics, *, touching: Sequence[str] = ()
+    ) -> dict[int, float]:
+        """All units that may have been among the best with the statistics of `then`, and some more.
+
+        Words are as rare as they were; how long a text usually is stays what it is now, which changes a score at most
+        by the factor f between then and now. So whatever was among the best has now at least 1 / f^2 of the last of
+        them.
+        """
+        factor = max(
+            _factor(self._all_words * then.texts, then.words * self.count),
+            _factor(self._all_names * then.texts, then.names * self.count),
+        )
+        depth = 2 * limit
+        while True:
+            found = self.search(question, scope, depth, then=then, touching=touching)
+            scores = list(found.values())
+            if len(scores) < depth or depth >= THEN_DEPTH_MAX:
+                return found
+            if scores[-1] < scores[limit - 1] / factor**2 - 2 * 10.0**-DIGITS:
+                return found
+            depth = min(4 * depth, THEN_DEPTH_MAX)
 
     def seqs(self, question: Question, scope: Scope, *, with_words: bool) -> list[int]:
         """Every unit let through that has the question's phrases (and, if so, one of its words)."""
@@ -419,18 +446,25 @@ def _analyzer() -> Any:
     return (
         TextAnalyzerBuilder(Tokenizer.simple())
         .filter(Filter.remove_long(_WORD_CHARACTERS_MAX))
-        .filter(Filter.lowercase())
         .filter(Filter.ascii_fold())
+        .filter(Filter.lowercase())
         .filter(Filter.stopword("english"))
         .filter(Filter.stemmer("english"))
         .build()
     )
 
 
+def _factor(one: float, other: float) -> float:
+    """How many times the larger is the smaller."""
+    if one == other:
+        return 1.0
+    return max(one, other) / min(one, other) if min(one, other) > 0 else inf
+
+
 def _plain_analyzer(tokenizer: Any, *, characters_max: int) -> Any:
     """No stems: how a word begins is how it is written."""
     builder = TextAnalyzerBuilder(tokenizer).filter(Filter.remove_long(characters_max))
-    return builder.filter(Filter.lowercase()).filter(Filter.ascii_fold()).build()
+    return builder.filter(Filter.ascii_fold()).filter(Filter.lowercase()).build()
 
 
 def _stands(phrase: Phrase, places: set[tuple[int, str]]) -> bool:

@@ -1,10 +1,11 @@
 """Search without a process: for a log in memory, which no other process could read."""
 
+import asyncio
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from engram_bus.limits import CATCH_UP_BYTES, CATCH_UP_UNITS
+from engram_bus.limits import CATCH_UP_BYTES
 from engram_bus.log.contract import Log
 from engram_bus.projections.search.embedders import StaticEmbedder
 from engram_bus.projections.search.engine import SearchIndex
@@ -12,6 +13,9 @@ from engram_bus.projections.search.messages import State
 from engram_bus.projections.search.values import Asked, Found
 from engram_bus.units import WorkUnit
 
+SLICE_UNITS = 32
+SLICE_BYTES = 256 * 1024
+"""Taken in in one turn of the loop, about 20 ms."""
 COMMIT_UNITS = 1_000
 """Looked at one by one with every search before they are committed."""
 
@@ -50,10 +54,11 @@ class LocalSearch:
 
     async def search(self, asked: Asked) -> Found:
         """What is found over all units up to the newest."""
-        while entries := self._log.read(self._index.taken, units_max=CATCH_UP_UNITS, bytes_max=CATCH_UP_BYTES):
+        while entries := self._log.read(self._index.taken, units_max=SLICE_UNITS, bytes_max=SLICE_BYTES):
             self._index.take([entry.unit for entry in entries])
             if self._index.uncommitted >= COMMIT_UNITS:
                 self._index.commit()
+            await asyncio.sleep(0)
         return self._index.search(asked)
 
     def unit(self, seq: int) -> WorkUnit:

@@ -16,11 +16,13 @@ class Ring(msgspec.Struct, frozen=True, tag="ring"):
 
 
 class Ask(msgspec.Struct, frozen=True, tag="ask"):
-    """Answer this, over all units up to `head`."""
+    """Answer this, over all units up to `head`, unless it is too late for it."""
 
     id: int
     head: int
     asked: Asked
+    until: float
+    """By this machine's monotonic clock, in seconds."""
 
 
 class Rebuild(msgspec.Struct, frozen=True, tag="rebuild"):

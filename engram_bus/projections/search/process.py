@@ -20,7 +20,7 @@ from engram_bus.projections.follower import Follower
 from engram_bus.projections.runner import Runner
 from engram_bus.projections.search.choice import KEY_VARIABLE
 from engram_bus.projections.search.embedders import Embedder, StaticEmbedder, made
-from engram_bus.projections.search.engine import SearchIndex
+from engram_bus.projections.search.engine import SearchIndex, TooLate
 from engram_bus.projections.search.keywords import VERSION
 from engram_bus.projections.search.late import VERSION as LATE_VERSION
 from engram_bus.projections.search.late import Late
@@ -143,15 +143,22 @@ class _Search:
                 case Ring(head=head):
                     self._runner.hear(head)
                 case Ask() as ask:
-                    self._say(self._answer(ask))
+                    answer = self._answer(ask)
+                    if answer is not None:
+                        self._say(answer)
                 case Rebuild():
                     self._runner.rebuild()
 
-    def _answer(self, ask: Ask) -> ToBus:
+    def _answer(self, ask: Ask) -> ToBus | None:
+        """None where it would come too late: nobody waits for it any more, and others wait behind it."""
+        if time.monotonic() >= ask.until:
+            return None
         try:
             if not self._runner.reach(ask.head):
                 return Behind(ask.id, self._runner.projection.taken)
-            return Answered(ask.id, self._runner.projection.search(ask.asked))
+            return Answered(ask.id, self._runner.projection.search(ask.asked, until=ask.until))
+        except TooLate:
+            return None
         except OSError:
             raise
         except Exception as exc:

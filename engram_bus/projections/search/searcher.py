@@ -7,6 +7,7 @@ import logging
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import cast
 
@@ -140,7 +141,7 @@ class Searcher(asyncio.Protocol):
         if len(self._asked) >= SEARCHES_MAX:
             raise Busy(f"{len(self._asked)} searches wait for an answer", limit=SEARCHES_MAX)
         answered: asyncio.Future[Found] = asyncio.get_running_loop().create_future()
-        ask = Ask(next(self._ids), self._head, asked)
+        ask = Ask(next(self._ids), self._head, asked, time.monotonic() + SEARCH_ANSWER_SECONDS_MAX)
         self._asked[ask.id] = answered
         try:
             if self._unsent is None:

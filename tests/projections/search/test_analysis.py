@@ -74,7 +74,7 @@ def test_words_that_ask_are_not_looked_for(query: str, said: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "plain words", "Capital", "à", "— • →", "École", "日本語", "ไทย", "( ) [ ]", "été"]
+    "text", ["", "plain words", "Capital", "à", "— • …", "École", "日本語", "ไทย", "( ) [ ]", "été"]
 )
 def test_plain_words_are_no_identifiers(text: str) -> None:
     assert list(identifiers(text)) == []

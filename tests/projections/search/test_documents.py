@@ -6,9 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engram_bus.projections.search.analysis import normal
 from engram_bus.projections.search.documents import (
+    GLANCE_BYTES,
     PAIR_UNITS,
     PAIR_WORDS_MAX,
+    glance_of,
     is_searched,
     line_of,
     parts_of,
@@ -39,7 +42,7 @@ def said(payload: bytes, content_type: str = FORMAT_TEXT, **fields: object) -> W
         (b"hello", "text/plain; charset=latin-1", ""),
         (b'"hello"', FORMAT_JSON, "hello"),
         (b'{"error": "not found", "code": 404}', FORMAT_JSON, "error\nnot found\ncode\n404"),
-        (b'{"a": [1, 2.5, true, null, {"b": "c"}]}', "application/vnd.x+json; v=1", "a\n1\n2.5\nb\nc"),
+        (b'{"a": [1, 2.5, true, null, {"b": "c"}]}', "application/vnd.x+json; v=1", "a\n1\n2.5\ntrue\nb\nc"),
         (b'"\\u0000"', FORMAT_JSON, " "),
         (b"\0\0", FORMAT_JSON, ""),
         (b"{", FORMAT_JSON, ""),
@@ -60,8 +63,10 @@ def leaves(value: object) -> list[str]:
             return [one for key, inner in value.items() for one in (key, *leaves(inner))]
         case list():
             return [one for inner in value for one in leaves(inner)]
-        case bool() | None:
+        case None:
             return []
+        case bool():
+            return [str(value).lower()]
         case _:
             return [str(value)]
 
@@ -76,10 +81,18 @@ def test_json_is_searched_by_its_values(value: object) -> None:
 def test_any_unit_has_a_text_without_nul_and_a_line_that_holds_it(unit: WorkUnit) -> None:
     text = text_of(unit)
     assert "\0" not in text
-    assert line_of(unit, text).endswith(text)
-    assert parts_of(unit, text)[-1] == text
+    assert line_of(unit, text).endswith(normal(text))
+    assert parts_of(unit, text)[-1] == normal(text)
     for part in parts_of(unit, text):
-        assert part in line_of(unit, text)
+        assert part.strip() in line_of(unit, text)
+
+
+@pytest.mark.parametrize("content_type", [FORMAT_TEXT, FORMAT_JSON, FORMAT_BYTES])
+def test_a_glance_is_the_beginning(content_type: str) -> None:
+    short, long = b'["some thing"]', b'["' + b"some\0thing " * 10_000 + b'"]'
+    assert glance_of(said(short, content_type)) == text_of(said(short, content_type))
+    begun = long[:GLANCE_BYTES].decode().replace("\0", " ")
+    assert glance_of(said(long, content_type)) == ("" if content_type == FORMAT_BYTES else begun)
 
 
 def test_a_line_says_who_and_about_what() -> None:

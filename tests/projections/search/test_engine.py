@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from engram_bus.projections.search import engine, keywords
 from engram_bus.projections.search.documents import PAIR_UNITS, is_searched, line_of, parts_of, text_of, together
-from engram_bus.projections.search.engine import LOOK_BACK_UNITS, SearchIndex
+from engram_bus.projections.search.engine import LOOK_BACK_UNITS, SearchIndex, TooLate
 from engram_bus.projections.search.scope import Scope
 from engram_bus.projections.search.values import Asked, Found
 from engram_bus.units import WorkUnit, ts_us
@@ -555,3 +555,52 @@ def test_any_unit_is_taken_in(units: list[WorkUnit], query: str) -> None:
         found = index.search(all_of(query, "semantic"))
         assert found.total <= len(units)
         assert index.search(all_of("")).total == len(units)
+
+
+@pytest.mark.parametrize("mode", ["keyword", "hybrid"])
+def test_the_first_name_of_all_is_found_before_it_is_committed(mode: str) -> None:
+    units = [unit(1, payload=b"I take the parser"), unit(2, payload=b"fine with me"), unit(3, payload=b"see src/a.py")]
+    with indexed(units, 2) as index:
+        assert next(hit.seq for hit in index.search(all_of("src/a.py", mode)).hits) == 3
+        assert index.search(all_of("src/a.py parser", mode, as_of_seq=3, statistics_seq=0)).hits
+
+
+def test_as_of_a_seq_very_many_that_score_alike_are_ranked_as_then() -> None:
+    then = [f"item {number} about parser lexer {'tokens ' * (number % 9)} agent{number % 7}" for number in range(900)]
+    since = [f"new parser lexer tokens {number}" for number in range(600)]
+    units = [
+        unit(seq, context_id=f"c{seq}", version=1, payload=text.encode()) for seq, text in enumerate(then + since, 1)
+    ]
+    with indexed(units, 1_500) as whole, indexed(units[:900], 900) as cut:
+        for mode in ("keyword", "hybrid"):
+            asked = Asked(query="parser lexer tokens", mode=mode, limit=200)
+            before = whole.search(msgspec.structs.replace(asked, as_of_seq=900))
+            assert told(before) == told(cut.search(asked))
+
+
+def test_what_would_come_too_late_is_given_up() -> None:
+    units = [unit(seq, payload=b"the parser") for seq in range(1, 40)]
+    with indexed(units, 39) as index:
+        with pytest.raises(TooLate):
+            index.search(all_of("parser", "keyword", as_of_seq=30), until=0.0)
+        assert index.search(all_of("parser", "keyword", as_of_seq=30)).total == 30
+
+
+@pytest.mark.parametrize(
+    ("said", "asked"),
+    [
+        ("\u1112\u1161\u11ab\u1100\u116e\u11a8\u110b\u1165", "한국어"),
+        ("한국어", "\u1112\u1161\u11ab\u1100\u116e\u11a8\u110b\u1165"),
+        ("A\u030angstro\u0308m", "Ångström"),
+        ("A\u030angstro\u0308m", "angstrom"),
+        ("\uff76\uff9e\uff72\uff84\uff9e", "ガイド"),
+        ("İstanbul", "istanbul"),
+        ("it costs 5 €", "€"),
+        ("a → b", "→"),
+    ],
+)
+@pytest.mark.parametrize("committed", [False, True])
+def test_what_can_be_written_in_several_ways_is_found_by_each(said: str, asked: str, committed: bool) -> None:
+    units = [unit(1, payload=said.encode()), unit(2, payload=b"nothing", context_id="other", version=1)]
+    with indexed(units, *((2,) if committed else ())) as index:
+        assert [hit.seq for hit in index.search(all_of(asked, "keyword")).hits] == [1]

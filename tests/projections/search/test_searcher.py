@@ -110,6 +110,18 @@ async def test_a_killed_process_comes_back_and_the_bus_does_not_notice(tmp_path:
             assert searcher.pid != pid
 
 
+async def test_a_search_nobody_waits_for_any_more_holds_up_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await indexed(tmp_path, 100)
+    async with caught_up(tmp_path) as bus:
+        with monkeypatch.context() as hurried:
+            hurried.setattr(searching, "SEARCH_ANSWER_SECONDS_MAX", 0.0)
+            for outcome in await asyncio.gather(*(bus.search("parser") for _ in range(50)), return_exceptions=True):
+                assert isinstance(outcome, SearchUnavailable), outcome
+        assert len((await bus.search("parser")).results) == 10
+
+
 async def test_a_process_that_dies_at_once_is_started_ever_more_rarely(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
