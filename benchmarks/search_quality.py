@@ -73,6 +73,7 @@ MEASURES: dict[str, dict[str, Measure]] = {
     "qmsum": {
         "hit@10": partial(hit, at=10),
         "precision@10": partial(precision, at=10),
+        "recall@10": partial(recall, at=10),
         "recall@50": partial(recall, at=50),
     },
     "whowhen": {"recall@10": partial(recall, at=10), "mrr": reciprocal_rank},

@@ -4,7 +4,6 @@ None of them ships: they lie beside the repository, each with a README that says
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,7 +56,6 @@ def locomo() -> Collection:
             f"locomo/{row['conversation']}",
             row["speaker"],
             f"{row['text']} [{row['image_caption']}]" if row["image_caption"] else row["text"],
-            session=f"{datetime.fromisoformat(row['session_ts']):%-d %B %Y}",
         )
         for row in turns
     ]
@@ -75,9 +73,11 @@ def locomo() -> Collection:
 
 
 def qmsum() -> Collection:
-    """Transcripts of meetings, one context each; specific questions with the spans of turns they are about."""
+    """Transcripts of meetings, one context each; specific questions with the spans of turns they are about, by the kind
+    of meeting."""
     turns = list(_rows("qmsum_val_turns"))
     places = {(row["meeting"], row["turn"]): place for place, row in enumerate(turns)}
+    domains = {row["meeting"]: row["domain"].lower() for row in turns}
     return Collection(
         [_said(f"qmsum/{row['meeting']}", row["speaker"], row["text"]) for row in turns],
         [
@@ -89,6 +89,7 @@ def qmsum() -> Collection:
                     for turn in range(first, last + 1)
                 ),
                 f"qmsum/{row['meeting']}",
+                domains[row["meeting"]],
             )
             for row in _rows("qmsum_val_queries")
             if row["kind"] == "specific"
@@ -180,8 +181,8 @@ def _grouped(pairs: Iterator[tuple[str, int]]) -> dict[str, frozenset[int]]:
     return {key: frozenset(values) for key, values in groups.items()}
 
 
-def _said(context_id: str, agent_id: str, text: str, **meta: str) -> Draft:
-    return Draft(context_id=context_id, agent_id=agent_id, type=UnitType.MESSAGE, payload=text.encode(), meta=meta)
+def _said(context_id: str, agent_id: str, text: str) -> Draft:
+    return Draft(context_id=context_id, agent_id=agent_id, type=UnitType.MESSAGE, payload=text.encode())
 
 
 def _replayed(file: Path, run: str) -> list[Draft]:
