@@ -120,7 +120,8 @@ _TIME: Final[Schema] = {"format": "date-time", "description": "A time like 2026-
 _SEARCH_BOUNDS: Final[dict[str, Schema]] = {
     "query": {
         "maxLength": SEARCH_QUERY_BYTES_MAX,
-        "description": "Any text. What is in double quotes has to stand in a unit as it is.",
+        "description": "Any text. Words in double quotes have to stand in a unit in this order, compared by their "
+        "stems; little ones (the, of) count only as gaps.",
     },
     "mode": {"enum": list(MODES), "description": "By words and meaning together, or by one of them alone."},
     "limit": {"minimum": 1, "maximum": SEARCH_LIMIT_MAX},

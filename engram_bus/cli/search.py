@@ -27,7 +27,9 @@ def search(
     query: Annotated[
         list[str],
         typer.Argument(
-            metavar="QUERY", help="What to find, in any words. What has quotes of its own has to stand there as it is."
+            metavar="QUERY",
+            help="What to find, in any words. Those in double quotes of their own have to stand in this order, "
+            "compared by their stems; little words (the, of) count only as gaps.",
         ),
     ],
     context: Annotated[list[str] | None, typer.Option(help="In this context.", rich_help_panel=_FILTERS)] = None,
@@ -93,7 +95,14 @@ def search(
         typer.Option("--distinct", help="Of those that say nearly the same, only the best.", rich_help_panel=_RANKING),
     ] = False,
     limit: Annotated[int, typer.Option("--limit", "-n", metavar="N", min=1, max=200, help="How many at most.")] = 10,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=0, help="How much at most: in order of rank, passing over what does not fit."),
+    ] = None,
     page: Annotated[str | None, typer.Option(help="Where to go on: what the page before said.")] = None,
+    min_seq: Annotated[
+        int | None, typer.Option(metavar="N", min=0, help="Wait until the log has come to this seq.")
+    ] = None,
     facets: Annotated[bool, typer.Option("--facets", help="Count all by context, agent, type and kind.")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Say what each score is the sum of.")] = False,
     url: Url = URL_DEFAULT,
@@ -116,6 +125,8 @@ def search(
         "neighbour_weight": neighbour_weight,
         "distinct": distinct,
         "limit": limit,
+        "max_tokens": max_tokens,
+        "min_seq": min_seq,
         "context_id": context or None,
         "agent_id": agent or None,
         "type": type_names(type) if type else None,

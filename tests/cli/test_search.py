@@ -68,6 +68,7 @@ def test_json_is_the_page_with_its_units(served: BusProcess, posted: list[dict[s
         (["--after", "{seq}"], [1, 2]),
         (["--before", "{seq}"], []),
         (["--as-of", "{seq}"], [0]),
+        (["--min-seq", "{seq}"], [0, 1, 2]),
         (["--after", "2001-01-01", "--before", "{ts}"], []),
         (["--after", "{ts}"], [1, 2]),
         (["--after", "2999-01-01T00:00:00+02:00"], []),
@@ -133,6 +134,35 @@ def _all_of(terminal: int) -> str:
     return said.decode()
 
 
+def test_a_budget_is_filled_in_order_of_rank(served: BusProcess, context: str) -> None:
+    for payload in ("parser parser", "parser " * 400, "a parser among many other words"):
+        engram("post", context, payload, "--url", served.url)
+    asked = ["parser", "--context", context, "--mode", "keyword"]
+    ranking = [(hit["seq"], hit["tokens"]) for hit in found(served, *asked)["results"]]
+    filled = [hit["seq"] for hit in found(served, *asked, "--max-tokens", "20")["results"]]
+    assert len(ranking) == 3
+    assert filled == [seq for seq, tokens in ranking if tokens <= 20]
+    assert found(served, *asked, "--max-tokens", "0")["results"] == []
+
+
+@pytest.mark.parametrize(
+    ("query", "is_found"),
+    [
+        ('"parsers of the comment"', True),
+        ('"the parser"', True),
+        ('"parser in a comment"', True),
+        ('"parser comments"', False),
+        ('"comments parser"', False),
+        ('"drop a line"', False),
+    ],
+)
+def test_words_in_quotes_stand_in_their_order_by_their_stems(
+    served: BusProcess, context: str, query: str, is_found: bool
+) -> None:
+    engram("post", context, "the parser of the comments drops lines", "--url", served.url)
+    assert bool(found(served, query, "--context", context)["results"]) is is_found
+
+
 def test_nothing_found_is_no_failure(served: BusProcess, context: str) -> None:
     shown = engram("search", "zyzzyva", "--context", context, "--url", served.url)
     assert (shown.returncode, shown.stdout) == (0, "")
@@ -147,6 +177,8 @@ def test_nothing_found_is_no_failure(served: BusProcess, context: str) -> None:
         (["--type", "poem"], 1, "type 'POEM' is unknown; one of UNKNOWN, MESSAGE"),
         (["--page", "2"], 1, "page '2' is not one a search gave (field page)"),
         (["x" * 9_000], 1, "at most 8192 (field query)"),
+        (["--min-seq", "9000000000"], 1, "not at 9000000000 (field min_seq)"),
+        (["--max-tokens", str(2**64)], 1, "(field max_tokens)"),
     ],
 )
 def test_a_search_that_cannot_be_names_what_is_wrong(
@@ -158,7 +190,17 @@ def test_a_search_that_cannot_be_names_what_is_wrong(
     assert refused.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments", [["--mode", "psychic"], ["--limit", "0"], ["--limit", "201"], ["--as-of", "-1"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--mode", "psychic"],
+        ["--limit", "0"],
+        ["--limit", "201"],
+        ["--as-of", "-1"],
+        ["--max-tokens", "-1"],
+        ["--min-seq", "-1"],
+    ],
+)
 def test_what_no_option_takes_is_told_before_anyone_is_asked(arguments: list[str]) -> None:
     assert engram("search", "parser", *arguments, "--url", "http://127.0.0.1:1").returncode == 2
 
