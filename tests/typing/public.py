@@ -65,6 +65,21 @@ async def reading(bus: Bus) -> None:
     assert_type(found, SearchOut)
     assert_type(found.results, list[SearchHit])
     assert_type([(hit.unit_id, hit.seq, hit.score) for hit in found.results], list[tuple[str, int, float]])
+    found = await bus.search(
+        "parser",
+        mode="hybrid",
+        fusion="rrf",
+        vector_weight=0.5,
+        rank_constant=10,
+        half_life_ms=3_600_000,
+        recency_weight=0.5,
+        neighbour_weight=0.2,
+        distinct=True,
+        max_tokens=4_000,
+        explain=True,
+    )
+    assert_type([hit.duplicates for hit in found.results], list[int])
+    bus.rebuild_search()
 
 
 async def subscribing(bus: Bus) -> None:
