@@ -40,6 +40,11 @@ class Http:
     """Requests of one agent to one bus."""
 
     def __init__(self, url: str, *, agent_id: str, timeout_seconds: float, max_retries: int) -> None:
+        """Raises ValueError for what is no URL."""
+        try:
+            httpx.URL(url)
+        except httpx.InvalidURL as exc:
+            raise ValueError(f"{url!r} is not a URL: {exc}") from exc
         self._url = url
         self._timeout_seconds = timeout_seconds
         self._max_retries = max_retries
