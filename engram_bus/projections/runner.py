@@ -10,6 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from math import inf
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -28,6 +29,11 @@ SLICE_UNITS = 32
 SLICE_BYTES = 256 * 1024
 SHARED_SLICES = 4
 """One of so many goes to what is folded again, while what answers is behind."""
+OUTRUN = 2
+"""Where the log grows by so many units for each that is taken in, there is no keeping up: more than a share of the
+processor would cost the bus, and gain nobody an answer."""
+REST = 3
+"""So many times what a step took, nothing is taken in then. Who asks is not kept waiting by it."""
 COMMIT_UNITS = 1_000
 COMMIT_SECONDS = 0.5
 BEHIND_UNITS = 2_000
@@ -80,6 +86,8 @@ class Runner(Generic[P]):
         self._opened = opened
         self._has_room = True
         self._slices = 0
+        self._newest = self.head
+        self._rest_until = -inf
         self._damage: RecordError | None = None
         kept = [one for generation in self._generations() if (one := self._reopened(generation)) is not None]
         self._serving = kept[0] if kept else self._begun(1)
@@ -114,12 +122,12 @@ class Runner(Generic[P]):
     def idle_seconds(self) -> float | None:
         """Until there is something to do of itself; None: nothing, until it hears of more."""
         if self._can_take:
-            return 0.0 if self._has_room else ROOM_SECONDS
+            return max(0.0, self._rest_until - self._now()) if self._has_room else ROOM_SECONDS
         return self._serving.until_commit()
 
     def step(self) -> None:
         """What is most urgent, for a few milliseconds."""
-        if self._can_take and self._finds_room():
+        if self._can_take and self._now() >= self._rest_until and self._finds_room():
             self._go_on()
         if self._serving.is_due:
             self._commit()
@@ -130,11 +138,21 @@ class Runner(Generic[P]):
 
     def _go_on(self) -> None:
         """What answers comes first; but where it never catches up, the other one goes on too."""
+        began, before = self._now(), self.projection.taken
         self._slices = (self._slices + 1) % SHARED_SLICES
         if self._next is not None and (not self.is_behind or self._slices == 0):
             self._fold_again(self._next)
         else:
             self._take(self._serving)
+        self._rest(self._now() - began, self.projection.taken - before)
+
+    def _rest(self, took_seconds: float, taken: int) -> None:
+        """Where the log outruns what is taken in, and who asks is refused anyway."""
+        newest = self._source.head
+        is_far = newest - self.projection.taken > BEHIND_UNITS
+        if is_far and newest - self._newest > OUTRUN * max(taken, SLICE_UNITS):
+            self._rest_until = self._now() + REST * took_seconds
+        self._newest = newest
 
     def _commit(self) -> None:
         if self._finds_room():

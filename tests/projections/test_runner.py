@@ -12,7 +12,15 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from engram_bus.log.memory import MemoryLog
 from engram_bus.log.record import RecordError
 from engram_bus.projections import runner as running
-from engram_bus.projections.runner import BEHIND_UNITS, COMMIT_SECONDS, COMMIT_UNITS, REACH_SECONDS, SLICE_UNITS, Runner
+from engram_bus.projections.runner import (
+    BEHIND_UNITS,
+    COMMIT_SECONDS,
+    COMMIT_UNITS,
+    REACH_SECONDS,
+    REST,
+    SLICE_UNITS,
+    Runner,
+)
 from engram_bus.units import WorkUnit, ts_us
 from tests.values import sealed, unit
 
@@ -242,6 +250,28 @@ def test_who_asks_does_not_wait_for_units_that_take_long(kept: Kept) -> None:
     assert not kept.runner.reach(3 * SLICE_UNITS)
     assert kept.runner.projection.taken == 2 * SLICE_UNITS
     assert kept.runner.reach(3 * SLICE_UNITS)
+
+
+def test_where_the_log_outruns_it_the_bus_has_the_processor(kept: Kept) -> None:
+    class Timed(Tally):
+        def take(self, units: Sequence[WorkUnit]) -> None:
+            super().take(units)
+            kept.clock.seconds += 1.0
+
+    kept.runner = Runner(kept.source, kept.path / "timed", NAME, Timed, now=kept.clock)
+    kept.say(BEHIND_UNITS)
+    kept.runner.step()
+    assert kept.runner.idle_seconds() == 0.0, "it can keep up with what it has seen"
+    kept.say(BEHIND_UNITS)
+    kept.runner.step()
+    assert kept.runner.idle_seconds() == REST
+    kept.runner.step()
+    assert kept.runner.progress.taken == 2 * SLICE_UNITS
+    kept.clock.seconds += REST
+    kept.runner.step()
+    assert kept.runner.progress.taken == 3 * SLICE_UNITS
+    assert kept.runner.idle_seconds() == 0.0, "no more was said meanwhile"
+    assert kept.idle().cursor == 2 * BEHIND_UNITS
 
 
 def test_the_old_one_answers_until_the_new_one_has_all(kept: Kept) -> None:

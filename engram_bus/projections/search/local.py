@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from engram_bus.errors import ShuttingDown
 from engram_bus.limits import CATCH_UP_BYTES
 from engram_bus.log.contract import Log
 from engram_bus.projections.search.embedders import StaticEmbedder
@@ -28,6 +29,7 @@ class LocalSearch:
         self._directory = tempfile.TemporaryDirectory(prefix="engram-search-")
         self._embedder = StaticEmbedder()
         self._generation = 0
+        self._is_closed = False
         self._index = self._begun()
 
     def _begun(self) -> SearchIndex:
@@ -53,18 +55,21 @@ class LocalSearch:
         """Nothing to ring."""
 
     async def search(self, asked: Asked) -> Found:
-        """What is found over all units up to the newest."""
+        """What is found over all units up to the newest. Raises ShuttingDown."""
         while entries := self._log.read(self._index.taken, units_max=SLICE_UNITS, bytes_max=SLICE_BYTES):
             self._index.take([entry.unit for entry in entries])
             if self._index.uncommitted >= COMMIT_UNITS:
                 self._index.commit()
             await asyncio.sleep(0)
+            if self._is_closed:
+                raise ShuttingDown("the bus is stopping")
         return self._index.search(asked)
 
     def unit(self, seq: int) -> WorkUnit:
         return self._log.record(seq).unit
 
     def close(self) -> None:
+        self._is_closed = True
         self._index.close()
         self._directory.cleanup()
 

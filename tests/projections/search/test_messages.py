@@ -54,5 +54,5 @@ def test_what_search_says_arrives(messages: list[State | Answered | Behind | Fai
 
 
 def test_a_message_of_any_size_arrives() -> None:
-    ask = Ask(1, 2, msgspec.structs.replace(Asked(query=""), query="x" * 2**20))
+    ask = Ask(1, 2, msgspec.structs.replace(Asked(query=""), query="x" * 2**20), until=3.0)
     assert [decode_to_search(body) for body in arrived(packed(ask), [1, 2, 3, 70_000])] == [ask]
