@@ -1,12 +1,14 @@
-"""Logs on the disk, as a bus opens them."""
+"""Logs on the disk, as a bus opens them, and disks that are small enough to be filled."""
 
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import lmdb
+import pytest
 
-from engram_bus.limits import LOG_SIZE_BYTES_MAX
+from engram_bus.limits import KIB, LOG_SIZE_BYTES_MAX
 from engram_bus.log.directory import DataDirectory
 from engram_bus.log.index import Table
 from engram_bus.log.lmdb import LmdbLog
@@ -55,3 +57,40 @@ def image(path: Path) -> dict[str, bytes]:
     """All files of a data directory but LMDB's lock files, which say only who reads."""
     files = (file for file in path.rglob("*") if file.is_file() and file.name != "lock.mdb")
     return {str(file.relative_to(path)): file.read_bytes() for file in files}
+
+
+class Disk:
+    """A small disk of its own, in memory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.data = path / "data"
+        self._filler = path / "filler"
+
+    def fill(self, leave_bytes: int = 0) -> None:
+        """Take all the room but some."""
+        with self._filler.open("ab", buffering=0) as file:
+            try:
+                while True:
+                    file.write(bytes(4 * KIB))
+            except OSError:
+                file.truncate(max(0, self._filler.stat().st_size - leave_bytes))
+
+    def free(self) -> None:
+        self._filler.unlink(missing_ok=True)
+
+    def remount(self, mode: str) -> None:
+        subprocess.run(["mount", "-o", f"remount,{mode}", self.path], check=True)
+
+
+@contextmanager
+def small_disk(path: Path, *, size_mib: int) -> Iterator[Disk]:
+    """A file system of its own at a path that does not exist yet; skips where mounting is not permitted."""
+    path.mkdir(parents=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size_mib}m", "tmpfs", path], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip(f"needs the right to mount a small disk (root): {mounted.stderr.decode().strip()}")
+    try:
+        yield Disk(path)
+    finally:
+        subprocess.run(["umount", path], check=True)

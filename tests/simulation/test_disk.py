@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,45 +14,15 @@ from engram_bus.limits import KIB, MIB
 from engram_bus.log import lmdb as log_lmdb
 from engram_bus.units import WorkUnit
 from engram_bus.verify import verify
+from tests.disk import Disk, small_disk
 
 pytestmark = pytest.mark.anyio
 
 
-class Disk:
-    """A small disk of its own, in memory."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.data = path / "data"
-        self._filler = path / "filler"
-
-    def fill(self, leave_bytes: int = 0) -> None:
-        """Take all the room but some."""
-        with self._filler.open("ab", buffering=0) as file:
-            try:
-                while True:
-                    file.write(bytes(4 * KIB))
-            except OSError:
-                file.truncate(max(0, self._filler.stat().st_size - leave_bytes))
-
-    def free(self) -> None:
-        self._filler.unlink(missing_ok=True)
-
-    def remount(self, mode: str) -> None:
-        subprocess.run(["mount", "-o", f"remount,{mode}", self.path], check=True)
-
-
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Disk]:
-    path = tmp_path / "disk"
-    path.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", path], capture_output=True)
-    if mounted.returncode != 0:
-        pytest.skip(f"needs the right to mount a small disk (root): {mounted.stderr.decode().strip()}")
-    try:
-        yield Disk(path)
-    finally:
-        subprocess.run(["umount", path], check=True)
+    with small_disk(tmp_path / "disk", size_mib=16) as mounted:
+        yield mounted
 
 
 async def append(bus: Bus, payload_bytes: int = 2 * KIB) -> WorkUnit:

@@ -8,17 +8,12 @@ from pathlib import Path
 from engram_bus.errors import ShuttingDown
 from engram_bus.limits import CATCH_UP_BYTES
 from engram_bus.log.contract import Log
+from engram_bus.projections.runner import COMMIT_UNITS, SLICE_BYTES, SLICE_UNITS
 from engram_bus.projections.search.embedders import StaticEmbedder
 from engram_bus.projections.search.engine import SearchIndex
 from engram_bus.projections.search.messages import State
 from engram_bus.projections.search.values import Asked, Found
 from engram_bus.units import WorkUnit
-
-SLICE_UNITS = 32
-SLICE_BYTES = 256 * 1024
-"""Taken in in one turn of the loop, about 20 ms."""
-COMMIT_UNITS = 1_000
-"""Looked at one by one with every search before they are committed."""
 
 
 class LocalSearch:
@@ -55,7 +50,8 @@ class LocalSearch:
         """Nothing to ring."""
 
     async def search(self, asked: Asked) -> Found:
-        """What is found over all units up to the newest. Raises ShuttingDown."""
+        """What is found over all units up to the newest, a slice taken in in each turn of the loop. Raises
+        ShuttingDown."""
         while entries := self._log.read(self._index.taken, units_max=SLICE_UNITS, bytes_max=SLICE_BYTES):
             self._index.take([entry.unit for entry in entries])
             if self._index.uncommitted >= COMMIT_UNITS:

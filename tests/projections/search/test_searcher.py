@@ -20,7 +20,7 @@ from engram_bus.projections.search import searcher as searching
 from engram_bus.projections.search.requests import SearchOut
 from engram_bus.projections.search.searcher import Searcher
 from engram_bus.units import Draft, UnitType
-from tests.disk import tampering, tenant
+from tests.disk import Disk, small_disk, tampering, tenant
 
 pytestmark = pytest.mark.anyio
 
@@ -415,35 +415,10 @@ async def test_a_record_that_cannot_be_read_ends_what_is_searched(
     assert capfd.readouterr().err.count(" ends before the unit after 49") == 1
 
 
-class Disk:
-    """A small disk of its own where an index lies."""
-
-    def __init__(self, path: Path) -> None:
-        self._filler = path / "filler"
-
-    def fill(self) -> None:
-        with self._filler.open("ab", buffering=0) as file:
-            try:
-                while True:
-                    file.write(bytes(4_096))
-            except OSError:
-                pass
-
-    def free(self) -> None:
-        self._filler.unlink()
-
-
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Disk]:
-    path = tenant(tmp_path) / "search"
-    path.mkdir(parents=True)
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", path], capture_output=True)
-    if mounted.returncode != 0:
-        pytest.skip(f"needs the right to mount a small disk (root): {mounted.stderr.decode().strip()}")
-    try:
-        yield Disk(path)
-    finally:
-        subprocess.run(["umount", path], check=True)
+    with small_disk(tenant(tmp_path) / "search", size_mib=8) as mounted:
+        yield mounted
 
 
 async def test_a_full_disk_under_the_index_does_not_hurt_the_bus(tmp_path: Path, disk: Disk) -> None:
