@@ -167,13 +167,15 @@ def unit_json(unit: WorkUnit) -> bytes:
 class Entry:
     """A recorded unit with its encodings, each made at most once however many want it."""
 
-    __slots__ = ("_json", "_unit", "body", "seq")
+    __slots__ = ("_json", "_unit", "body", "protobuf", "seq")
 
     def __init__(self, seq: int, body: bytes, unit: WorkUnit | None = None) -> None:
         self.seq = seq
         self.body = body
         self._unit = unit
         self._json: bytes | None = None
+        self.protobuf: bytes | None = None
+        """Kept by `protobuf.py`, which makes it."""
 
     @property
     def unit(self) -> WorkUnit:

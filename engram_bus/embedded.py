@@ -47,9 +47,9 @@ from engram_bus.log.memory import MemoryLog
 from engram_bus.projections.search.choice import STATIC
 from engram_bus.projections.search.choice import check as check_embedder
 from engram_bus.projections.search.fusion import RANK_CONSTANT
-from engram_bus.projections.search.requests import SearchIn, SearchOut, answer, asked_from, window_of
+from engram_bus.projections.search.requests import SearchIn, SearchOut, Window, answer, asked_from, window_of
 from engram_bus.projections.search.searcher import Searcher
-from engram_bus.projections.search.values import RECENCY_WEIGHT, VECTOR_WEIGHT, Hit
+from engram_bus.projections.search.values import RECENCY_WEIGHT, VECTOR_WEIGHT, Found, Hit
 from engram_bus.reading import Page, RelatedPage, Scan, Walk, entry_of
 from engram_bus.router.contract import Framing, Sink
 from engram_bus.router.fanout import Fanout, Feed
@@ -121,7 +121,9 @@ class Bus:
         self._stopped = False
         self.started_at = ts_text(clock.wall_us())
         self.fanout = Fanout(log, heartbeat_seconds=heartbeat_seconds, stall_seconds=stall_seconds)
-        self.writer = Writer(log, tell=self._tell)
+        self.on_ready: list[Callable[[], None]] = []
+        """Called whenever it may have changed whether appends are taken."""
+        self.writer = Writer(log, tell=self._tell, tell_ready=self._tell_ready)
         self._directory = directory
         self._embedder = embedder
         self.searcher: Searcher | LocalSearch | None = None
@@ -250,8 +252,9 @@ class Bus:
         self.submit(command, _resolve(answered))
         return await answered
 
-    async def execute_bulk(self, appends: Sequence[Append]) -> list[Answer | EngramError]:
-        """Each append by itself, in order, in as few commits as they fit. Raises when the batch itself is at fault."""
+    async def execute_bulk(self, appends: Sequence[Append | EngramError]) -> list[Answer | EngramError]:
+        """Each append by itself, in order, in as few commits as they fit; what could not be read is its own outcome.
+        Raises when the batch itself is at fault."""
         if not appends:
             raise InvalidRequest("the batch is empty: name at least one unit")
         if len(appends) > BULK_UNITS_MAX:
@@ -268,6 +271,9 @@ class Bus:
                 all_done.set_result(None)
 
         for index, append in enumerate(appends):
+            if isinstance(append, EngramError):
+                one_done(index, append)
+                continue
             try:
                 self.submit(append, lambda outcome, index=index: one_done(index, outcome))  # type: ignore[misc]
             except EngramError as exc:
@@ -708,6 +714,10 @@ class Bus:
 
     async def execute_search(self, asked: SearchIn) -> SearchOut:
         """As `search`, of what came over a wire, once the log has reached its `min_seq`. Raises MinSeqTimeout too."""
+        return answer(asked, *await self.find(asked))
+
+    async def find(self, asked: SearchIn) -> tuple[Window, Found, Sequence[tuple[Hit, WorkUnit]]]:
+        """The same, before an answer is made of it (`projections.search.requests.answer`), with the units."""
         self._require_open()
         window = window_of(asked)
         question = asked_from(asked, window)
@@ -715,8 +725,7 @@ class Bus:
         await self.wait_for(asked.min_seq, timeout_ms=timeout_ms)
         found = await self.start_search().search(question)
         bytes_max = SEARCH_PAGE_BYTES_MAX if asked.include == "units" else None
-        units = await self._read_hits(found.hits[: asked.limit], bytes_max=bytes_max)
-        return answer(asked, window, found, units)
+        return window, found, await self._read_hits(found.hits[: asked.limit], bytes_max=bytes_max)
 
     async def _read_hits(self, hits: Sequence[Hit], *, bytes_max: int | None) -> Sequence[tuple[Hit, WorkUnit]]:
         """Their units, as far as a page holds them (at least one), some in each turn of the loop."""
@@ -763,6 +772,15 @@ class Bus:
             return self.fanout.head
         return cursor_seq(str(after), epochs=self.log.epochs, head=self.head)
 
+    def seq_of_bound(self, bound: str) -> int:
+        """The seq that bounds a list, which may lie ahead of the head: it then bounds nothing, or everything.
+
+        Raises CursorInvalid; CursorAhead, EpochChanged for a cursor.
+        """
+        if bound.isascii() and bound.isdigit() and len(bound) <= 18:
+            return int(bound)
+        return cursor_seq(bound, epochs=self.log.epochs, head=self.head)
+
     def feed(self, wanted: Filter, framing: Framing[Any], sink: Sink[Any], after: int) -> Feed:
         """Begin a subscription on a transport. Raises ShuttingDown."""
         self._require_open()
@@ -807,6 +825,10 @@ class Bus:
         for min_seq, reached in self._waiting:
             if min_seq <= self.head and not reached.done():
                 reached.set_result(None)
+
+    def _tell_ready(self) -> None:
+        for changed in self.on_ready:
+            changed()
 
     def _release_waiting(self) -> None:
         for _, reached in self._waiting:

@@ -1,4 +1,4 @@
-"""What can go wrong for a caller: one class, one code, one HTTP status and one close code each.
+"""What can go wrong for a caller: one class, one code, one status on each transport.
 
 EngramError
 ├── Invalid                    the request itself is at fault; sending it again will not help
@@ -56,7 +56,11 @@ class EngramError(Exception):
 
     code: ClassVar[str]
     status: ClassVar[int]
+    """Of HTTP."""
     close_code: ClassVar[int]
+    """Of a WebSocket."""
+    grpc: ClassVar[str]
+    """The name of the status of gRPC."""
     title: ClassVar[str]
     retryable: ClassVar[bool] = False
 
@@ -86,6 +90,7 @@ class EngramError(Exception):
 class Invalid(EngramError):
     status = 400
     close_code = 4500
+    grpc = "INVALID_ARGUMENT"
 
 
 class InvalidRequest(Invalid):
@@ -121,6 +126,7 @@ class UnsupportedMedia(Invalid):
 class MethodNotAllowed(Invalid):
     code = "METHOD_NOT_ALLOWED"
     status = 405
+    grpc = "UNIMPLEMENTED"
     title = "The path does not take this method"
 
 
@@ -128,16 +134,19 @@ class ForbiddenOrigin(Invalid):
     code = "FORBIDDEN_ORIGIN"
     status = 403
     close_code = 4503
+    grpc = "PERMISSION_DENIED"
     title = "Web pages of this origin are not let in"
 
 
 class NotFound(EngramError):
     status = 404
     close_code = 4504
+    grpc = "NOT_FOUND"
 
 
 class RouteNotFound(NotFound):
     code = "NOT_FOUND"
+    grpc = "UNIMPLEMENTED"
     title = "No such path"
 
 
@@ -159,21 +168,25 @@ class LockNotFound(NotFound):
 class Conflict(EngramError):
     status = 409
     close_code = 4509
+    grpc = "FAILED_PRECONDITION"
 
 
 class IdempotencyConflict(Conflict):
     code = "IDEMPOTENCY_CONFLICT"
+    grpc = "ALREADY_EXISTS"
     title = "The idempotency key was used with another body"
 
 
 class IdTaken(Conflict):
     code = "ID_TAKEN"
+    grpc = "ALREADY_EXISTS"
     title = "A work unit of this id exists"
 
 
 class VersionMoved(Conflict):
     code = "VERSION_MOVED"
     status = 412
+    grpc = "ABORTED"
     title = "The context has another version"
 
 
@@ -189,6 +202,7 @@ class LockHeld(Conflict):
 
 class Deadlock(Conflict):
     code = "DEADLOCK"
+    grpc = "ABORTED"
     title = "The wait would never end"
 
 
@@ -199,6 +213,7 @@ class LockLost(Conflict):
 
 class NotHolder(Conflict):
     code = "NOT_HOLDER"
+    grpc = "PERMISSION_DENIED"
     title = "The lock is another agent's"
 
 
@@ -229,18 +244,21 @@ class EpochChanged(Conflict):
 class Unavailable(EngramError):
     status = 503
     close_code = 4003
+    grpc = "UNAVAILABLE"
     retryable = True
 
 
 class TooSlow(Unavailable):
     code = "REQUEST_TIMEOUT"
     status = 408
+    grpc = "DEADLINE_EXCEEDED"
     title = "The request did not come in time"
 
 
 class Busy(Unavailable):
     code = "BUSY"
     status = 429
+    grpc = "RESOURCE_EXHAUSTED"
     title = "The bus has too much to do"
 
 
@@ -267,6 +285,7 @@ class SearchUnavailable(Unavailable):
 class StorageFull(Unavailable):
     code = "STORAGE_FULL"
     status = 507
+    grpc = "RESOURCE_EXHAUSTED"
     title = "No room on the disk"
 
 
@@ -284,6 +303,7 @@ class LogDamaged(Unavailable):
     code = "LOG_DAMAGED"
     status = 500
     close_code = 4512
+    grpc = "DATA_LOSS"
     retryable = False
     title = "What was read is not what was written"
 
@@ -304,6 +324,7 @@ class InternalError(Unavailable):
     code = "INTERNAL"
     status = 500
     close_code = 4000
+    grpc = "INTERNAL"
     title = "The bus made a mistake"
 
 

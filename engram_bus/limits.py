@@ -177,9 +177,9 @@ Longer than a stall and its grace, which are told by a close code."""
 HEARTBEAT_SECONDS: Final = 15.0
 """Below the idle timeout of common proxies (60 s), often enough for a narrow filter's cursor to stay fresh."""
 WEBSOCKET_MESSAGE_BYTES_MAX: Final = 2 * MIB
-WEBSOCKET_PENDING_MAX: Final = 1_024
-"""Appends of one socket that wait for their answer; beyond, the socket is not read."""
-WEBSOCKET_PENDING_BYTES_MAX: Final = 16 * MIB
+STREAM_PENDING_MAX: Final = 1_024
+"""Appends of one socket or AppendStream call that wait for their answer; beyond, it is not read."""
+STREAM_PENDING_BYTES_MAX: Final = 16 * MIB
 WEBSOCKET_SUBSCRIPTIONS_MAX: Final = 256
 CORRELATION_BYTES_MAX: Final = 128
 """The `id` of a WebSocket operation."""

@@ -1,5 +1,6 @@
 """The only place where the parts meet: open the bus, put the edge around it, drain, stop."""
 
+import asyncio
 import contextlib
 import gc
 import logging
@@ -7,6 +8,7 @@ import resource
 import socket
 import sys
 from collections.abc import Callable, Generator
+from typing import NamedTuple
 
 import uvicorn
 import uvloop
@@ -14,6 +16,8 @@ import uvloop
 from engram_bus import __version__
 from engram_bus.api.documents import pages
 from engram_bus.api.edge import USUAL, Bounds, EdgeWebSocket, edge_http
+from engram_bus.api.grpc import GrpcServer
+from engram_bus.api.health import Health
 from engram_bus.api.http import HttpApi
 from engram_bus.api.origins import LOOPBACK, Origins
 from engram_bus.embedded import Bus
@@ -26,7 +30,7 @@ from engram_bus.limits import (
     WEBSOCKET_MESSAGE_BYTES_MAX,
 )
 from engram_bus.projections.search.choice import check as check_embedder
-from engram_bus.settings import Settings, SettingsError, is_loopback
+from engram_bus.settings import GRPC_PORT, Settings, SettingsError, is_loopback
 
 log = logging.getLogger("engram_bus")
 
@@ -35,13 +39,29 @@ class PortTaken(Exception):
     """Another process listens on the port that was asked for."""
 
 
-class _Server(uvicorn.Server):
-    """uvicorn's server that first tells every stream to go, so that none is cut without a cursor."""
+class GrpcAddress(NamedTuple):
+    """Where gRPC is served beside HTTP."""
 
-    def __init__(self, config: uvicorn.Config, api: HttpApi, *, started: Callable[[], None]) -> None:
+    host: str
+    port: int | None
+    """None: the usual one, or none at all where that is taken."""
+    reflects: bool
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server with gRPC beside it. Before it stops it tells every stream to go, so that none is cut without a
+    cursor."""
+
+    def __init__(
+        self, config: uvicorn.Config, bus: Bus, api: HttpApi, health: Health, *, started: Callable[[], None]
+    ) -> None:
         super().__init__(config)
+        self._bus = bus
         self._api = api
+        self._health = health
         self._started = started
+        self.grpc_address: GrpcAddress | None = None
+        self._grpc: GrpcServer | None = None
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -51,14 +71,36 @@ class _Server(uvicorn.Server):
             self._captured_signals.clear()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        if self.grpc_address is not None:
+            await self._start_grpc(self.grpc_address)
         await super().startup(sockets)
         self._started()
+
+    async def _start_grpc(self, address: GrpcAddress) -> None:
+        """Raises PortTaken where a port was asked for."""
+        server = GrpcServer(self._bus, self._health, self._api.metrics, reflects=address.reflects)
+        port = GRPC_PORT if address.port is None else address.port
+        try:
+            self._health.grpc_port = await server.start(address.host, port)
+        except OSError as exc:
+            if address.port is not None:
+                raise PortTaken(f"{exc} for gRPC: choose another with --grpc-port, or --no-grpc") from exc
+            self._health.grpc_detail = f"port {port} is taken"
+            log.warning("no gRPC: port %d is taken; choose another with --grpc-port", port)
+            return
+        self._health.grpc_detail = None
+        self._grpc = server
+        log.info("gRPC is at %s:%d", address.host, self._health.grpc_port)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for server in self.servers:
             server.close()
         self._api.goaway("shutdown")
-        await super().shutdown(sockets)
+        if self._grpc is None:
+            await super().shutdown(sockets)
+            return
+        self._grpc.goaway()
+        await asyncio.gather(self._grpc.stop(), super().shutdown(sockets))
 
 
 def run(settings: Settings, *, ready: Callable[[str], None] = lambda url: None) -> None:
@@ -90,17 +132,28 @@ async def serve(settings: Settings, *, ready: Callable[[str], None] = lambda url
             bus.start_search()
         url = url_of(listener)
         log.info("the bus is at %s: head %d, epoch %s, data in %s", url, bus.head, bus.epoch, settings.data_dir)
-        origins = Origins(frozenset(settings.allow_origins), on_loopback=is_loopback(settings.host))
-        await edge_of(bus, origins=origins, started=lambda: ready(url)).serve(sockets=[listener])
+        on_loopback = is_loopback(settings.host)
+        origins = Origins(frozenset(settings.allow_origins), on_loopback=on_loopback)
+        reflects = on_loopback if settings.grpc_reflection is None else settings.grpc_reflection
+        grpc = GrpcAddress(settings.host, settings.grpc_port, reflects) if settings.grpc else None
+        await edge_of(bus, origins=origins, grpc=grpc, started=lambda: ready(url)).serve(sockets=[listener])
         log.info("the bus has stopped at head %d", bus.head)
 
 
 def edge_of(
-    bus: Bus, *, started: Callable[[], None], origins: Origins = LOOPBACK, bounds: Bounds = USUAL
+    bus: Bus,
+    *,
+    started: Callable[[], None],
+    origins: Origins = LOOPBACK,
+    bounds: Bounds = USUAL,
+    grpc: GrpcAddress | None = None,
 ) -> uvicorn.Server:
-    """The server that puts HTTP, WebSocket and SSE around a bus; whoever opened the bus closes it afterwards."""
-    api = HttpApi(bus, version=__version__, pages=pages(__version__), origins=origins)
-    return _Server(_config(api, bounds), api, started=started)
+    """The server that puts HTTP, WebSocket, SSE and gRPC around a bus; whoever opened the bus closes it afterwards."""
+    health = Health(bus, version=__version__)
+    api = HttpApi(bus, health=health, pages=pages(__version__), origins=origins)
+    server = _Server(_config(api, bounds), bus, api, health, started=started)
+    server.grpc_address = grpc
+    return server
 
 
 def url_of(listener: socket.socket) -> str:

@@ -11,6 +11,8 @@ import yaml
 from engram_bus.limits import GIB, HEARTBEAT_SECONDS, LOG_SIZE_BYTES_MAX, SOCKET_STALL_SECONDS
 
 ENVIRONMENT_PREFIX = "ENGRAM_"
+GRPC_PORT = 50_051
+"""Where gRPC is looked for."""
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_SIZE_GIB_MAX = 16_384
 """Log and index are each mapped whole, and a process has 128 TiB of addresses."""
@@ -28,6 +30,12 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Address to listen on. Another one than loopback needs `allow_unauthenticated`: there is no authentication yet."""
     port: int = 8080
     """TCP port; 0 takes a free one and prints it."""
+    grpc: bool = True
+    """Serve gRPC beside HTTP, on the same address."""
+    grpc_port: int | None = None
+    """TCP port of gRPC; 0 takes a free one. Not set: 50051, and no gRPC where that is taken."""
+    grpc_reflection: bool | None = None
+    """Tell any client what the gRPC services are. Not set: on loopback."""
     data_dir: str = "engram-data"
     """Where the log lives; made when it is not there."""
     log_level: str = "info"
@@ -96,8 +104,11 @@ def _refuse_unknown(names: set[str], where: str) -> None:
 
 
 def _check(settings: Settings) -> None:
-    if not 0 <= settings.port <= 65_535:
-        raise SettingsError(f"port {settings.port} is not 0 to 65535")
+    for name, port in (("port", settings.port), ("grpc_port", settings.grpc_port or 0)):
+        if not 0 <= port <= 65_535:
+            raise SettingsError(f"{name} {port} is not 0 to 65535")
+    if settings.port and settings.port == settings.grpc_port:
+        raise SettingsError(f"grpc_port {settings.grpc_port} is that of HTTP: gRPC has a port of its own")
     if settings.log_level not in LOG_LEVELS:
         raise SettingsError(f"log_level {settings.log_level!r} is not one of {', '.join(LOG_LEVELS)}")
     for name in ("heartbeat_seconds", "stall_seconds"):

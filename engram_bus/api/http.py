@@ -2,9 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import unquote
 
 import msgspec
@@ -13,20 +13,18 @@ from starlette.types import Receive, Scope, Send
 
 from engram_bus import clock
 from engram_bus.api.edge import socket_of
+from engram_bus.api.health import Health, search_status
+from engram_bus.api.messages import covering
 from engram_bus.api.metrics import CONTENT_TYPE as METRICS_TYPE
 from engram_bus.api.metrics import Metrics
 from engram_bus.api.operations import (
     OPERATIONS,
     Alive,
     ContextIn,
-    Disk,
     LockList,
     Operation,
-    Ready,
     Released,
     ResourceOut,
-    SearchStatus,
-    Status,
 )
 from engram_bus.api.origins import LOOPBACK, Origins
 from engram_bus.api.parameters import pairs, read
@@ -35,6 +33,7 @@ from engram_bus.bus.writer import Answer
 from engram_bus.codec import (
     JSON,
     MSGPACK,
+    Entry,
     LockIn,
     RefreshIn,
     acquire_from,
@@ -67,10 +66,9 @@ from engram_bus.limits import (
     SEARCH_REQUEST_BYTES_MAX,
     UNIT_REQUEST_BYTES_MAX,
 )
-from engram_bus.log.contract import cursor_seq
 from engram_bus.projections.search.requests import SearchIn
-from engram_bus.projections.search.searcher import Searcher
-from engram_bus.resources import canonical, covers
+from engram_bus.protobuf import PROTOBUF, append_from_protobuf, unit_bytes
+from engram_bus.resources import canonical
 from engram_bus.router.filters import make_filter
 from engram_bus.subscribers.requests import from_query
 from engram_bus.subscribers.sse import HEADERS as SSE_HEADERS
@@ -81,7 +79,6 @@ from engram_bus.units import (
     Append,
     AppendAtomic,
     BreakLock,
-    Lock,
     RelationshipType,
     ReleaseLock,
     UpdateContext,
@@ -90,9 +87,6 @@ from engram_bus.units import (
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
-
-if TYPE_CHECKING:
-    from engram_bus.projections.search.local import LocalSearch
 
 PREFIX = "/api/v1"
 
@@ -215,17 +209,16 @@ class HttpApi:
     """The ASGI application of one bus. `pages` are static documents by path: their type and bytes."""
 
     def __init__(
-        self, bus: Bus, *, version: str, pages: dict[str, tuple[str, bytes]], origins: Origins = LOOPBACK
+        self, bus: Bus, *, health: Health, pages: dict[str, tuple[str, bytes]], origins: Origins = LOOPBACK
     ) -> None:
         self.bus = bus
+        self._health = health
         self._origins = origins
         # Clients call the bus by few names: what was let in once costs a look-up.
         self._check_host = lru_cache(maxsize=64)(lambda host: origins.check_host(host.decode("latin-1")))
         self.metrics = Metrics(bus)
         self.sockets: set[Connection] = set()
-        self._version = version
         self._pages = pages
-        self._started = clock.monotonic_seconds()
         self._routes = [
             (Route(operation.path, _never, methods=[operation.method]), operation, self._handler(operation))
             for operation in OPERATIONS
@@ -327,11 +320,11 @@ class HttpApi:
     async def _append(self, call: Call) -> Reply:
         media_type = call.media_type()
         body = await call.body(UNIT_REQUEST_BYTES_MAX)
-        decode = append_from_msgpack if media_type == MSGPACK else append_from_json
-        append = decode(body, agent_id=call.header(b"x-agent-id"))
+        append = _APPENDS[media_type](body, agent_id=call.header(b"x-agent-id"))
         answer = await self.bus.execute(self._with_headers(call, append, append.draft.context_id))
         entry = answer.entries[0]
-        return Reply(201, entry.json, self._write_headers(answer, entry.unit.version))
+        media_header, encode = _UNITS[_preferred(call.headers.get(b"accept", b""))]
+        return Reply(201, encode(entry), self._write_headers(answer, entry.unit.version, media_header))
 
     def _with_headers(self, call: Call, command: Any, context_id: str) -> Any:
         """The command with what headers say; where header and body both say something, they must agree."""
@@ -362,8 +355,10 @@ class HttpApi:
             raise InvalidRequest('If-Match takes a version ("5") or *', field="If-Match")
         return int(digits)
 
-    def _write_headers(self, answer: Answer, version: int | None) -> Headers:
-        headers = [_JSON_TYPE]
+    def _write_headers(
+        self, answer: Answer, version: int | None, media_header: tuple[bytes, bytes] = _JSON_TYPE
+    ) -> Headers:
+        headers = [media_header]
         if version is not None:
             headers.append((b"etag", b'"%d"' % version))
         if answer.replayed:
@@ -386,13 +381,7 @@ class HttpApi:
                 "one Idempotency-Key is for an atomic batch; each unit of this one may have its own",
                 field="Idempotency-Key",
             )
-        parsed = [_parsed(item, agent_id) for item in items]
-        outcomes = iter(
-            await self.bus.execute_bulk([one for one in parsed if isinstance(one, Append)])
-            if any(isinstance(one, Append) for one in parsed)
-            else []
-        )
-        results = [one if isinstance(one, EngramError) else next(outcomes) for one in parsed]
+        results = await self.bus.execute_bulk([_parsed(item, agent_id) for item in items])
         failed = any(isinstance(result, EngramError) for result in results)
         body = _results(results, self.bus.head)
         return Reply(207 if failed else 201, body, self._write_headers(Answer(()), None))
@@ -427,8 +416,8 @@ class HttpApi:
             limit=values["limit"],
             page=values["page"],
             reverse=values["reverse"],
-            after=0 if values["after"] is None else self._seq(values["after"]),
-            before=None if values["before"] is None else self._seq(values["before"]),
+            after=0 if values["after"] is None else self.bus.seq_of_bound(values["after"]),
+            before=None if values["before"] is None else self.bus.seq_of_bound(values["before"]),
             wanted=make_filter(contexts=("*",), types=values["type"], agents=values["agent"], kinds=values["kind"])
             if narrows
             else None,
@@ -439,12 +428,6 @@ class HttpApi:
             page.applied_seq,
         )
         return self._read_reply(body)
-
-    def _seq(self, cursor: str) -> int:
-        # A bound of a list may lie ahead of the head: it then bounds nothing, or everything.
-        if cursor.isascii() and cursor.isdigit() and len(cursor) <= 18:
-            return int(cursor)
-        return cursor_seq(cursor, epochs=self.bus.log.epochs, head=self.bus.head)
 
     async def _related(self, call: Call) -> Reply:
         page = self.bus.related(
@@ -572,7 +555,7 @@ class HttpApi:
         state, token = self.bus.lock(resource), call.values["token"]
         found = ResourceOut(
             resource=state.resource,
-            holders=[lock_on(lock, _covering(lock, state.resource)) for lock in state.holders],
+            holders=[lock_on(lock, covering(lock, state.resource)) for lock in state.holders],
             holder_count=state.holder_count,
             queue_length=state.queue_length,
             queue=list(state.queue),
@@ -606,45 +589,18 @@ class HttpApi:
 
     async def _rebuild_search(self, call: Call) -> Reply:
         self.bus.rebuild_search()
-        return Reply(202, encode_json(_search_status(self.bus.start_search())), [_JSON_TYPE])
+        return Reply(202, encode_json(search_status(self.bus.start_search())), [_JSON_TYPE])
 
     # --- The bus itself ----------------------------------------------------------------------------------------------
 
     async def _status(self, call: Call) -> Reply:
-        bus, refusal = self.bus, self.bus.writer.refusal
-        status = Status(
-            version=self._version,
-            epoch=bus.epoch,
-            head=bus.head,
-            cursor=bus.cursor,
-            durability=bus.durability,
-            ready=refusal is None,
-            reason=None if refusal is None else refusal.code,
-            started_at=bus.started_at,
-            uptime_seconds=round(clock.monotonic_seconds() - self._started, 3),
-            contexts=len(bus.writer.state.contexts),
-            locks=bus.writer.state.locks.held_count,
-            lock_waits=bus.writer.state.locks.waiting_count,
-            subscribers=len(bus.fanout),
-            lag_units=bus.fanout.furthest_behind,
-            queue_commands=bus.writer.queue_commands,
-            search=None if bus.searcher is None else _search_status(bus.searcher),
-            disk=Disk(*bus.log.sizes()),
-        )
-        return Reply(200, encode_json(status), [_JSON_TYPE])
+        return Reply(200, encode_json(self._health.status()), [_JSON_TYPE])
 
     async def _healthz(self, call: Call) -> Reply:
         return Reply(200, encode_json(Alive("ok")), [_JSON_TYPE])
 
     async def _readyz(self, call: Call) -> Reply:
-        refusal = self.bus.writer.refusal
-        ready = Ready(
-            ready=refusal is None,
-            reason=None if refusal is None else refusal.code,
-            detail=None if refusal is None else refusal.message,
-            head=self.bus.head,
-            epoch=self.bus.epoch,
-        )
+        ready = self._health.ready()
         return Reply(200 if ready.ready else 503, encode_json(ready), [_JSON_TYPE])
 
     async def _metrics(self, call: Call) -> Reply:
@@ -738,18 +694,34 @@ async def _until_left(receive: Receive, over: asyncio.Future[None]) -> None:
         leaving.cancel()
 
 
-def _search_status(searcher: "Searcher | LocalSearch") -> SearchStatus:
-    state = searcher.state
-    return SearchStatus(
-        taken_seq=state.taken,
-        lag_units=searcher.lag_units,
-        lag_ms=state.lag_ms,
-        generation=state.generation,
-        rebuilt_seq=state.rebuilt,
-        embedder=state.embedder,
-        embedder_lag_units=state.embedder_lag_units,
-        embedder_trouble=state.embedder_trouble,
-    )
+_APPENDS: Mapping[str, Callable[..., Append]] = {
+    JSON: append_from_json,
+    MSGPACK: append_from_msgpack,
+    PROTOBUF: append_from_protobuf,
+}
+_UNITS: Mapping[str, tuple[tuple[bytes, bytes], Callable[[Entry], bytes]]] = {
+    JSON: (_JSON_TYPE, lambda entry: entry.json),
+    MSGPACK: ((b"content-type", MSGPACK.encode()), lambda entry: entry.body),
+    PROTOBUF: ((b"content-type", PROTOBUF.encode()), unit_bytes),
+}
+
+
+@lru_cache(maxsize=64)
+def _preferred(accept: bytes) -> str:
+    """The encoding of a unit that an Accept header asks for (RFC 9110, 12.5.1): of those there are, the first that it
+    wants most. JSON where it names none: who asks for a page of HTML can read that as well."""
+    best, best_quality = JSON, 0.0
+    for offer in accept.decode("latin-1").lower().split(","):
+        name, *parameters = (part.strip() for part in offer.split(";"))
+        wanted = JSON if name in ("*/*", "application/*") else name
+        quality = next((one[2:] for one in parameters if one.startswith("q=")), "1")
+        try:
+            weight = float(quality)
+        except ValueError:
+            continue
+        if wanted in _UNITS and weight > best_quality:
+            best, best_quality = wanted, weight
+    return best
 
 
 def _path(scope: Scope) -> str:
@@ -839,11 +811,6 @@ def _agreed(in_body: Any, in_header: Any, field: str) -> Any:
     if in_body is not None and in_body != in_header:
         raise InvalidRequest(f"{field} differs between the body and its header", field=field)
     return in_header
-
-
-def _covering(lock: Lock, resource: str) -> str:
-    """Which of its resources covers this one."""
-    return next(name for name in lock.resources if covers(name, resource))
 
 
 def _required(call: Call, name: str) -> str:

@@ -1,4 +1,4 @@
-"""What Prometheus sees: the bus's own numbers read at scrape time, and counts and times of HTTP operations."""
+"""What Prometheus sees: the bus's own numbers read at scrape time, and counts and times of requests and calls."""
 
 from collections.abc import Iterator
 
@@ -23,33 +23,60 @@ class Metrics:
         self._registry.register(_BusCollector(bus))
         ProcessCollector(registry=self._registry)
         GCCollector(registry=self._registry)
-        self._requests = Counter(
-            "engram_http_requests", "HTTP requests answered.", ("operation", "status"), registry=self._registry
+        self._http = _Door(
+            Counter(
+                "engram_http_requests", "HTTP requests answered.", ("operation", "status"), registry=self._registry
+            ),
+            Histogram(
+                "engram_http_request_seconds",
+                "Time to answer an HTTP request.",
+                ("operation",),
+                buckets=_SECONDS,
+                registry=self._registry,
+            ),
         )
-        self._seconds = Histogram(
-            "engram_http_request_seconds",
-            "Time to answer an HTTP request.",
-            ("operation",),
-            buckets=_SECONDS,
-            registry=self._registry,
+        self._grpc = _Door(
+            Counter("engram_grpc_calls", "gRPC calls ended.", ("method", "status"), registry=self._registry),
+            Histogram(
+                "engram_grpc_call_seconds",
+                "Time from a gRPC call's start to its end.",
+                ("method",),
+                buckets=_SECONDS,
+                registry=self._registry,
+            ),
         )
-        self._counted: dict[tuple[str, int], Counter] = {}
-        self._timed: dict[str, Histogram] = {}
 
     def answered(self, operation: str, status: int, seconds: float) -> None:
-        """Count one answer. The children are kept: looking them up by label costs more than counting."""
-        counter = self._counted.get((operation, status))
-        if counter is None:
-            counter = self._counted[operation, status] = self._requests.labels(operation, str(status))
-        counter.inc()
-        histogram = self._timed.get(operation)
-        if histogram is None:
-            histogram = self._timed[operation] = self._seconds.labels(operation)
-        histogram.observe(seconds)
+        """Count one answer over HTTP."""
+        self._http.count(operation, str(status), seconds)
+
+    def called(self, method: str, status: str, seconds: float) -> None:
+        """Count one call of gRPC that has ended, a stream too."""
+        self._grpc.count(method, status, seconds)
 
     def text(self) -> bytes:
         """All metrics in Prometheus's text format."""
         return generate_latest(self._registry)
+
+
+class _Door:
+    """What came in at one door. The children are kept: looking them up by label costs more than counting."""
+
+    def __init__(self, count: Counter, seconds: Histogram) -> None:
+        self._count = count
+        self._seconds = seconds
+        self._counted: dict[tuple[str, str], Counter] = {}
+        self._timed: dict[str, Histogram] = {}
+
+    def count(self, name: str, status: str, seconds: float) -> None:
+        counter = self._counted.get((name, status))
+        if counter is None:
+            counter = self._counted[name, status] = self._count.labels(name, status)
+        counter.inc()
+        histogram = self._timed.get(name)
+        if histogram is None:
+            histogram = self._timed[name] = self._seconds.labels(name)
+        histogram.observe(seconds)
 
 
 class _BusCollector(Collector):

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-from engram_bus.api.operations import EVERYWHERE, NDJSON, OPERATIONS, Operation, Out, Problem
+from engram_bus.api.operations import EVERYWHERE, NDJSON, OPERATIONS, Opaque, Operation, Out, Problem
 from engram_bus.api.parameters import Parameter
 from engram_bus.api.problems import CONTENT_TYPE as PROBLEM
 from engram_bus.api.schemas import Schema, components, schema_of
@@ -105,7 +105,7 @@ def document(version: str) -> Schema:
 
 
 def _types(operation: Operation) -> Iterable[Any]:
-    yield from operation.requests.values()
+    yield from (body for body in operation.requests.values() if not isinstance(body, Opaque))
     for out in operation.answers.values():
         yield from out.bodies
 
@@ -186,6 +186,8 @@ def parameter_schema(parameter: Parameter) -> Schema:
 
 
 def _body(operation: Operation, media_type: str, type_: Any) -> Schema:
+    if isinstance(type_, Opaque):
+        return _opaque(type_)
     schema = _lines(type_) if media_type == NDJSON else schema_of(type_)
     if schema.get("type") == "array":
         schema |= {"minItems": 1, "maxItems": BULK_UNITS_MAX}
@@ -213,8 +215,13 @@ def _answer(out: Out) -> Schema:
         schema = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
     else:
         schema = {"type": "string"}
-    answer: Schema = {"description": out.description, "content": {out.media_type: {"schema": schema}}}
-    return {**answer, "headers": _headers(*out.headers)}
+    content = {out.media_type: {"schema": schema}, **{media: _opaque(body) for media, body in out.also.items()}}
+    return {"description": out.description, "content": content, "headers": _headers(*out.headers)}
+
+
+def _opaque(body: Opaque) -> Schema:
+    """Bytes, and what they are."""
+    return {"schema": {"description": body.description}}
 
 
 def _refusal(status: int, errors: Sequence[type[EngramError]]) -> Schema:

@@ -54,6 +54,7 @@ from engram_bus.limits import (
     RELATED_DEPTH_MAX,
 )
 from engram_bus.projections.search.requests import SearchIn, SearchOut
+from engram_bus.protobuf import PROTOBUF
 from engram_bus.units import Context, LockWait, RelationshipType
 
 SEQ_MAX: Final = 2**63 - 1
@@ -225,13 +226,16 @@ class Alive(msgspec.Struct, frozen=True):
 
 
 class Ready(msgspec.Struct, frozen=True):
-    """Whether appends are taken; `reason` is the code of what is in the way."""
+    """Whether appends are taken; `reason` is the code of what is in the way. `grpc_port` is where gRPC is served, null
+    where it is not; then `grpc_detail` says why."""
 
     ready: bool
     reason: str | None
     detail: str | None
     head: int
     epoch: str
+    grpc_port: int | None
+    grpc_detail: str | None
 
 
 class Out(msgspec.Struct, frozen=True):
@@ -241,6 +245,14 @@ class Out(msgspec.Struct, frozen=True):
     bodies: tuple[Any, ...] = ()
     media_type: str = JSON
     headers: tuple[str, ...] = ()
+    also: dict[str, "Opaque"] = {}
+    """Media types that `Accept` may ask for instead."""
+
+
+class Opaque(msgspec.Struct, frozen=True):
+    """A body that JSON Schema has no words for."""
+
+    description: str
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
@@ -253,7 +265,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     summary: str
     parameters: tuple[Parameter, ...] = ()
     requests: dict[str, Any] = {}
-    """Media type -> the type of the body."""
+    """Media type -> the type of the body, or Opaque."""
     answers: dict[int, Out]
     errors: tuple[type[EngramError], ...] = ()
     is_read: bool = False
@@ -370,8 +382,18 @@ OPERATIONS: Final = (
         path="/workunit",
         summary="Record one work unit; the answer leaves when it is durable.",
         parameters=_WRITE_HEADERS,
-        requests={JSON: UnitIn, MSGPACK: UnitPacked},
-        answers={201: Out("The unit as recorded.", (UnitOut,), headers=("ETag", *_REPLAYED))},
+        requests={JSON: UnitIn, MSGPACK: UnitPacked, PROTOBUF: Opaque("An `engram.v1.AppendRequest`.")},
+        answers={
+            201: Out(
+                "The unit as recorded, in the encoding that `Accept` prefers.",
+                (UnitOut,),
+                headers=("ETag", *_REPLAYED),
+                also={
+                    MSGPACK: Opaque("The unit as a map; its `payload` is bin."),
+                    PROTOBUF: Opaque("An `engram.v1.WorkUnit`."),
+                },
+            )
+        },
         errors=_APPEND,
     ),
     Operation(

@@ -147,7 +147,8 @@ class _Batch:
 class Writer:
     """Owns the log's end and the decisions' state. All of it runs in the loop's thread.
 
-    `tell` is called with every committed batch, in order, after its callers were answered.
+    `tell` is called with every committed batch, in order, after its callers were answered; `tell_ready` whenever
+    `refusal` may have changed.
     """
 
     def __init__(
@@ -157,11 +158,13 @@ class Writer:
         clock: Callable[[int], Clock] = Clock,
         entropy: Callable[[int], bytes] = os.urandom,
         tell: Callable[[Sequence[Entry]], None],
+        tell_ready: Callable[[], None] = lambda: None,
     ) -> None:
         self.state = State()
         self._log = log
         self._entropy = entropy
         self._tell = tell
+        self._tell_ready = tell_ready
         self._queue: deque[Ticket] = deque()
         self._queue_bytes = 0
         self._turn_due = False
@@ -244,9 +247,9 @@ class Writer:
                 timer.cancel()
         if self._refusal is None and self._log.head > self._snapshot_seq:
             self._keep_snapshot()
-        self._refusal = ShuttingDown("the bus is stopping")
+        self._refuse(ShuttingDown("the bus is stopping"))
         for ticket in self._take_waiters():
-            _answer(ticket.done, self._refusal)
+            _answer(ticket.done, ShuttingDown("the bus is stopping"))
 
     # --- One commit --------------------------------------------------------------------------------------------------
 
@@ -582,7 +585,7 @@ class Writer:
                 self._schedule()
             self._tend_later()
             return
-        self._refusal = unfolded or exc
+        self._refuse(unfolded or exc)
         waiting += [ticket.done for ticket in self._queue]
         self._queue.clear()
         self._queue_bytes = 0
@@ -599,13 +602,18 @@ class Writer:
                 self._fold()
                 self._ended_waits = dict.fromkeys(self.state.locks.waits, INTERRUPTED)
         except Unavailable as exc:
-            self._refusal = exc
+            self._refuse(exc)
             self._probe_later()
         else:
             if self._refusal is not None:
                 log.warning("appends go on")
-            self._refusal = None
+            self._refuse(None)
             self._tend_later()
+
+    def _refuse(self, refusal: EngramError | None) -> None:
+        """From now on, for this reason; None: no more."""
+        self._refusal = refusal
+        self._tell_ready()
 
     def _probe_later(self) -> None:
         if self._probe is None and not isinstance(self._refusal, StorageFailed):

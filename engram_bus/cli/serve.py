@@ -19,6 +19,32 @@ def serve(
         int | None,
         typer.Option(help="TCP port; 0 takes a free one.", show_default="8080", rich_help_panel=_SETTINGS),
     ] = None,
+    grpc: Annotated[
+        bool | None,
+        typer.Option(
+            "--grpc/--no-grpc",
+            help="Serve gRPC beside HTTP, on the same address.",
+            show_default="grpc",
+            rich_help_panel=_SETTINGS,
+        ),
+    ] = None,
+    grpc_port: Annotated[
+        int | None,
+        typer.Option(
+            help="TCP port of gRPC; 0 takes a free one. Not given: 50051, and no gRPC where that is taken.",
+            show_default="50051",
+            rich_help_panel=_SETTINGS,
+        ),
+    ] = None,
+    grpc_reflection: Annotated[
+        bool | None,
+        typer.Option(
+            "--grpc-reflection/--no-grpc-reflection",
+            help="Tell any client what the gRPC services are.",
+            show_default="on loopback",
+            rich_help_panel=_SETTINGS,
+        ),
+    ] = None,
     data_dir: Annotated[
         str | None,
         typer.Option(
@@ -116,6 +142,9 @@ def serve(
     flags = {
         "host": host,
         "port": port,
+        "grpc": grpc,
+        "grpc_port": grpc_port,
+        "grpc_reflection": grpc_reflection,
         "data_dir": data_dir,
         "log_level": log_level,
         "allow_unauthenticated": allow_unauthenticated,

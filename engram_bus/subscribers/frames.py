@@ -1,4 +1,4 @@
-"""The bytes each transport sends: whole WebSocket frames and whole SSE chunks, made once for all who want them."""
+"""The bytes each transport sends: WebSocket frames, SSE chunks and gRPC messages, made once for all who want them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,6 +8,8 @@ import msgspec
 from engram_bus.codec import Entry, encode_json, encode_msgpack
 from engram_bus.errors import EngramError
 from engram_bus.limits import SSE_RETRY_MS
+from engram_bus.pb import subscription_pb2
+from engram_bus.protobuf import WORK_UNITS, delimited, units_field
 
 TEXT = 0x81
 BINARY = 0x82
@@ -131,6 +133,42 @@ class SseFraming(msgspec.Struct, frozen=True):
         # When to come back goes with an event: some parsers make an event, with no data, of a lone `retry`.
         retry = "" if retry_ms is None else f"retry: {retry_ms}\n"
         return chunk(f"{retry}event: {event}\nid: {data['cursor']}\ndata: ".encode(), encode_json(data), b"\n\n")
+
+
+_CURSOR = 0x12
+"""The tag of field 2 of a SubscribeResponse."""
+
+
+class ProtobufFraming(msgspec.Struct, frozen=True):
+    """Messages of a Subscribe call. Units and cursor are fields of the message itself, so two messages of units, end to
+    end, are one: what waits for a call is joined without being made again."""
+
+    def subscribed(self, cursor: str, head: int) -> bytes:
+        return _message(cursor, subscribed=subscription_pb2.Subscribed(head=head))
+
+    def units(self, entries: Sequence[Entry], epoch: str, seq: int) -> bytes:
+        cursor = f"{epoch}.{seq}".encode()
+        return b"".join((*units_field(entries), delimited(_CURSOR, len(cursor)), cursor))
+
+    def heartbeat(self, cursor: str, head: int) -> bytes:
+        return _message(cursor, heartbeat=subscription_pb2.Heartbeat(head=head))
+
+    def gap(self, first: int, last: int, reason: str, cursor: str) -> bytes:
+        missing = subscription_pb2.Gap(to=last, reason=reason)
+        setattr(missing, "from", first)  # A word of Python's own.
+        return _message(cursor, gap=missing)
+
+    def goaway(self, reason: str, retry_after_ms: int, cursor: str) -> bytes:
+        return _message(cursor, goaway=subscription_pb2.Goaway(reason=reason, retry_after_ms=retry_after_ms))
+
+
+def is_units(message: bytes) -> bool:
+    """Whether it is a message of units: they stand in front, and every other message begins with its cursor."""
+    return message[0] == WORK_UNITS
+
+
+def _message(cursor: str, **event: Any) -> bytes:
+    return subscription_pb2.SubscribeResponse(cursor=cursor, **event).SerializeToString(deterministic=True)
 
 
 def error_fields(error: EngramError) -> dict[str, Any]:

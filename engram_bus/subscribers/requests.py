@@ -1,10 +1,11 @@
-"""What a client asks of a subscription, from a URL's query or a WebSocket operation, as one value."""
+"""What a client asks of a subscription, from a query, an operation or a message, as one value."""
 
 from collections.abc import Sequence
 
 import msgspec
 
 from engram_bus.errors import InvalidRequest
+from engram_bus.pb import subscription_pb2
 from engram_bus.router.filters import Filter, make_filter
 
 
@@ -82,6 +83,22 @@ def from_operation(
         meta=tuple((meta or {}).items()),
     )
     return SubscribeRequest(wanted=wanted, after=None if after is None else str(after))
+
+
+def from_message(asked: subscription_pb2.SubscribeRequest) -> SubscribeRequest:
+    """What a Subscribe call asks for. Raises InvalidRequest, TooLarge."""
+    if not asked.context:
+        raise InvalidRequest("name the contexts to subscribe to, or * for all", field="context")
+    wanted = make_filter(
+        contexts=tuple(asked.context),
+        types=tuple(asked.type),
+        kinds=tuple(asked.kind),
+        agents=tuple(asked.agent),
+        exclude_agents=tuple(asked.exclude_agent),
+        resources=tuple(asked.resource),
+        meta=tuple(asked.meta.items()),
+    )
+    return SubscribeRequest(wanted=wanted, after=asked.after if asked.HasField("after") else None)
 
 
 def _many(names: Names) -> list[str]:

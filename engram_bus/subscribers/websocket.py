@@ -20,8 +20,8 @@ from engram_bus.limits import (
     GOAWAY_RETRY_MS_MIN,
     LOCK_WAITS_PER_AGENT_MAX,
     SOCKET_STALL_SECONDS,
-    WEBSOCKET_PENDING_BYTES_MAX,
-    WEBSOCKET_PENDING_MAX,
+    STREAM_PENDING_BYTES_MAX,
+    STREAM_PENDING_MAX,
     WEBSOCKET_SUBSCRIPTIONS_MAX,
 )
 from engram_bus.router.fanout import Feed
@@ -189,7 +189,7 @@ class Connection:
         self._bus.submit(command, done)
         self._pending += 1
         self._pending_bytes += message_bytes
-        if self._pending >= WEBSOCKET_PENDING_MAX or self._pending_bytes >= WEBSOCKET_PENDING_BYTES_MAX:
+        if self._pending >= STREAM_PENDING_MAX or self._pending_bytes >= STREAM_PENDING_BYTES_MAX:
             self._pause_reading()
 
     def _say_appended(self, correlation: Id | None, answer: Answer) -> None:
@@ -358,8 +358,8 @@ class Connection:
         if (
             self._paused
             and self._socket.has_room
-            and self._pending <= WEBSOCKET_PENDING_MAX // 2
-            and self._pending_bytes <= WEBSOCKET_PENDING_BYTES_MAX // 2
+            and self._pending <= STREAM_PENDING_MAX // 2
+            and self._pending_bytes <= STREAM_PENDING_BYTES_MAX // 2
         ):
             self._paused = False
             self._socket.resume_reading()

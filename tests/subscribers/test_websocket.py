@@ -10,7 +10,7 @@ from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
 from engram_bus.errors import StorageFull
-from engram_bus.limits import WEBSOCKET_PENDING_MAX, WEBSOCKET_SUBSCRIPTIONS_MAX
+from engram_bus.limits import STREAM_PENDING_MAX, WEBSOCKET_SUBSCRIPTIONS_MAX
 from engram_bus.log.memory import MemoryLog
 from tests.contracts.cursors import CursorCase, odd_cursors
 from tests.live import LiveBus
@@ -62,7 +62,7 @@ def test_an_append_without_an_id_is_answered_without_one(socket: WebSocketStream
 
 
 def test_appends_need_not_wait_for_one_another(socket: WebSocketStream) -> None:
-    count = 3 * WEBSOCKET_PENDING_MAX
+    count = 3 * STREAM_PENDING_MAX
     for number in range(count):
         socket.say("append", id=number, unit=UNIT | {"payload": str(number)})
     answers = [socket.hear().fields for _ in range(count)]

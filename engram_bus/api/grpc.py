@@ -1,0 +1,220 @@
+"""The door to gRPC: calls to verbs and streams, refusals to statuses, and the services beside our own."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, Final, NoReturn
+
+import grpc
+import grpc.aio
+from google.protobuf import any_pb2
+from google.rpc import status_pb2
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from grpc_status import rpc_status
+
+from engram_bus import clock
+from engram_bus.api.append_stream import AppendStream
+from engram_bus.api.health import Health
+from engram_bus.api.metrics import Metrics
+from engram_bus.api.verbs import SERVICE, Verb, Verbs
+from engram_bus.embedded import Bus
+from engram_bus.errors import EngramError, InternalError, InvalidRequest
+from engram_bus.limits import (
+    BODY_WIRE_BYTES_MAX,
+    CONNECTIONS_MAX,
+    DRAIN_SECONDS_MAX,
+    HEADER_BYTES_MAX,
+    HEARTBEAT_SECONDS,
+    PEER_SILENT_SECONDS,
+)
+from engram_bus.pb import subscription_pb2
+from engram_bus.protobuf import error_message, parse
+from engram_bus.subscribers.grpc_stream import Stream
+from engram_bus.subscribers.requests import from_message
+
+log = logging.getLogger(__name__)
+
+Context = grpc.aio.ServicerContext[bytes, bytes]
+
+_OPTIONS: Final = (
+    ("grpc.so_reuseport", 0),  # Else a second bus would share the port, and the calls, in silence.
+    ("grpc.max_receive_message_length", BODY_WIRE_BYTES_MAX),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_metadata_size", HEADER_BYTES_MAX),
+    ("grpc.keepalive_time_ms", int(HEARTBEAT_SECONDS * 1_000)),
+    ("grpc.keepalive_timeout_ms", int(PEER_SILENT_SECONDS * 1_000)),
+    # A client may ask for a sign of life as often as we do, and while it has no call under way.
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", int(HEARTBEAT_SECONDS * 1_000) // 2),
+    ("grpc.keepalive_permit_without_calls", 1),
+)
+_SERVICES: Final = ("", SERVICE.full_name)
+"""What health tells of: everything, and our service."""
+
+
+class GrpcServer:
+    """gRPC around one bus: our service, health, and (if wanted) reflection."""
+
+    def __init__(self, bus: Bus, health_of_bus: Health, metrics: Metrics, *, reflects: bool) -> None:
+        self._bus = bus
+        self._metrics = metrics
+        self._verbs = Verbs(bus, health_of_bus)
+        self._appending: set[AppendStream] = set()
+        self._telling: asyncio.Future[None] | None = None
+        self._health = health.aio.HealthServicer()
+        self._server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=CONNECTIONS_MAX)
+        self._server.add_generic_rpc_handlers((self._handlers(),))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        if reflects:
+            names = (SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, self._server)
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen; gives the port (0 takes a free one). Raises OSError where it is taken."""
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        try:
+            bound = self._server.add_insecure_port(address)
+        except RuntimeError as exc:
+            raise OSError(f"cannot listen on {address}") from exc
+        await self._server.start()
+        await self._tell_health()
+        self._bus.on_ready.append(self._tell_health_soon)
+        return bound
+
+    def _tell_health_soon(self) -> None:
+        self._telling = asyncio.ensure_future(self._tell_health())
+
+    async def _tell_health(self) -> None:
+        """Say whether appends are taken now, to who asks and to who watches."""
+        is_ready = self._bus.writer.refusal is None
+        status = health_pb2.HealthCheckResponse.SERVING if is_ready else health_pb2.HealthCheckResponse.NOT_SERVING
+        for service in _SERVICES:
+            await self._health.set(service, status)
+
+    def goaway(self) -> None:
+        """The bus stops: subscriptions were told already; streams of appends are told here."""
+        for stream in list(self._appending):
+            stream.goaway()
+
+    async def stop(self) -> None:
+        """Take no more calls, wait a while for those under way, and cut the rest."""
+        self._bus.on_ready.remove(self._tell_health_soon)
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(DRAIN_SECONDS_MAX)
+
+    # --- Calls -------------------------------------------------------------------------------------------------------
+
+    def _handlers(self) -> grpc.GenericRpcHandler:
+        """Every method, on bytes: what cannot be read is answered as over every transport."""
+        handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
+            name: grpc.unary_unary_rpc_method_handler(partial(self._answer, name, verb))
+            for name, verb in self._verbs.by_method().items()
+        }
+        handlers["AppendStream"] = grpc.stream_stream_rpc_method_handler(
+            partial(self._stream, "AppendStream", self._append_stream)
+        )
+        handlers["Subscribe"] = grpc.unary_stream_rpc_method_handler(self._subscribe)
+        assert handlers.keys() == {method.name for method in SERVICE.methods}, "every method has a handler"
+        return grpc.method_handlers_generic_handler(SERVICE.full_name, handlers)
+
+    async def _answer(self, name: str, verb: Verb, request: bytes, context: Context) -> bytes:
+        started = clock.monotonic_seconds()
+        try:
+            answer = await verb(request, _Caller(context))
+        except EngramError as exc:
+            refusal = exc
+        except Exception as exc:
+            refusal = _mistake(name, exc)
+        else:
+            self._metrics.called(name, "OK", clock.monotonic_seconds() - started)
+            return answer
+        self._metrics.called(name, refusal.grpc, clock.monotonic_seconds() - started)
+        return await self._refuse(context, refusal)
+
+    async def _refuse(self, context: Context, refusal: EngramError) -> NoReturn:
+        """End the call with a status that holds the refusal."""
+        status = rpc_status.to_status(
+            status_pb2.Status(
+                code=grpc.StatusCode[refusal.grpc].value[0], message=refusal.message, details=[_packed(refusal)]
+            )
+        )
+        reflected = (
+            ("engram-durability", self._bus.durability),
+            ("engram-applied-seq", str(self._bus.head)),
+        )
+        await context.abort(status.code, status.details, (*status.trailing_metadata, *reflected))
+
+    # --- Streams -----------------------------------------------------------------------------------------------------
+
+    async def _stream(
+        self, name: str, serve: Callable[[Context], Awaitable[None]], unread: Any, context: Context
+    ) -> None:
+        started = clock.monotonic_seconds()
+        status = "CANCELLED"
+        try:
+            await serve(context)
+            status = "OK"
+        except EngramError as exc:
+            status = exc.grpc
+            await self._refuse(context, exc)
+        except Exception as exc:
+            refusal = _mistake(name, exc)
+            status = refusal.grpc
+            await self._refuse(context, refusal)
+        finally:
+            self._metrics.called(name, status, clock.monotonic_seconds() - started)
+
+    async def _append_stream(self, context: Context) -> None:
+        async def read() -> bytes | None:
+            message: Any = await context.read()
+            return None if message is grpc.aio.EOF else bytes(message)
+
+        if self._bus.writer.is_closed and self._bus.writer.refusal is not None:
+            raise self._bus.writer.refusal
+        stream = AppendStream(self._bus, agent_id=_Caller(context).agent_id)
+        self._appending.add(stream)
+        try:
+            await stream.run(read, context.write)
+        finally:
+            self._appending.discard(stream)
+
+    async def _subscribe(self, request: bytes, context: Context) -> None:
+        await self._stream("Subscribe", partial(self._feed, request), None, context)
+
+    async def _feed(self, request: bytes, context: Context) -> None:
+        asked = from_message(parse(subscription_pb2.SubscribeRequest, request))
+        if self._bus.writer.is_closed and self._bus.writer.refusal is not None:
+            raise self._bus.writer.refusal
+        await Stream(self._bus, asked, self._bus.seq_of_cursor(asked.after)).run(context.write)
+
+
+class _Caller:
+    """Whom a call's metadata names."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    @property
+    def agent_id(self) -> str | None:
+        """`x-agent-id`; a name that is not ASCII comes as `x-agent-id-bin`. Raises InvalidRequest."""
+        for name, value in self._context.invocation_metadata() or ():
+            if name == "x-agent-id":
+                return str(value)
+            if name == "x-agent-id-bin" and isinstance(value, bytes):
+                try:
+                    return value.decode()
+                except UnicodeDecodeError as exc:
+                    raise InvalidRequest("x-agent-id-bin is not UTF-8", field="x-agent-id-bin") from exc
+        return None
+
+
+def _packed(refusal: EngramError) -> any_pb2.Any:
+    detail = any_pb2.Any()
+    detail.Pack(error_message(refusal))
+    return detail
+
+
+def _mistake(name: str, mistake: Exception) -> EngramError:
+    log.error("a call of %s failed", name, exc_info=mistake)
+    return InternalError("the call could not be answered; the log of the bus says why")

@@ -1,0 +1,75 @@
+"""How the bus is, said once for every transport: at a glance, and whether it takes appends."""
+
+from typing import TYPE_CHECKING
+
+from engram_bus import clock
+from engram_bus.api.operations import Disk, Ready, SearchStatus, Status
+from engram_bus.embedded import Bus
+from engram_bus.projections.search.searcher import Searcher
+
+if TYPE_CHECKING:
+    from engram_bus.projections.search.local import LocalSearch
+
+
+class Health:
+    """One bus, as one process serves it."""
+
+    def __init__(self, bus: Bus, *, version: str) -> None:
+        self.grpc_port: int | None = None
+        """Where gRPC is served."""
+        self.grpc_detail: str | None = "gRPC is off"
+        """Why it is not."""
+        self._bus = bus
+        self._version = version
+        self._started = clock.monotonic_seconds()
+
+    def status(self) -> Status:
+        """The bus at a glance."""
+        bus, refusal = self._bus, self._bus.writer.refusal
+        return Status(
+            version=self._version,
+            epoch=bus.epoch,
+            head=bus.head,
+            cursor=bus.cursor,
+            durability=bus.durability,
+            ready=refusal is None,
+            reason=None if refusal is None else refusal.code,
+            started_at=bus.started_at,
+            uptime_seconds=round(clock.monotonic_seconds() - self._started, 3),
+            contexts=len(bus.writer.state.contexts),
+            locks=bus.writer.state.locks.held_count,
+            lock_waits=bus.writer.state.locks.waiting_count,
+            subscribers=len(bus.fanout),
+            lag_units=bus.fanout.furthest_behind,
+            queue_commands=bus.writer.queue_commands,
+            search=None if bus.searcher is None else search_status(bus.searcher),
+            disk=Disk(*bus.log.sizes()),
+        )
+
+    def ready(self) -> Ready:
+        """Whether appends are taken, and where."""
+        refusal = self._bus.writer.refusal
+        return Ready(
+            ready=refusal is None,
+            reason=None if refusal is None else refusal.code,
+            detail=None if refusal is None else refusal.message,
+            head=self._bus.head,
+            epoch=self._bus.epoch,
+            grpc_port=self.grpc_port,
+            grpc_detail=self.grpc_detail,
+        )
+
+
+def search_status(searcher: "Searcher | LocalSearch") -> SearchStatus:
+    """How far the index is."""
+    state = searcher.state
+    return SearchStatus(
+        taken_seq=state.taken,
+        lag_units=searcher.lag_units,
+        lag_ms=state.lag_ms,
+        generation=state.generation,
+        rebuilt_seq=state.rebuilt,
+        embedder=state.embedder,
+        embedder_lag_units=state.embedder_lag_units,
+        embedder_trouble=state.embedder_trouble,
+    )
