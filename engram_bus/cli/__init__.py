@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from engram_bus.cli import demo, lock, post, rebuild, search, serve, status, tail, verify
+from engram_bus.cli import conformance, demo, lock, post, rebuild, search, serve, status, tail, verify
 from engram_bus.cli.failures import Failure
 from engram_bus.cli.replay import command as replay_command
 
@@ -32,6 +32,7 @@ app.command("rebuild")(rebuild.rebuild)
 app.add_typer(lock.app)
 app.command("replay")(replay_command.replay)
 app.command("verify")(verify.verify)
+app.command("conformance")(conformance.conformance)
 app.command("demo")(demo.demo)
 
 
