@@ -1,29 +1,43 @@
-"""The client: every verb of the bus for one agent, over HTTP, WebSocket and SSE."""
+"""The client: every verb of the bus for one agent, over HTTP (with WebSocket and SSE) or gRPC."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from datetime import datetime
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, Self, Unpack, assert_never
-from urllib.parse import quote, urlsplit
+from typing import Any, Literal, Self, TypeVar, Unpack
+from urllib.parse import urlsplit
 from uuid import uuid4
 
-from engram_client import codec
-from engram_client.holds import Hold, OverHttp, OverSocket
-from engram_client.http import Http, Query
+from engram_client.holds import Hold, OverRequests, OverSocket
 from engram_client.lease import Lease, OnLost, now
 from engram_client.limits import (
     LEASE_SECONDS,
-    PING_SECONDS,
     PIPELINE_RETRIES,
     REQUEST_RETRIES,
     SILENCE_SECONDS,
     TIMEOUT_SECONDS,
-    WAIT_MS_DEFAULT,
     WINDOW_UNITS,
 )
+from engram_client.over_http import OverHttp
 from engram_client.pipeline import Pipeline
-from engram_client.retry import waiting
-from engram_client.streams import OpenStream, over_sse, over_websocket, websocket_url
+from engram_client.requests import (
+    BreakRequest,
+    ContextChange,
+    Direction,
+    Filter,
+    Fusion,
+    Include,
+    LockRequest,
+    Mode,
+    ReadContext,
+    ReadContexts,
+    ReadLock,
+    ReadLocks,
+    ReadRelated,
+    ReadUnit,
+    ReadUnits,
+    Search,
+    Time,
+)
+from engram_client.retry import again, waiting
 from engram_client.subscription import Subscription
 from engram_client.values import (
     LOCKS_CONTEXT,
@@ -33,7 +47,6 @@ from engram_client.values import (
     DraftFields,
     Lock,
     LockMode,
-    LockRequest,
     LockState,
     Outcome,
     Page,
@@ -43,18 +56,15 @@ from engram_client.values import (
     Status,
     WorkUnit,
 )
-from engram_client.websocket import Encoding, OpenSocket, open_socket
+from engram_client.verbs import Verbs
+from engram_client.websocket import Encoding
+
+T = TypeVar("T")
 
 Outcomes = list[Outcome]
 Names = list[str]
 Named = str | Sequence[str] | None
 """One name, several, or all."""
-Direction = Literal["out", "in", "both"]
-Mode = Literal["hybrid", "keyword", "semantic"]
-Fusion = Literal["z", "rrf", "relative"]
-Include = Literal["ids", "units"]
-Time = str | datetime | None
-"""RFC 3339 with a zone (`2026-01-31T12:00:00Z`), or a datetime with one."""
 
 
 class Client:
@@ -73,15 +83,13 @@ class Client:
         timeout_seconds: float = TIMEOUT_SECONDS,
         max_retries: int = REQUEST_RETRIES,
     ) -> None:
-        if urlsplit(url).scheme not in ("http", "https"):
-            raise ValueError(f"{url!r} is not an http or https URL")
         if not agent_id or not agent_id.isprintable():
             raise ValueError(f"{agent_id!r} is not the name of an agent")  # it goes into headers
         self.url = url.rstrip("/")
         self.agent_id = agent_id
         self._timeout_seconds = timeout_seconds
         self._max_retries = max_retries
-        self._http = Http(self.url, agent_id=agent_id, timeout_seconds=timeout_seconds, max_retries=max_retries)
+        self._verbs = _verbs(self.url, agent_id=agent_id, timeout_seconds=timeout_seconds)
         self._running: set[Subscription | Pipeline | Lease] = set()
 
     async def __aenter__(self) -> Self:
@@ -94,15 +102,17 @@ class Client:
         """End its subscriptions and pipelines, give its leases back, then its connections."""
         for running in tuple(self._running):
             await running.aclose()
-        await self._http.aclose()
+        await self._verbs.aclose()
+
+    async def _again(self, what: str, ask: Callable[[], Awaitable[T]], *, is_repeatable: bool = True) -> T:
+        return await again(ask, max_retries=self._max_retries, what=what, is_repeatable=is_repeatable)
 
     # --- Append ------------------------------------------------------------------------------------------------------
 
     async def append(self, context_id: str, payload: Any = b"", **fields: Unpack[DraftFields]) -> WorkUnit:
         """Append one unit: it is in the log, durably, when this returns. The fields are those of `Draft`."""
         draft = Draft(context_id, payload, **fields)
-        body = codec.append_body(draft, agent_id=self.agent_id, idempotency_key=uuid4().hex)
-        return codec.unit(await self._http.request("POST", "/workunit", body=body, content_type=codec.MSGPACK))
+        return await self._again("append", partial(self._verbs.append, draft, idempotency_key=uuid4().hex))
 
     async def append_bulk(
         self, drafts: Sequence[Draft], *, atomic: bool = False, idempotency_key: str | None = None
@@ -112,41 +122,22 @@ class Client:
         With `atomic` they are appended all or none, and a refusal is raised; its `index` names the draft.
         """
         key = idempotency_key or uuid4().hex
-        # All or none: one key for all. Else one key each, made from one, so that the same call gives the same answer.
-        keys = [None if atomic else f"{key}-{index}" for index in range(len(drafts))]
-        body = codec.bulk_body(drafts, agent_id=self.agent_id, idempotency_keys=keys)
-        headers = {"Idempotency-Key": key} if atomic else {}
-        query = {"atomic": True if atomic else None}
-        return codec.outcomes(await self._http.request("POST", "/workunits", query, body=body, headers=headers))
+        ask = partial(self._verbs.append_bulk, drafts, atomic=atomic, idempotency_key=key)
+        return await self._again(f"append of {len(drafts)} units", ask)
 
     def pipeline(self, window: int = WINDOW_UNITS, *, max_retries: int | None = PIPELINE_RETRIES) -> Pipeline:
         """Append without waiting for each answer: `async with bus.pipeline() as pipe: await pipe.append(...)`.
 
         While units wait, it gives up after `max_retries` connections in a row without an acknowledgement (None: never).
         """
-        return Pipeline(
-            self._publisher(),
-            agent_id=self.agent_id,
-            window=window,
-            max_retries=max_retries,
-            running=self._running,
-        )
-
-    def _publisher(self) -> OpenSocket:
-        """What opens a socket without a subscription."""
-        return partial(
-            open_socket,
-            websocket_url(self.url),
-            encoding="msgpack",
-            timeout_seconds=self._timeout_seconds,
-            ping_seconds=PING_SECONDS,
-        )
+        return Pipeline(self._verbs.publishing(), window=window, max_retries=max_retries, running=self._running)
 
     # --- Read --------------------------------------------------------------------------------------------------------
 
     async def get(self, unit_id: str, *, min_seq: int | None = None, timeout_ms: int | None = None) -> WorkUnit:
         """The unit of this id. Raises UnitNotFound."""
-        return codec.unit(await self._read(f"/workunit/{quote(unit_id, safe='')}", {}, min_seq, timeout_ms))
+        asked = ReadUnit(id=unit_id, min_seq=min_seq, timeout_ms=timeout_ms)
+        return await self._again("get", partial(self._verbs.get, asked))
 
     async def list(
         self,
@@ -168,18 +159,20 @@ class Client:
         `after` and `before` are seqs or cursors, themselves left out; `kind` may be a glob (`tool.*`). A filtered page
         may hold fewer units than there are: only `next_page` None is the end.
         """
-        query = {
-            "context_id": context_id,
-            "limit": limit,
-            "page": page,
-            "reverse": True if reverse else None,
-            "after": after,
-            "before": before,
-            "type": _named(type),
-            "agent": _named(agent),
-            "kind": _named(kind),
-        }
-        return codec.page(await self._read("/workunits", query, min_seq, timeout_ms))
+        asked = ReadUnits(
+            context_id=context_id,
+            limit=limit,
+            page=page,
+            reverse=reverse,
+            after=None if after is None else str(after),
+            before=None if before is None else str(before),
+            type=_named(type),
+            agent=_named(agent),
+            kind=_named(kind),
+            min_seq=min_seq,
+            timeout_ms=timeout_ms,
+        )
+        return await self._again("list", partial(self._verbs.list, asked))
 
     async def units(
         self,
@@ -228,17 +221,19 @@ class Client:
         timeout_ms: int | None = None,
     ) -> Related:
         """What a unit names (`out`), what names it (`in`), or both, over up to `depth` relationships."""
-        query = {"type": _named(type), "direction": direction, "depth": depth}
-        path = f"/workunit/{quote(unit_id, safe='')}/related"
-        return codec.related(await self._read(path, query, min_seq, timeout_ms))
+        asked = ReadRelated(
+            id=unit_id,
+            type=_named(type),
+            direction=direction,
+            depth=depth,
+            min_seq=min_seq,
+            timeout_ms=timeout_ms,
+        )
+        return await self._again("related", partial(self._verbs.related, asked))
 
     async def status(self) -> Status:
         """How the bus is: head, durability, disk, subscribers."""
-        return codec.status(await self._http.request("GET", "/status"))
-
-    async def _read(self, path: str, query: Query, min_seq: int | None, timeout_ms: int | None) -> bytes:
-        asked = {**query, "min_seq": min_seq, "timeout_ms": timeout_ms}
-        return await self._http.request("GET", path, asked, wait_ms=_wait_ms(min_seq, timeout_ms))
+        return await self._again("status", self._verbs.status)
 
     # --- Search ------------------------------------------------------------------------------------------------------
 
@@ -287,47 +282,45 @@ class Client:
 
         Raises SearchBuilding and SearchUnavailable after having asked again for a while.
         """
-        asked = {
-            "query": query,
-            "mode": mode,
-            "limit": limit,
-            "context_id": _wanted(context_id),
-            "agent_id": _wanted(agent_id),
-            "type": _wanted(type),
-            "kind": _wanted(kind),
-            "resource": _wanted(resource),
-            "meta": meta or None,
-            "related_to": _wanted(related_to),
-            "after_seq": after_seq,
-            "before_seq": before_seq,
-            "after_ts": after_ts,
-            "before_ts": before_ts,
-            "as_of_seq": as_of_seq,
-            "page": page,
-            "facets": facets or None,
-            "explain": explain or None,
-            "include": include,
-            "max_tokens": max_tokens,
-            "fusion": fusion,
-            "vector_weight": vector_weight,
-            "rank_constant": rank_constant,
-            "half_life_ms": half_life_ms,
-            "recency_weight": recency_weight,
-            "neighbour_weight": neighbour_weight,
-            "distinct": distinct or None,
-            "min_seq": min_seq,
-            "timeout_ms": timeout_ms,
-        }
-        body = codec.search_body(asked)
-        wait_ms = _wait_ms(min_seq, timeout_ms)
-        return codec.search_page(await self._http.request("POST", "/search", body=body, wait_ms=wait_ms))
+        asked = Search(
+            query=query,
+            mode=mode,
+            limit=limit,
+            context_id=_wanted(context_id),
+            agent_id=_wanted(agent_id),
+            type=_wanted(type),
+            kind=_wanted(kind),
+            resource=_wanted(resource),
+            meta=dict(meta) if meta else None,
+            related_to=_wanted(related_to),
+            after_seq=after_seq,
+            before_seq=before_seq,
+            after_ts=after_ts,
+            before_ts=before_ts,
+            as_of_seq=as_of_seq,
+            page=page,
+            facets=facets,
+            explain=explain,
+            include=include,
+            max_tokens=max_tokens,
+            fusion=fusion,
+            vector_weight=vector_weight,
+            rank_constant=rank_constant,
+            half_life_ms=half_life_ms,
+            recency_weight=recency_weight,
+            neighbour_weight=neighbour_weight,
+            distinct=distinct,
+            min_seq=min_seq,
+            timeout_ms=timeout_ms,
+        )
+        return await self._again("search", partial(self._verbs.search, asked))
 
     async def rebuild_search(self) -> SearchStatus:
         """Have the search index built again from the log, while the one there is answers.
 
         Tells how far it is now: it is done when `status().search` has another `generation`. Raises SearchUnavailable.
         """
-        return codec.search_status(await self._http.request("POST", "/search/rebuild"))
+        return await self._again("rebuild of search", self._verbs.rebuild_search)
 
     # --- Contexts ----------------------------------------------------------------------------------------------------
 
@@ -335,7 +328,8 @@ class Client:
         self, context_id: str, *, min_seq: int | None = None, timeout_ms: int | None = None
     ) -> Context:
         """Raises ContextNotFound."""
-        return codec.context(await self._read("/contexts", {"context_id": context_id}, min_seq, timeout_ms))
+        asked = ReadContext(context_id=context_id, min_seq=min_seq, timeout_ms=timeout_ms)
+        return await self._again("get of a context", partial(self._verbs.get_context, asked))
 
     async def update_context(
         self,
@@ -354,21 +348,20 @@ class Client:
         agent_id: str | None = None,
     ) -> Context:
         """Make the context if it is not there, then change what is named; a meta value of None removes its key."""
-        change = {
-            "display_name": display_name,
-            "add_agents": _several(add_agents),
-            "remove_agents": _several(remove_agents),
-            "pin_units": _several(pin_units),
-            "unpin_units": _several(unpin_units),
-            "meta": meta or None,
-            "fences": fences,
-            "closed": closed,
-            "expected_version": expected_version,
-            "idempotency_key": idempotency_key or uuid4().hex,
-            "agent_id": agent_id or self.agent_id,
-        }
-        body = codec.encode_json({name: value for name, value in change.items() if value is not None})
-        return codec.context(await self._http.request("PATCH", "/contexts", {"context_id": context_id}, body=body))
+        change = ContextChange(
+            display_name=display_name,
+            add_agents=_several(add_agents),
+            remove_agents=_several(remove_agents),
+            pin_units=_several(pin_units),
+            unpin_units=_several(unpin_units),
+            meta=dict(meta) if meta else None,
+            fences=fences,
+            closed=closed,
+            expected_version=expected_version,
+            idempotency_key=idempotency_key or uuid4().hex,
+            agent_id=agent_id or self.agent_id,
+        )
+        return await self._again("update of a context", partial(self._verbs.update_context, context_id, change))
 
     async def contexts(
         self,
@@ -380,8 +373,8 @@ class Client:
         timeout_ms: int | None = None,
     ) -> ContextPage:
         """One page of the contexts, ordered by id."""
-        query = {"prefix": prefix, "limit": limit, "page": page}
-        return codec.contexts(await self._read("/contexts", query, min_seq, timeout_ms))
+        asked = ReadContexts(prefix=prefix, limit=limit, page=page, min_seq=min_seq, timeout_ms=timeout_ms)
+        return await self._again("contexts", partial(self._verbs.contexts, asked))
 
     # --- Locks -------------------------------------------------------------------------------------------------------
 
@@ -402,7 +395,6 @@ class Client:
         extends the same lock, and never shortens it. Failures that may pass are met by asking again, at least until the
         wait is over; who stops waiting (is cancelled) leaves the line.
         """
-
         request = LockRequest(
             resources=resources,
             agent_id=agent_id or self.agent_id,
@@ -435,7 +427,8 @@ class Client:
         As `acquire_lock`, then refreshed by itself and released in the end. When the lock is lost (broken, released
         elsewhere by the same agent, or not refreshed in time: no bus, a frozen loop), `on_lost="cancel"` cancels the
         block at its next await, `"raise"` lets it run; both raise LockLost at its end. With `session` it is held over a
-        WebSocket of its own, and released a few seconds after this process has died, however long the lease.
+        WebSocket of its own, and released a few seconds after this process has died, however long the lease; over gRPC
+        there is no such thing, which is a ValueError.
         """
         request = LockRequest(
             resources=resources,
@@ -456,21 +449,19 @@ class Client:
 
     def _hold(self, request: LockRequest, *, session: bool) -> Hold:
         if session:
-            return OverSocket(self._publisher(), request, timeout_seconds=self._timeout_seconds, clock=now)
-        return OverHttp(self._http, request, timeout_seconds=self._timeout_seconds)
+            return OverSocket(self._verbs.sessions(), request, timeout_seconds=self._timeout_seconds, clock=now)
+        return OverRequests(self._verbs, request)
 
     async def refresh_lock(self, lock: Lock, ttl_seconds: float | None = None) -> Lock:
         """Let the lease run for `ttl_seconds` from now (None: as long as first asked for), or longer if it does anyhow.
 
         Raises LockLost, NotHolder.
         """
-        body = codec.refresh_body(lock, ttl_seconds)
-        query = {"resource": lock.resources[0]}
-        return codec.lock(await self._http.request("PATCH", "/locks", query, body=body), extended=True)
+        return await self._again("refresh of a lock", partial(self._verbs.refresh_lock, lock, ttl_seconds))
 
     async def release_lock(self, lock: Lock) -> bool:
         """Give it back; False where it was not held any more. Raises NotHolder."""
-        return bool(codec.released(await self._http.request("DELETE", "/locks", codec.release_query(lock))))
+        return await self._again("release of a lock", partial(self._verbs.release_lock, lock))
 
     async def break_lock(
         self, resource: str, *, reason: str, lock_id: str | None = None, agent_id: str | None = None
@@ -479,14 +470,9 @@ class Client:
 
         Not tried again after a lost connection: the next holder may have it by then. Raises LockNotFound.
         """
-        query = {
-            "resource": resource,
-            "break": True,
-            "reason": reason,
-            "lock_id": lock_id,
-            "agent_id": agent_id or self.agent_id,
-        }
-        return codec.released(await self._http.request("DELETE", "/locks", query, is_repeatable=False))
+        asked = BreakRequest(resource=resource, reason=reason, lock_id=lock_id, agent_id=agent_id or self.agent_id)
+        ask = partial(self._verbs.break_lock, asked)
+        return list(await self._again("break of a lock", ask, is_repeatable=False))
 
     async def get_lock(
         self,
@@ -497,7 +483,8 @@ class Client:
         timeout_ms: int | None = None,
     ) -> LockState:
         """Who holds a resource (or what lies above it) and who waits for it; with `token`, whether that is `valid`."""
-        return codec.lock_state(await self._read("/locks", {"resource": resource, "token": token}, min_seq, timeout_ms))
+        asked = ReadLock(resource=resource, token=token, min_seq=min_seq, timeout_ms=timeout_ms)
+        return await self._again("get of a lock", partial(self._verbs.get_lock, asked))
 
     async def locks(
         self,
@@ -509,11 +496,17 @@ class Client:
         timeout_ms: int | None = None,
     ) -> AsyncIterator[Lock]:
         """Everything that is held, in order of resources, page by page; a lock on several comes once for each."""
-        query = {"holder": holder, "prefix": prefix or None, "limit": limit}
         page: str | None = None
         while True:
-            body = await self._read("/locks", {**query, "page": page}, min_seq, timeout_ms)
-            found, page = codec.lock_page(body)
+            asked = ReadLocks(
+                holder=holder,
+                prefix=prefix or None,
+                limit=limit,
+                page=page,
+                min_seq=min_seq,
+                timeout_ms=timeout_ms,
+            )
+            found, page = await self._again("locks", partial(self._verbs.locks, asked))
             for lock in found:
                 yield lock
             if page is None:
@@ -531,8 +524,8 @@ class Client:
         exclude_agent: Named = None,
         resource: Named = None,
         meta: Mapping[str, str] | None = None,
-        encoding: Encoding = "msgpack",
-        transport: Literal["websocket", "sse"] = "websocket",
+        encoding: Encoding | None = None,
+        transport: Literal["websocket", "sse"] | None = None,
         max_retries: int | None = None,
         silence_seconds: float = SILENCE_SECONDS,
     ) -> Subscription:
@@ -540,37 +533,30 @@ class Client:
         everything, None for what comes from now on. `kind` and `resource` may be globs.
 
         It comes back after a lost connection for ever, or `max_retries` times in a row. A connection that says nothing
-        for `silence_seconds`, no heartbeat either, is lost. `encoding` is the WebSocket's; SSE is always JSON.
+        for `silence_seconds`, no heartbeat either, is lost. Over HTTP, `transport` is a WebSocket unless it is said to
+        be "sse", and `encoding` the WebSocket's (msgpack; SSE is always JSON); over gRPC neither can be chosen.
         """
-        query = {
-            "context": _named(contexts or "*"),
-            "type": _named(type),
-            "kind": _named(kind),
-            "agent": _named(agent),
-            "exclude_agent": _named(exclude_agent),
-            "resource": _named(resource),
-            **{f"meta.{key}": value for key, value in (meta or {}).items()},
-        }
-        open_stream: OpenStream
-        match transport:
-            case "websocket":
-                open_stream = over_websocket(
-                    self.url,
-                    query,
-                    encoding=encoding,
-                    timeout_seconds=self._timeout_seconds,
-                    silence_seconds=silence_seconds,
-                )
-            case "sse":
-                open_stream = over_sse(self._http, query, silence_seconds=silence_seconds)
-            case _:
-                assert_never(transport)
+        wanted = Filter(
+            context=_named(contexts) or ["*"],
+            type=_named(type),
+            kind=_named(kind),
+            agent=_named(agent),
+            exclude_agent=_named(exclude_agent),
+            resource=_named(resource),
+            meta=dict(meta or {}),
+        )
+        open_stream = self._verbs.subscribe(
+            wanted, transport=transport, encoding=encoding, silence_seconds=silence_seconds
+        )
         return Subscription(open_stream, after=after, max_retries=max_retries, running=self._running)
 
 
-def _wait_ms(min_seq: int | None, timeout_ms: int | None) -> int:
-    """How long the bus may take to answer a read, beyond what any request may."""
-    return 0 if min_seq is None else WAIT_MS_DEFAULT if timeout_ms is None else timeout_ms
+def _verbs(url: str, *, agent_id: str, timeout_seconds: float) -> Verbs:
+    match urlsplit(url).scheme:
+        case "http" | "https":
+            return OverHttp(url, agent_id=agent_id, timeout_seconds=timeout_seconds)
+        case _:
+            raise ValueError(f"{url!r} is not an http or https URL")
 
 
 def _named(names: Named) -> list[str] | None:

@@ -22,6 +22,7 @@ from engram_client.frames import (
     Subscribed,
     Units,
 )
+from engram_client.requests import ContextChange, LockRequest, Search
 from engram_client.values import (
     Context,
     ContextPage,
@@ -31,7 +32,6 @@ from engram_client.values import (
     Highlight,
     Lock,
     LockMode,
-    LockRequest,
     LockState,
     LockWait,
     Outcome,
@@ -183,9 +183,14 @@ def release_frame(lock: Lock, *, frame_id: int) -> bytes:
     return encode_msgpack(asked)
 
 
-def search_body(asked: Mapping[str, object]) -> bytes:
-    """The JSON body of a search: what is not None."""
-    return _encode(encode_json, {name: value for name, value in asked.items() if value is not None})
+def search_body(asked: Search) -> bytes:
+    """The JSON body of a search: what was said."""
+    return _encode(encode_json, asked)
+
+
+def change_body(change: ContextChange) -> bytes:
+    """The JSON body that changes a context: what was said."""
+    return _encode(encode_json, change)
 
 
 def ping_frame(frame_id: int) -> bytes:

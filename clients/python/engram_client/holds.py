@@ -21,9 +21,10 @@ from engram_client.frames import (
     Subscribed,
     Units,
 )
-from engram_client.http import Http
 from engram_client.limits import SESSION_ANSWER_SECONDS, SESSION_GRACE_SECONDS, SESSION_PING_SECONDS
-from engram_client.values import Lock, LockRequest
+from engram_client.requests import LockRequest
+from engram_client.values import Lock
+from engram_client.verbs import Verbs
 from engram_client.websocket import OpenSocket, Socket
 
 
@@ -47,35 +48,24 @@ class Hold(Protocol):
     async def aclose(self) -> None: ...
 
 
-class OverHttp:
+class OverRequests:
     """Each verb a request."""
 
     over_at = None
 
-    def __init__(self, http: Http, request: LockRequest, *, timeout_seconds: float) -> None:
-        self._http = http
+    def __init__(self, verbs: Verbs, request: LockRequest) -> None:
+        self._verbs = verbs
         self._request = request
-        self._timeout_seconds = timeout_seconds
 
     async def acquire(self, wait_seconds: float) -> Lock:
-        answer = await self._http.once(
-            "POST",
-            "/locks",
-            body=codec.acquire_body(self._request, wait_seconds=wait_seconds),
-            timeout_seconds=self._timeout_seconds + wait_seconds,
-            takes_turn=wait_seconds == 0,
-        )
-        return codec.lock(answer.body, extended=answer.status == 200)
+        return await self._verbs.acquire_lock(self._request, wait_seconds=wait_seconds)
 
     async def refresh(self, lock: Lock, *, timeout_seconds: float) -> Lock:
-        body = codec.refresh_body(lock, self._request.ttl_seconds)
-        query = {"resource": lock.resources[0]}
         async with _answered_within(timeout_seconds):
-            answer = await self._http.once("PATCH", "/locks", query, body=body, takes_turn=False)
-        return codec.lock(answer.body, extended=True)
+            return await self._verbs.refresh_lock(lock, self._request.ttl_seconds)
 
     async def release(self, lock: Lock) -> None:
-        await self._http.once("DELETE", "/locks", codec.release_query(lock), takes_turn=False)
+        await self._verbs.release_lock(lock)
 
     async def watch(self, seconds: float) -> None:
         await asyncio.sleep(seconds)

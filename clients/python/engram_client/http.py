@@ -1,4 +1,4 @@
-"""The door to httpx: one request with its retries, one stream of bytes."""
+"""The door to httpx: one request, one stream of bytes."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping
@@ -9,10 +9,8 @@ from urllib.parse import quote, urlencode, urlsplit
 import httpx
 
 from engram_client import codec
-from engram_client.backoff import Backoff
-from engram_client.errors import EngramConnectionError, EngramError, MinSeqTimeout
+from engram_client.errors import EngramConnectionError, EngramError
 from engram_client.limits import CONNECTIONS_MAX
-from engram_client.retry import pause
 
 Query = Mapping[str, object]
 
@@ -39,7 +37,7 @@ def is_loopback(url: str) -> bool:
 class Http:
     """Requests of one agent to one bus."""
 
-    def __init__(self, url: str, *, agent_id: str, timeout_seconds: float, max_retries: int) -> None:
+    def __init__(self, url: str, *, agent_id: str, timeout_seconds: float) -> None:
         """Raises ValueError for what is no URL."""
         try:
             httpx.URL(url)
@@ -47,7 +45,6 @@ class Http:
             raise ValueError(f"{url!r} is not a URL: {exc}") from exc
         self._url = url
         self._timeout_seconds = timeout_seconds
-        self._max_retries = max_retries
         self._client = httpx.AsyncClient(
             headers={b"X-Agent-ID": agent_id.encode()},
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=CONNECTIONS_MAX),
@@ -71,45 +68,11 @@ class Http:
         body: bytes | None = None,
         content_type: str = codec.JSON,
         headers: Mapping[str, str] | None = None,
-        wait_ms: int = 0,
-        is_repeatable: bool = True,
-    ) -> bytes:
-        """The body of the answer. Sent again after a failure that may pass; what is not repeatable, not where it may
-        have been carried out already."""
-        backoff = Backoff(self._max_retries)
-        while True:
-            try:
-                answer = await self.once(
-                    method,
-                    path,
-                    query,
-                    body=body,
-                    content_type=content_type,
-                    headers=headers,
-                    timeout_seconds=self._timeout_seconds + wait_ms / 1_000,
-                )
-            except MinSeqTimeout:  # it has waited as long as it was asked to
-                raise
-            except EngramError as error:
-                if isinstance(error, EngramConnectionError) and not is_repeatable:
-                    raise
-                await pause(backoff, error, f"{method} {path}")
-            else:
-                return answer.body
-
-    async def once(
-        self,
-        method: str,
-        path: str,
-        query: Query | None = None,
-        *,
-        body: bytes | None = None,
-        content_type: str = codec.JSON,
-        headers: Mapping[str, str] | None = None,
-        timeout_seconds: float | None = None,
+        wait_seconds: float = 0,
         takes_turn: bool = True,
     ) -> Answer:
-        """The answer to one try. One that may wait for long takes no turn, so that it holds up nobody."""
+        """The answer to one try, which may take so much longer than any. One that may wait for long, or that somebody
+        counts on, takes no turn: it holds up nobody, and nobody it."""
         said = dict(headers or {})
         if body is not None:
             said["Content-Type"] = content_type
@@ -118,7 +81,7 @@ class Http:
             f"{self._url}{path}{query_string(query or {})}",
             content=body,
             headers=said,
-            timeout=httpx.Timeout(self._timeout_seconds if timeout_seconds is None else timeout_seconds, pool=None),
+            timeout=httpx.Timeout(self._timeout_seconds + wait_seconds, pool=None),
         )
         try:
             async with self._turn if takes_turn else nullcontext():

@@ -68,6 +68,10 @@ WINDOW_BYTES_MAX: Final = 16 * MIB
 """The same in bytes; what the bus takes in from one socket."""
 APPEND_FRAME_BYTES_MAX: Final = 2 * MIB
 """What the bus reads as one message; a larger one would cost the connection."""
+BATCH_BYTES: Final = 1 * MIB
+BATCH_UNITS_MAX: Final = 1_000
+"""Appends are joined to one message until it has so many bytes (one append more is let in), or units: more the bus does
+not read at once."""
 PING_SECONDS: Final = 15.0
 """A socket that only publishes gets no heartbeats, so it asks."""
 FAILURES_KEPT: Final = 1_000

@@ -2,7 +2,7 @@
 
 from collections import deque
 
-from engram_client.limits import WINDOW_BYTES_MAX
+from engram_client.limits import BATCH_BYTES, BATCH_UNITS_MAX, WINDOW_BYTES_MAX
 
 
 class Outbox:
@@ -45,6 +45,15 @@ class Outbox:
             if frame is not None:
                 return frame
         return None
+
+    def take_some(self) -> list[bytes]:
+        """The next frames, as many as one message should hold; none where nothing is to be sent."""
+        some: list[bytes] = []
+        some_bytes = 0
+        while some_bytes < BATCH_BYTES and len(some) < BATCH_UNITS_MAX and (frame := self.take()) is not None:
+            some.append(frame)
+            some_bytes += len(frame)
+        return some
 
     def settle(self, frame_id: int) -> bool:
         """An answer came. False where nobody waits for it (a second answer after a resend)."""

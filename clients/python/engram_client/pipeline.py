@@ -1,4 +1,4 @@
-"""Appends without waiting for each answer: one socket, a window of unacknowledged units, sent again after a cut."""
+"""Appends without waiting for each answer: one connection, a window of unacknowledged units, sent again after a cut."""
 
 import asyncio
 from collections import deque
@@ -6,27 +6,14 @@ from collections.abc import Awaitable, Generator
 from typing import Any, Self, Unpack, assert_never
 from uuid import uuid4
 
-from engram_client import codec
 from engram_client.backoff import Backoff
 from engram_client.errors import EngramConnectionError, EngramError, TooLarge
-from engram_client.frames import (
-    Appended,
-    Goaway,
-    Heartbeat,
-    Locked,
-    Missing,
-    Other,
-    Pong,
-    Refused,
-    Released,
-    Subscribed,
-    Units,
-)
+from engram_client.frames import Appended, Refused
 from engram_client.limits import APPEND_FRAME_BYTES_MAX, FAILURES_KEPT, STEADY_SECONDS
 from engram_client.outbox import Outbox
 from engram_client.retry import pause
 from engram_client.values import Draft, DraftFields, Receipt
-from engram_client.websocket import OpenSocket, Socket
+from engram_client.verbs import Publisher, Publishing
 
 
 class PendingReceipt(Awaitable[Receipt]):
@@ -62,7 +49,7 @@ class PendingReceipt(Awaitable[Receipt]):
 
 
 class Pipeline:
-    """Appends in order over one WebSocket, at most `window` of them unacknowledged. Made by `Client.pipeline`.
+    """Appends in order over one connection, at most `window` of them unacknowledged. Made by `Client.pipeline`.
 
     Leaving the context waits for every acknowledgement, and raises the first refusal that nobody has looked at. After
     a lost connection all that is unacknowledged is sent again, in order, under the same idempotency keys: nothing is
@@ -71,15 +58,13 @@ class Pipeline:
 
     def __init__(
         self,
-        open_socket: OpenSocket,
+        publishing: Publishing,
         *,
-        agent_id: str,
         window: int,
         max_retries: int | None,
         running: set[Any],
     ) -> None:
-        self._open_socket = open_socket
-        self._agent_id = agent_id
+        self._publishing = publishing
         self._key = uuid4().hex
         self._outbox = Outbox(window)
         self._backoff = Backoff(max_retries)
@@ -102,8 +87,7 @@ class Pipeline:
             await self._wait_settled()
         self._raise_failure()
         frame_id = self._outbox.next_id()
-        key = f"{self._key}-{frame_id}"
-        frame = codec.append_frame(draft, frame_id=frame_id, agent_id=self._agent_id, idempotency_key=key)
+        frame = self._publishing.append(draft, append_id=frame_id, idempotency_key=f"{self._key}-{frame_id}")
         if len(frame) > APPEND_FRAME_BYTES_MAX:
             raise TooLarge(f"{len(frame)} bytes, at most {APPEND_FRAME_BYTES_MAX}", limit=APPEND_FRAME_BYTES_MAX)
         if not self._waiting:
@@ -176,11 +160,11 @@ class Pipeline:
             self._fail(error)
 
     async def _work_connection(self) -> None:
-        async with self._open_socket() as socket:
+        async with self._publishing.connect() as publisher:
             self._outbox.reconnected()
             self._to_send.set()
-            sender = asyncio.create_task(self._send(socket))
-            receiver = asyncio.create_task(self._receive(socket))
+            sender = asyncio.create_task(self._send(publisher))
+            receiver = asyncio.create_task(self._receive(publisher))
             try:
                 await asyncio.wait((sender, receiver), return_when=asyncio.FIRST_COMPLETED)
             finally:
@@ -191,33 +175,32 @@ class Pipeline:
             errors = [ended.exception() for ended in (receiver, sender) if not ended.cancelled()]
             raise next(error for error in errors if error is not None)
 
-    async def _send(self, socket: Socket) -> None:
+    async def _send(self, publisher: Publisher) -> None:
         while True:
             self._to_send.clear()
-            while (frame := self._outbox.take()) is not None:
-                await socket.send(frame)
+            while frames := self._outbox.take_some():
+                await publisher.send(frames)
             await self._to_send.wait()
 
-    async def _receive(self, socket: Socket) -> None:
+    async def _receive(self, publisher: Publisher) -> None:
         while True:
-            frame = await socket.receive()
-            match frame:
-                case Appended(id=frame_id, receipt=receipt):
-                    self._backoff.worked()
-                    self._settle(frame_id, receipt)
-                case Refused(id=int() as frame_id, error=error) if not error.retryable:
-                    self._backoff.worked()
-                    self._settle(frame_id, error)
-                case Refused(error=error):
-                    # Not now: like a lost connection. What came behind it is likely refused as well, and going on
-                    # would put it before this one.
-                    raise error
-                case Goaway():
-                    raise frame.error
-                case Subscribed() | Units() | Heartbeat() | Missing() | Locked() | Released() | Pong() | Other():
-                    pass
-                case _:
-                    assert_never(frame)
+            for answer in await publisher.receive():
+                self._hear(answer)
+
+    def _hear(self, answer: Appended | Refused) -> None:
+        match answer:
+            case Appended(id=frame_id, receipt=receipt):
+                self._backoff.worked()
+                self._settle(frame_id, receipt)
+            case Refused(id=int() as frame_id, error=error) if not error.retryable:
+                self._backoff.worked()
+                self._settle(frame_id, error)
+            case Refused(error=error):
+                # Not now: like a lost connection. What came behind it is likely refused as well, and going on would
+                # put it before this one.
+                raise error
+            case _:
+                assert_never(answer)
 
     def _settle(self, frame_id: int, answer: Receipt | EngramError) -> None:
         if not self._outbox.settle(frame_id):

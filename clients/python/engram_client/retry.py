@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
 from engram_client.backoff import Backoff
-from engram_client.errors import EngramError
+from engram_client.errors import EngramConnectionError, EngramError, MinSeqTimeout
 
 T = TypeVar("T")
 
@@ -19,6 +19,21 @@ async def pause(backoff: Backoff, error: EngramError, what: str, *, for_ever: bo
     seconds = backoff.seconds(error, chance=random.random(), for_ever=for_ever)
     _log.warning("%s: again in %.2f s, after %s", what, seconds, error)
     await asyncio.sleep(seconds)
+
+
+async def again(ask: Callable[[], Awaitable[T]], *, max_retries: int, what: str, is_repeatable: bool = True) -> T:
+    """What `ask` gets. It is asked again after a failure that may pass; what is not repeatable, not where it may have
+    been carried out already."""
+    backoff = Backoff(max_retries)
+    while True:
+        try:
+            return await ask()
+        except MinSeqTimeout:  # it has waited as long as it was asked to
+            raise
+        except EngramError as error:
+            if isinstance(error, EngramConnectionError) and not is_repeatable:
+                raise
+            await pause(backoff, error, what)
 
 
 async def waiting(

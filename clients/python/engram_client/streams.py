@@ -1,6 +1,6 @@
 """How a subscription's frames travel: over a WebSocket or as server-sent events. One connection each, no memory."""
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from typing import assert_never
 
 from engram_client import codec
@@ -23,10 +23,8 @@ from engram_client.frames import (
 from engram_client.http import Http, Query, query_string
 from engram_client.limits import QUERY_BYTES_MAX
 from engram_client.sse import EventParser
+from engram_client.verbs import OpenStream
 from engram_client.websocket import Encoding, open_socket
-
-OpenStream = Callable[[str | None], AsyncGenerator[StreamFrame, None]]
-"""Connects and asks for what lies after a cursor. Its frames end with an EngramError, never by themselves."""
 
 
 def websocket_url(url: str) -> str:
@@ -52,7 +50,7 @@ def over_websocket(
                 await socket.send(codec.subscribe_frame(asked, frame_id=operation))
             while True:
                 frame = await socket.receive(silence_seconds=silence_seconds, subscription=operation)
-                if (moved := _moves(frame)) is not None:
+                if (moved := moves(frame)) is not None:
                     yield moved
 
     return frames
@@ -70,14 +68,14 @@ def over_sse(http: Http, query: Query, *, silence_seconds: float) -> OpenStream:
             async for chunk in chunks:
                 for event in parser.feed(chunk):
                     frame = codec.sse_frame(event.name, event.data, event.last_id)
-                    if (moved := _moves(frame)) is not None:
+                    if (moved := moves(frame)) is not None:
                         yield moved
         raise EngramConnectionError("the stream ended")
 
     return frames
 
 
-def _moves(frame: Frame) -> StreamFrame | None:
+def moves(frame: Frame) -> StreamFrame | None:
     """The frame, where it moves a subscription on; what ends it is raised."""
     match frame:
         case Subscribed() | Units() | Heartbeat() | Missing():

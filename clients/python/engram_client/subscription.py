@@ -10,8 +10,8 @@ from engram_client.frames import Subscribed
 from engram_client.limits import PENDING_BYTES, PENDING_UNITS, STEADY_SECONDS
 from engram_client.resume import Resume
 from engram_client.retry import pause
-from engram_client.streams import OpenStream
 from engram_client.values import WorkUnit
+from engram_client.verbs import OpenStream
 
 
 class Subscription:

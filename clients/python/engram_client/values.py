@@ -295,17 +295,6 @@ class SearchPage(msgspec.Struct, frozen=True):
         return len(self.results)
 
 
-class LockRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What one asks to hold."""
-
-    resources: tuple[str, ...]
-    agent_id: str
-    ttl_seconds: float
-    mode: str
-    reason: str
-    context_id: str
-
-
 class Lock(msgspec.Struct, frozen=True, kw_only=True):
     """A lease on one or several resources, as of when the bus answered."""
 
