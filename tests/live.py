@@ -19,7 +19,7 @@ from engram_bus.embedded import Bus
 from engram_bus.limits import HEARTBEAT_SECONDS, LOCK_SESSION_GRACE_SECONDS, SOCKET_STALL_SECONDS
 from engram_bus.log.contract import Log
 from engram_bus.log.memory import MemoryLog
-from engram_bus.serve import edge_of, url_of
+from engram_bus.serve import GrpcAddress, edge_of, url_of
 
 T = TypeVar("T")
 
@@ -47,6 +47,7 @@ class LiveBus:
         self._stall_seconds = stall_seconds
         self._session_grace_seconds = session_grace_seconds
         self._port = 0
+        self._grpc_port = 0
         self._loop: asyncio.AbstractEventLoop
         self._end: Callable[[], None]
         self.bus: Bus
@@ -56,6 +57,10 @@ class LiveBus:
     @property
     def address(self) -> tuple[str, int]:
         return "127.0.0.1", self._port
+
+    @property
+    def grpc_address(self) -> str:
+        return f"127.0.0.1:{self._grpc_port}"
 
     def stream_url(self, query: str = "") -> str:
         """Where its WebSocket is."""
@@ -80,6 +85,7 @@ class LiveBus:
         if self._failure is not None:
             raise self._failure
         self.http = httpx.Client(base_url=self.url, timeout=30, verify=False)
+        self._grpc_port = self.http.get("/readyz").json()["grpc_port"]
 
     def stop(self) -> None:
         """As an operator stops it; stopping again does nothing."""
@@ -132,7 +138,13 @@ class LiveBus:
         self.url = url_of(listener)
         async with self._open() as bus:
             self.bus = bus
-            server = edge_of(bus, started=started.set, origins=self._origins, bounds=self._bounds)
+            server = edge_of(
+                bus,
+                started=started.set,
+                origins=self._origins,
+                bounds=self._bounds,
+                grpc=GrpcAddress("127.0.0.1", self._grpc_port, reflects=True),
+            )
             ended = asyncio.Event()
             self._end = ended.set
             # uvicorn's own looks ten times a second whether it should end.

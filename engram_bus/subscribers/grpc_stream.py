@@ -3,10 +3,12 @@
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from engram_bus.embedded import Bus
 from engram_bus.errors import EngramError, SlowConsumer
 from engram_bus.limits import FRAME_BYTES_MAX, SOCKET_BUFFER_BYTES
+from engram_bus.pb import subscription_pb2
 from engram_bus.router.fanout import Feed
 from engram_bus.subscribers.frames import ProtobufFraming, is_units
 from engram_bus.subscribers.requests import SubscribeRequest
@@ -25,31 +27,37 @@ class Stream:
         self._waiting_bytes = 0
         self._news: asyncio.Future[None] | None = None
         self._end: EngramError | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._writing: asyncio.Task[Any] | None = None
         self._feed: Feed = bus.feed(request.wanted, _FRAMING, self, after)
 
     async def run(self, write: Write) -> None:
         """Write until the feed is over, and raise why it is."""
-        self._task = asyncio.current_task()
         try:
             while True:
                 while self._waiting:
-                    message = self._take()
-                    await write(message)
-                    self._waiting_bytes -= len(message)
-                    self._feed.drained()
+                    await self._write(write, self._take())
                 if self._end is not None:
                     raise self._end
                 self._news = asyncio.get_running_loop().create_future()
                 await self._news
-        except asyncio.CancelledError:
-            if not isinstance(self._end, SlowConsumer) or self._task is None:
-                raise
-            self._task.uncancel()
-            raise self._end from None
         finally:
-            self._task = None
             self._feed.close()
+
+    async def _write(self, write: Write, message: bytes) -> None:
+        """Raises SlowConsumer where the call does not take it in time: it will, if ever, before it hears of its end."""
+        self._writing = asyncio.current_task()
+        try:
+            await write(message)
+        except asyncio.CancelledError:
+            if not isinstance(self._end, SlowConsumer) or self._writing is None:
+                raise
+            self._writing.uncancel()
+            cursor = subscription_pb2.SubscribeResponse.FromString(message).cursor
+            raise SlowConsumer(f"nothing was taken for too long: resume after {cursor}") from None
+        finally:
+            self._writing = None
+        self._waiting_bytes -= len(message)
+        self._feed.drained()
 
     def _take(self) -> bytes:
         """The next message: of units, all that wait and fit one."""
@@ -76,9 +84,9 @@ class Stream:
     def end(self, error: EngramError, cursor: str) -> None:
         self._end = error
         self._wake()
-        if isinstance(error, SlowConsumer) and self._task is not None:
-            # It waits for a client that takes nothing: what it was sent stays with the connection, the rest goes.
-            self._task.cancel()
+        if isinstance(error, SlowConsumer) and self._writing is not None:
+            # It waits for a client that takes nothing: the message under way stays with the connection, the rest goes.
+            self._writing.cancel()
 
     def _wake(self) -> None:
         if self._news is not None and not self._news.done():

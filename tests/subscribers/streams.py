@@ -1,4 +1,4 @@
-"""The three ways to read a stream over the wire, as one: what is said, in order, and how it ends.
+"""The ways to read a stream over the wire, as one: what is said, in order, and how it ends.
 
 Every WebSocket frame is decoded as the message that asyncapi.json describes, which allows no other field.
 """
@@ -10,14 +10,18 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import quote, urlencode
 
+import grpc
 import httpx
 import httpx_sse
 import msgpack  # type: ignore[import-untyped]
 import msgspec
+from google.protobuf import json_format
+from grpc_status import rpc_status
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
+from engram_bus.pb import error_pb2, subscription_pb2, unit_pb2
 from engram_bus.subscribers.messages import Event
 from tests.live import LiveBus
 
@@ -183,8 +187,89 @@ def sse(bus: LiveBus, query: Query, *, last_event_id: str | None = None) -> Iter
         yield SseStream(response)
 
 
+class GrpcStream:
+    """A Subscribe call."""
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+
+    def hear(self) -> Heard:
+        try:
+            message = next(self._call)
+        except grpc.RpcError as exc:
+            raise _ended_call(exc) from exc
+        units = [_message_as_json(unit) for unit in message.work_units]
+        event = message.WhichOneof("event")
+        assert (event is None) == bool(units), "units, or one event"
+        fields = {"cursor": message.cursor}
+        if event is not None:
+            said = getattr(message, event)
+            fields |= {field.name: getattr(said, field.name) for field in said.DESCRIPTOR.fields}
+        return Heard(event or "units", message.cursor, units, fields)
+
+
+def _ended_call(error: grpc.RpcError) -> Ended | Refused:
+    """A call that stopped is an end, one that never was is a refusal."""
+    status = rpc_status.from_call(error)
+    assert status is not None, error
+    detail = error_pb2.Error()
+    assert status.details[0].Unpack(detail)
+    fields = json_format.MessageToDict(detail, preserving_proto_field_name=True)
+    if detail.code in ("SHUTTING_DOWN", "SLOW_CONSUMER"):
+        return Ended(None, f"{detail.code}: {detail.message}")
+    return Refused(fields)
+
+
+def _message_as_json(unit: unit_pb2.WorkUnit) -> dict[str, Any]:
+    """A unit's message as its JSON form would be: the rule of the contract, written once more."""
+    fields: dict[str, Any] = {"seq": unit.seq, "id": unit.id, "context_id": unit.context_id, "version": unit.version}
+    fields |= {"agent_id": unit.agent_id, "type": unit_pb2.WorkUnit.Type.Name(unit.type)}
+    fields |= {"ts": f"{unit.ts.ToDatetime().isoformat(timespec='microseconds')}Z", "content_type": unit.content_type}
+    fields |= {name: getattr(unit, name) for name in ("kind", "traceparent") if unit.HasField(name)}
+    if unit.meta:
+        fields["meta"] = dict(unit.meta)
+    if unit.resources:
+        fields["resources"] = list(unit.resources)
+    if unit.relationships:
+        fields["relationships"] = [
+            {
+                "target_id": one.target_id,
+                "type": unit_pb2.Relationship.Type.Name(one.type),
+                **({"meta": dict(one.meta)} if one.meta else {}),
+            }
+            for one in unit.relationships
+        ]
+    return _as_json({**fields, "payload": unit.payload})
+
+
+@contextmanager
+def grpc_stream(bus: LiveBus, query: Query) -> Iterator[GrpcStream]:
+    asked = subscription_pb2.SubscribeRequest()
+    for name, value in query:
+        if name == "after":
+            asked.after = value
+        elif name.startswith("meta."):
+            asked.meta[name[5:]] = value
+        elif name == "type":
+            asked.type.append(int(value) if value.isdigit() else unit_pb2.WorkUnit.Type.Value(value))
+        else:
+            getattr(asked, name).append(value)
+    with grpc.insecure_channel(bus.grpc_address, options=[("grpc.max_receive_message_length", -1)]) as channel:
+        subscribe = channel.unary_stream(
+            "/engram.v1.EngramBus/Subscribe",
+            request_serializer=subscription_pb2.SubscribeRequest.SerializeToString,
+            response_deserializer=subscription_pb2.SubscribeResponse.FromString,
+        )
+        call = subscribe(asked, timeout=2 * SECONDS)
+        try:
+            yield GrpcStream(call)
+        finally:
+            call.cancel()
+
+
 TRANSPORTS: dict[str, Transport] = {
     "websocket-json": websocket_json,
     "websocket-msgpack": websocket_msgpack,
     "sse": sse,
+    "grpc": grpc_stream,
 }
