@@ -56,6 +56,7 @@ _ANY = "<any>"
 _NOTHING = "<absent>"
 _NAME = re.compile(r"\$([a-z][a-z0-9_]*)")
 _ALONE = re.compile(r"\$\{([a-z][a-z0-9_]*)([+-][0-9]+)?\}")
+_COUNT = re.compile(r"\$\{n([+-][0-9]+)?\}")
 _SPREAD = "..."
 _SHOWN_MAX = 600
 _KINDS: Final[dict[str, tuple[type, ...]]] = {
@@ -87,8 +88,8 @@ def substitute(said: Any, known: Known) -> Any:
             return _of_text(said, known)
         case list():
             return [substitute(item, known) for item in said]
-        case {"repeat": repeated, "times": times, **rest} if not rest:
-            return _repeated(repeated, substitute(times, known), known)
+        case {"repeat": _, "times": _, **rest} if not rest:
+            return substitute(expanded(said, known), known)
         case dict():
             return _of_map(said, known)
         case _:
@@ -104,21 +105,38 @@ def _of_text(text: str, known: Known) -> Any:
 
 
 def _of_map(said: dict[str, Any], known: Known) -> dict[str, Any]:
-    sent: dict[str, Any] = {}
+    return {key: value for key, value in _fields(said, known).items() if value != _NOTHING}
+
+
+def _fields(said: dict[str, Any], known: Known) -> dict[str, Any]:
+    """The same with what is `<absent>`, which takes the place of what was said of it before."""
+    fields: dict[str, Any] = {}
     for key, value in said.items():
-        put = substitute(value, known)
         if key == _SPREAD:
-            sent |= put
-        elif put != _NOTHING:
-            sent[str(_of_text(key, known))] = put
-    return sent
+            fields |= _fields(_held(value, known), known)
+        else:
+            fields[str(_of_text(key, known))] = substitute(value, known)
+    return fields
 
 
-def _repeated(repeated: Any, times: int, known: Known) -> Any:
-    """A text, a list or a map joined to itself; `${n}` in it counts."""
-    if isinstance(repeated, str) and "${n}" not in repeated:
-        return str(substitute(repeated, known)) * times  # of a million letters, say
-    parts = [substitute(repeated, {**known, "n": n}) for n in range(times)]
+def _held(value: Any, known: Known) -> Any:
+    """What a name holds, as an exchange says it."""
+    held = known.get(name[1]) if isinstance(value, str) and (name := _NAME.fullmatch(value)) is not None else value
+    return held.said if isinstance(held, Variable) else substitute(value, known)
+
+
+def expanded(said: Any, known: Known) -> Any:
+    """What a repetition stands for: a text, a list or a map joined to itself, in which `${n}` counts; else itself."""
+    match said:
+        case {"repeat": str(text), "times": times, **rest} if not rest and not _COUNT.search(text):
+            return text * int(substitute(times, known))  # of a million letters, say
+        case {"repeat": repeated, "times": times, **rest} if not rest:
+            return _joined([_counted(repeated, n) for n in range(int(substitute(times, known)))], repeated)
+        case _:
+            return said
+
+
+def _joined(parts: list[Any], repeated: Any) -> Any:
     match repeated:
         case str():
             return "".join(map(str, parts))
@@ -128,6 +146,20 @@ def _repeated(repeated: Any, times: int, known: Known) -> Any:
             return {key: value for part in parts for key, value in part.items()}
         case _:
             raise TypeError(f"{shown(repeated)} is neither text, list nor map: it cannot be repeated")
+
+
+def _counted(said: Any, n: int) -> Any:
+    match said:
+        case str() if (alone := _COUNT.fullmatch(said)) is not None:
+            return n + int(alone[1] or 0)
+        case str():
+            return _COUNT.sub(lambda found: str(n + int(found[1] or 0)), said)
+        case list():
+            return [_counted(item, n) for item in said]
+        case dict():
+            return {_counted(key, n): _counted(value, n) for key, value in said.items()}
+        case _:
+            return said
 
 
 def _value(found: re.Match[str], known: Known) -> Any:
@@ -163,7 +195,7 @@ def _match(pattern: Any, came: Any, bound: dict[str, Any], where: str) -> None:
         case list():
             _match_list(pattern, came, bound, where)
         case {"repeat": _, "times": _, **rest} if not rest:
-            _match(substitute(pattern, bound), came, bound, where)
+            _match(expanded(pattern, bound), came, bound, where)
         case {"one_of": list(choices), **rest} if not rest:
             _match_one_of(choices, came, bound, where)
         case {"contains": wanted, **rest} if not rest:

@@ -11,7 +11,7 @@ from uuid import UUID
 import msgspec
 from msgspec import UNSET
 
-from engram_bus.conformance.patterns import Mismatch, NotKnown, Variable, match, shown, substitute
+from engram_bus.conformance.patterns import Mismatch, NotKnown, Variable, expanded, match, shown, substitute
 from engram_bus.conformance.refusals import complaint
 from engram_bus.conformance.transports.contract import (
     Asked,
@@ -331,14 +331,14 @@ class _Play:
 
     async def _hear_what(self, heard: _Heard, step: Hear) -> None:
         if step.units is not UNSET:
-            units = step.units if isinstance(step.units, list) else substitute(step.units, self._known)
+            units = expanded(step.units, self._known)
             for number, pattern in enumerate(units, 1):
                 unit = await heard.unit()
                 try:
                     self._must_be(pattern, unit)
                 except Mismatch as exc:
                     raise Failed(f"unit {number}: {exc} of {shown(unit)}") from exc
-        elif (name := step.event) is not UNSET:
+        elif isinstance(name := step.event, str):
             event = await heard.event(name)
             if event.name != name:
                 raise Failed(f"expected the event {name}, came {shown(event)}")

@@ -1,6 +1,6 @@
 """What an adapter of a transport does: verbs as proto/vectors/README.md says them, in and out."""
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import msgspec
 
@@ -67,6 +67,13 @@ class Units(NamedTuple):
     """Units of a stream, each with the cursor to resume after it."""
 
     units: list[tuple[dict[str, Any], str]]
+
+    @classmethod
+    def of(cls, units: list[dict[str, Any]], cursor: str) -> Self:
+        """Those of one message, whose cursor may lie further than its last unit."""
+        epoch = cursor.rpartition(".")[0]
+        cursors = [*(f"{epoch}.{unit['seq']}" for unit in units[:-1]), cursor]
+        return cls(list(zip(units, cursors, strict=True)))
 
 
 class Event(NamedTuple):

@@ -7,8 +7,11 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from engram_bus.conformance.transports.contract import Broken
+from engram_bus.conformance.transports.grpc import Grpc, open_channel
 from engram_bus.conformance.transports.http_json import HttpJson
 from engram_bus.conformance.transports.http_msgpack import HttpMsgpack
+from engram_bus.conformance.transports.http_protobuf import HttpProtobuf
 from engram_bus.conformance.transports.sse import Sse
 from engram_bus.conformance.transports.web import Web
 from engram_bus.conformance.transports.websocket import InJson, InMsgpack, WebSocket
@@ -34,6 +37,20 @@ async def http_json(place: Place) -> AsyncIterator[HttpJson]:
 async def _http_msgpack(place: Place) -> AsyncIterator[HttpMsgpack]:
     async with Web(place.url) as web:
         yield HttpMsgpack(web)
+
+
+@asynccontextmanager
+async def _http_protobuf(place: Place) -> AsyncIterator[HttpProtobuf]:
+    async with Web(place.url) as web:
+        yield HttpProtobuf(web)
+
+
+@asynccontextmanager
+async def _grpc(place: Place) -> AsyncIterator[Grpc]:
+    if place.grpc is None:
+        raise Broken("this bus speaks no gRPC")
+    async with open_channel(place.grpc) as channel:
+        yield Grpc(channel)
 
 
 @asynccontextmanager
@@ -71,9 +88,11 @@ class Way(msgspec.Struct, frozen=True):
 TRANSPORTS: Final[dict[str, Way]] = {
     "http-json": Way(http_json, HttpJson.verbs),
     "http-msgpack": Way(_http_msgpack, HttpMsgpack.verbs),
+    "http-protobuf": Way(_http_protobuf, HttpProtobuf.verbs),
     "websocket-json": Way(_websocket_json, WebSocket.verbs),
     "websocket-msgpack": Way(_websocket_msgpack, WebSocket.verbs),
     "sse": Way(_sse, Sse.verbs),
+    "grpc": Way(_grpc, Grpc.verbs, needs_grpc=True),
 }
 """In the order in which they are played."""
 

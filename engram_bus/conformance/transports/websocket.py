@@ -242,7 +242,7 @@ class _Stream:
         frame = await _next(self._queue)
         match frame["event"]:
             case "units":
-                return Units(_units(frame["units"], frame["cursor"]))
+                return Units.of(frame["units"], frame["cursor"])
             case "error":
                 raise refused(frame, await _close_code(self._queue))
             case name:
@@ -321,12 +321,6 @@ async def _acquire(socket: Socket, asked: Asked) -> dict[str, Any]:
         if not socket.is_over:
             await socket.operate("lock.cancel", {"acquire": name})
         raise
-
-
-def _units(units: list[dict[str, Any]], cursor: str) -> list[tuple[dict[str, Any], str]]:
-    """Each with its own cursor; what the last one's frame says may lie further."""
-    epoch = cursor.rpartition(".")[0]
-    return [(unit, cursor if index == len(units) else f"{epoch}.{unit['seq']}") for index, unit in enumerate(units, 1)]
 
 
 def _receipt(appended: Frame) -> dict[str, Any]:
