@@ -46,6 +46,9 @@ class Stages(Protocol):
     async def set(self, stage: str) -> None:
         """Change the server."""
 
+    async def well(self) -> None:
+        """End every stage: it is as it was."""
+
     def place(self, needs: Sequence[str]) -> Place | None:
         """Another server that has what these need; None: the usual one."""
 
@@ -138,6 +141,8 @@ class Runner:
                         await _stepped(play, number, step)
                 finally:
                     await play.leave()
+                    if exchange.needs:
+                        await self._stages.well()
         except (Broken, Refused) as exc:
             raise Failed(f"it could not begin or end: {exc}") from exc
 
@@ -249,7 +254,7 @@ class _Play:
             case Leave():
                 await self._leave(step)
             case Stage(name=name):
-                await self._stages.set(name)
+                await self._stages.set(substitute(name, self._known))
             case _:
                 assert_never(step)
 

@@ -16,6 +16,9 @@ class Nothing:
     async def set(self, stage: str) -> None:
         raise Broken(f"the server cannot be made to {stage}")
 
+    async def well(self) -> None:
+        pass
+
     def place(self, needs: Sequence[str]) -> Place | None:
         return None
 
