@@ -555,8 +555,21 @@ def _verbs(url: str, *, agent_id: str, timeout_seconds: float) -> Verbs:
     match urlsplit(url).scheme:
         case "http" | "https":
             return OverHttp(url, agent_id=agent_id, timeout_seconds=timeout_seconds)
+        case "grpc" | "grpcs":
+            return _over_grpc(url, agent_id=agent_id, timeout_seconds=timeout_seconds)
         case _:
-            raise ValueError(f"{url!r} is not an http or https URL")
+            raise ValueError(f"{url!r} is not an http, https, grpc or grpcs URL")
+
+
+def _over_grpc(url: str, *, agent_id: str, timeout_seconds: float) -> Verbs:
+    """What it needs is imported, and installed, by those only who use it."""
+    try:
+        from engram_client.over_grpc import OverGrpc  # noqa: PLC0415
+    except ModuleNotFoundError as exc:
+        if (exc.name or "").partition(".")[0] not in ("google", "grpc", "grpc_status"):
+            raise
+        raise ModuleNotFoundError(f"{url} needs more: pip install 'engram-bus-client[grpc]'", name=exc.name) from exc
+    return OverGrpc(url, agent_id=agent_id, timeout_seconds=timeout_seconds)
 
 
 def _named(names: Named) -> list[str] | None:

@@ -101,13 +101,13 @@ def bulk_body(drafts: Sequence[Draft], *, agent_id: str, idempotency_keys: Seque
 
 
 def _packed(draft: Draft, agent_id: str, idempotency_key: str | None) -> _Body:
-    content_type, payload = _payload(draft)
+    content_type, written = payload(draft)
     return _Body(
         context_id=draft.context_id,
         agent_id=draft.agent_id or agent_id,
         type=draft.type,
         content_type=content_type,
-        payload=payload,
+        payload=written,
         kind=draft.kind,
         meta=draft.meta or None,
         resources=draft.resources or None,
@@ -127,7 +127,9 @@ def _in_json(body: _Body) -> _Body:
     return body
 
 
-def _payload(draft: Draft) -> tuple[str | None, bytes | str | UnsetType]:
+def payload(draft: Draft) -> tuple[str | None, bytes | str | UnsetType]:
+    """What goes over the wire: bytes are bytes unless their content type is said, and a str is text. Raises
+    InvalidRequest for what is no JSON."""
     match draft.payload:
         case bytes() | bytearray() | memoryview() as raw:
             empty = not raw and draft.content_type is None

@@ -61,6 +61,18 @@ QUERY_BYTES_MAX: Final = 8 * KIB
 CLOSE_SECONDS: Final = 1.0
 """How long a closing handshake may take; nothing depends on it."""
 
+# --- gRPC ------------------------------------------------------------------------------------------------------------
+ANSWER_BYTES_MAX: Final = 64 * MIB
+"""One message. The bus fills pages of 16 MiB."""
+METADATA_BYTES_MAX: Final = 1 * MIB
+"""What comes with an answer, among it the details of a refusal: names and reasons of a whole circle of waits."""
+KEEPALIVE_SECONDS: Final = 15.0
+KEEPALIVE_ANSWER_SECONDS: Final = 10.0
+"""While a call is under way, a quiet connection is asked for a sign of life that often, and given up without one."""
+RECONNECT_SECONDS_MIN: Final = 0.1
+RECONNECT_SECONDS_MAX: Final = 1.0
+"""Between two tries to connect; within them, calls fail at once. Short: how often calls come, `backoff` says."""
+
 # --- The pipeline ----------------------------------------------------------------------------------------------------
 WINDOW_UNITS: Final = 256
 """Appends sent and not yet acknowledged."""
