@@ -158,6 +158,8 @@ class GrpcServer:
         except EngramError as exc:
             status = exc.grpc
             await self._refuse(context, exc)
+        except grpc.aio.InternalError:
+            return  # The client has left, and what was written to it failed.
         except Exception as exc:
             refusal = _mistake(name, exc)
             status = refusal.grpc

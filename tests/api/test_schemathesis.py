@@ -71,6 +71,12 @@ def _packed(context: schemathesis.SerializationContext, value: Any) -> Any:
         return b"\xc1"  # What no encoder writes stands for what none can.
 
 
+@schemathesis.serializer("application/x-protobuf")
+def _any_bytes(context: schemathesis.SerializationContext, value: Any) -> Any:
+    """The document says nothing of what is in a message, so anything may be."""
+    return str(value).encode("utf-8", "surrogatepass")
+
+
 @schemathesis.serializer("application/x-ndjson")
 def _lines(context: schemathesis.SerializationContext, value: Any) -> Any:
     return str(value).encode("utf-8", "surrogatepass")
