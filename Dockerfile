@@ -13,6 +13,7 @@ RUN uv pip install --no-cache --compile-bytecode --require-hashes -r requirement
 
 # The bus itself; the build backend is pinned by the same lock the project is developed with.
 COPY pyproject.toml README.md LICENSE ./
+COPY proto/ proto/
 COPY engram_bus/ engram_bus/
 COPY clients/python/ clients/python/
 RUN uv pip install --no-cache --compile-bytecode --no-deps --build-constraints requirements/dev.lock ./clients/python .
@@ -28,7 +29,7 @@ ENV PATH=/opt/engram/bin:$PATH PYTHONUNBUFFERED=1 ENGRAM_DATA_DIR=/data
 USER 10001:10001
 WORKDIR /data
 VOLUME /data
-EXPOSE 8080
+EXPOSE 8080 50051
 # Alive, not ready: a bus that still folds its log or waits for disk space must not be killed for it.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s --retries=3 \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8080/healthz', timeout=2)"]
@@ -36,4 +37,4 @@ ENTRYPOINT ["engram"]
 # Inside a container 127.0.0.1 reaches nobody, so the bus listens on all of the container's addresses; who may reach
 # those is decided where the port is published (`--publish 127.0.0.1:8080:8080`). It asks nobody for a key until
 # authentication exists, and wants that said: --allow-unauthenticated.
-CMD ["serve", "--host", "0.0.0.0", "--port", "8080", "--allow-unauthenticated"]
+CMD ["serve", "--host", "0.0.0.0", "--port", "8080", "--grpc-port", "50051", "--allow-unauthenticated"]

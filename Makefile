@@ -63,16 +63,29 @@ coverage: setup ## the quick suite, and which lines and branches it did not reac
 	$(BIN)/coverage report
 
 .PHONY: lint
-lint: setup ## ruff, the import contracts, hadolint
+lint: setup ## ruff, the import contracts, the wire, hadolint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/buf lint proto
+	$(BIN)/buf format --diff --exit-code proto
+	$(BIN)/buf breaking proto --against proto/published.binpb
+	$(BIN)/python proto/generate --check
 	$(BIN)/hadolint Dockerfile
 
 .PHONY: format
 format: setup ## let ruff write what lint asks for
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+.PHONY: proto
+proto: setup ## write the Python of proto/engram/v1, for the bus and for its client
+	$(BIN)/buf format --write proto
+	$(BIN)/python proto/generate
+
+.PHONY: publish-proto
+publish-proto: setup ## keep the wire as it is now: from here on `make lint` refuses what would break a client of it
+	$(BIN)/buf build proto --exclude-source-info --output proto/published.binpb
 
 .PHONY: types
 types: setup ## mypy --strict over both packages

@@ -29,7 +29,7 @@ def _as_told(default: object) -> str:
         return str(default).lower()
     if isinstance(default, float):
         return f"{default:g}"
-    if default == ():
+    if default is None or default == ():
         return "none"
     return str(default)
 
