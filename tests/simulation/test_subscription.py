@@ -6,6 +6,7 @@ Every run is drawn from one seed, which is its test's name: `pytest -k "seed17"`
 import asyncio
 import random
 import secrets
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,13 @@ import pytest
 from engram_bus import Bus, Draft, UnitType
 from engram_bus.errors import EngramError, ShuttingDown, SlowConsumer
 from engram_bus.log.memory import MemoryLog
+from engram_bus.pb.subscription_pb2 import SubscribeResponse
 from engram_bus.router.fanout import Fanout, Feed
 from engram_bus.router.filters import Filter, make_filter, predicate
 from engram_bus.router.local import LocalSubscription
 from engram_bus.router.subscription import State
+from engram_bus.subscribers.grpc_stream import Stream
+from engram_bus.subscribers.requests import SubscribeRequest
 from tests.router.sinks import Frame, PlainFraming, PlainSink
 
 STEPS = 300
@@ -112,7 +116,7 @@ class World:
 
     async def join(self) -> None:
         if len(self.clients) < 12:
-            kind = self.draw.choice([Remote, Remote, Local])
+            kind = self.draw.choice([Remote, Remote, Called, Called, Local])
             client = kind(self.draw)
             client.connect(self)
             self.clients.append(client)
@@ -260,6 +264,71 @@ class Remote(Client):
         return self.feed is not None and self.feed.state is State.LIVE and not self._unread
 
 
+class Called(Client):
+    """Over a call of gRPC whose flow control lets few messages through ahead of the reader. What it did not read when
+    the call breaks is lost."""
+
+    stream: Stream
+    _serving: asyncio.Task[None] | None = None
+
+    def connect(self, world: World) -> None:
+        after = world.bus.seq_of_cursor(self.cursor)
+        self._unread: deque[SubscribeResponse] = deque()
+        self._room = self.draw.randint(1, 4)
+        self._has_room = asyncio.Event()
+        self.stream = Stream(world.bus, SubscribeRequest(wanted=self.wanted), after)
+        self.feed = self.stream._feed
+        self._serving = asyncio.create_task(self.stream.run(self._take))
+        self._is_new = True
+        self.cursor = f"{world.bus.epoch}.{after}"
+        if self.after is None:
+            self.after = after
+
+    async def _take(self, message: bytes) -> None:
+        self._unread.append(SubscribeResponse.FromString(message))
+        while len(self._unread) > self._room:
+            self._has_room.clear()
+            await self._has_room.wait()
+
+    def disconnect(self) -> None:
+        if self._serving is not None:
+            self._serving.cancel()
+            self._serving.add_done_callback(lambda ended: None if ended.cancelled() else ended.exception())
+        if self.feed is not None:
+            self.feed.close()
+        self._serving = self.feed = None
+
+    def read(self, frames: int) -> None:
+        for _ in range(min(frames, len(self._unread)) if self.feed is not None else 0):
+            message = self._unread.popleft()
+            if self._is_new:
+                assert (message.WhichOneof("event"), message.cursor) == ("subscribed", self.cursor)
+                self._is_new = False
+            assert int(message.cursor.rpartition(".")[2]) >= self.place
+            self.got += [unit.seq for unit in message.work_units]
+            self.cursor = message.cursor
+        self._has_room.set()
+        if self._serving is not None and self._serving.done() and not self._unread:
+            self._ended()
+
+    def _ended(self) -> None:
+        assert self._serving is not None
+        ended = self._serving.exception()
+        assert isinstance(ended, SlowConsumer), ended
+        assert ended.message.endswith(f"resume after {self.cursor}"), "all that it was told to resume after, it has"
+        self._serving = self.feed = None
+
+    def was_told_of_the_end(self) -> bool:
+        if self.feed is None or isinstance(self.stream._end, SlowConsumer):
+            return True
+        last = SubscribeResponse.FromString(self.stream._waiting[-1])
+        return isinstance(self.stream._end, ShuttingDown) and last.WhichOneof("event") == "goaway"
+
+    def is_at(self, head: int) -> bool:
+        waits = self._unread or self.stream._waiting or self.stream._waiting_bytes
+        return self.feed is not None and self.feed.state is State.LIVE and not waits
+
+
 class Local(Client):
     """In the same process."""
 
@@ -305,6 +374,8 @@ def _now(subscription: LocalSubscription) -> Any:
 def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engram_bus.router.pages.CATCH_UP_UNITS", 16)
     monkeypatch.setattr("engram_bus.router.lanes.FRAME_BYTES_MAX", 1_000)
+    monkeypatch.setattr("engram_bus.subscribers.grpc_stream.FRAME_BYTES_MAX", 1_000)
+    monkeypatch.setattr("engram_bus.subscribers.grpc_stream.SOCKET_BUFFER_BYTES", 2_000)
 
 
 def seeds(count: int) -> list[Any]:
