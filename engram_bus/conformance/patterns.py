@@ -13,7 +13,7 @@ Known = Mapping[str, Any]
 
 class Untold:
     """In an answer: what this way of asking does not tell (a client's method that answers less than the wire says). It
-    matches whatever is expected, and binds nothing."""
+    matches whatever is expected; a name that it is bound to is bound again by what it meets next."""
 
     def __repr__(self) -> str:
         return "(not told)"
@@ -36,6 +36,10 @@ class NotKnown(Exception):
     """A request or a pattern uses a name that nothing was bound to."""
 
 
+class NotTold(NotKnown):
+    """A request uses a name that is bound to what was not told."""
+
+
 class Variable:
     """A value as an exchange says it (`each`): in a request it is substituted, in a pattern it is one itself."""
 
@@ -52,7 +56,6 @@ class _Absent:
 
 
 _ABSENT: Final = _Absent()
-_ANY = "<any>"
 _NOTHING = "<absent>"
 _NAME = re.compile(r"\$([a-z][a-z0-9_]*)")
 _ALONE = re.compile(r"\$\{([a-z][a-z0-9_]*)([+-][0-9]+)?\}")
@@ -170,8 +173,13 @@ def _value(found: re.Match[str], known: Known) -> Any:
 def _look_up(name: str, known: Known) -> Any:
     if name not in known:
         raise NotKnown(f"${name} is not known here; what is: {', '.join(sorted(known))}")
-    value = known[name]
-    return substitute(value.said, known) if isinstance(value, Variable) else value
+    match known[name]:
+        case Untold():
+            raise NotTold(f"${name} is what was not told")
+        case Variable(said=said):
+            return substitute(said, known)
+        case value:
+            return value
 
 
 # --- Match -----------------------------------------------------------------------------------------------------------
@@ -185,9 +193,12 @@ def match(pattern: Any, came: Any, known: Known) -> dict[str, Any]:
 
 
 def _match(pattern: Any, came: Any, bound: dict[str, Any], where: str) -> None:
-    if isinstance(came, Untold) or pattern == _ANY:
+    if isinstance(came, Untold):
+        _bind_untold(pattern, bound)
         return
     match pattern:
+        case "<any>":
+            pass
         case None:
             _demand(came is None or came is _ABSENT, where, pattern, came)
         case str():
@@ -209,9 +220,14 @@ def _match(pattern: Any, came: Any, bound: dict[str, Any], where: str) -> None:
             _demand(_same(pattern, came), where, pattern, came)
 
 
+def _bind_untold(pattern: Any, bound: dict[str, Any]) -> None:
+    if isinstance(pattern, str) and (name := _NAME.fullmatch(pattern)) is not None:
+        bound.setdefault(name[1], UNTOLD)
+
+
 def _match_text(pattern: str, came: Any, bound: dict[str, Any], where: str) -> None:
     name = _NAME.fullmatch(pattern)
-    if name is not None and name[1] not in bound:
+    if name is not None and isinstance(bound.get(name[1], UNTOLD), Untold):
         _demand(came is not _ABSENT, where, pattern, came)
         bound[name[1]] = came
     elif name is not None and isinstance(variable := bound[name[1]], Variable):

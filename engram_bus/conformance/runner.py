@@ -11,7 +11,7 @@ from uuid import UUID
 import msgspec
 from msgspec import UNSET
 
-from engram_bus.conformance.patterns import Mismatch, NotKnown, Variable, expanded, match, shown, substitute
+from engram_bus.conformance.patterns import Mismatch, NotKnown, NotTold, Variable, expanded, match, shown, substitute
 from engram_bus.conformance.refusals import complaint
 from engram_bus.conformance.transports.contract import (
     Asked,
@@ -34,6 +34,9 @@ HEAR_SECONDS: Final = 20.0
 UNTIL_SECONDS: Final = 20.0
 UNTIL_PAUSES: Final = (0.01, 0.25)
 """The first, and the longest, between two questions."""
+
+AWAY: Final = ("SEARCH_BUILDING", "SEARCH_UNAVAILABLE")
+"""What a search is answered while its index is being built or started."""
 
 
 class Stages(Protocol):
@@ -115,6 +118,11 @@ class Runner:
                 await self._play(exchange, name)
             except Failed as failed:
                 failure = str(failed)
+            except CannotSay as exc:
+                if TRANSPORTS[name].is_client:
+                    missing.append("what the client does not take")
+                else:
+                    failure = f"this transport cannot say it: {exc}"
         return Outcome(
             exchange=exchange.name,
             file=exchange.file,
@@ -135,7 +143,8 @@ class Runner:
                     "head": status["head"],
                     **{key: Variable(value) for key, value in exchange.variables.items()},
                 }
-                play = _Play(transport, otherwise, self._refusals, self._stages, known)
+                may_be_away = "no_search" in exchange.needs
+                play = _Play(transport, otherwise, self._refusals, self._stages, known, may_be_away=may_be_away)
                 try:
                     for number, step in enumerate(exchange.steps, 1):
                         await _stepped(play, number, step)
@@ -153,14 +162,14 @@ def is_played(exchange: Exchange, transport: str) -> bool:
 
 
 async def _stepped(play: "_Play", number: int, step: Step) -> None:
-    """One step; what is wrong with it is told with its number and what it is. Raises Failed."""
+    """One step; what is wrong with it is told with its number and what it is. Raises Failed, CannotSay."""
     try:
         async with asyncio.timeout(STEP_SECONDS):
             await play.step(step)
     except TimeoutError as exc:
         raise Failed(f"{_place(number, step)}: nothing came for {STEP_SECONDS:.0f} s") from exc
-    except CannotSay as exc:
-        raise Failed(f"{_place(number, step)}: this transport cannot say it: {exc}") from exc
+    except (CannotSay, NotTold) as exc:
+        raise CannotSay(f"{_place(number, step)}: {exc}") from exc
     except (Failed, Mismatch, NotKnown, Broken) as exc:
         raise Failed(f"{_place(number, step)}: {exc}") from exc
 
@@ -220,7 +229,10 @@ class _Play:
         refusals: Mapping[str, Refusal],
         stages: Stages,
         known: dict[str, Any],
+        *,
+        may_be_away: bool,
     ) -> None:
+        self._may_be_away = may_be_away
         self._transport = transport
         self._otherwise = otherwise
         self._refusals = refusals
@@ -268,7 +280,19 @@ class _Play:
         elif step.until is not UNSET:
             await self._until(step, asked)
         else:
-            await self._must(self._ask(step, asked), step)
+            await self._must(self._found(step, asked) if step.name == "search" else self._ask(step, asked), step)
+
+    async def _found(self, step: Request, asked: Asked) -> Any:
+        """What a search answers once there is an index: one that is being built, or started, comes by itself."""
+        end = asyncio.get_running_loop().time() + UNTIL_SECONDS
+        while True:
+            try:
+                return await self._ask(step, asked)
+            except Refused as refused:
+                is_late = asyncio.get_running_loop().time() > end
+                if self._may_be_away or refused.fields.get("code") not in AWAY or is_late:
+                    raise
+            await asyncio.sleep(UNTIL_PAUSES[1])
 
     async def _ask(self, step: Request, asked: Asked) -> Any:
         """The answer, whoever can ask for it. Raises Refused, Broken, CannotSay."""
@@ -344,6 +368,8 @@ class _Play:
                 except Mismatch as exc:
                     raise Failed(f"unit {number}: {exc} of {shown(unit)}") from exc
         elif isinstance(name := step.event, str):
+            if name not in heard.stream.hears:
+                raise CannotSay(f"it does not tell of `{name}`")
             event = await heard.event(name)
             if event.name != name:
                 raise Failed(f"expected the event {name}, came {shown(event)}")

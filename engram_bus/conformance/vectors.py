@@ -99,8 +99,8 @@ class Exchange(msgspec.Struct, frozen=True, kw_only=True):
         return {step.name for step in self.steps if isinstance(step, Request)}
 
     def is_for(self, transport: str) -> bool:
-        """Whether it may be played over this transport. `http` names all whose names begin so: `http-json`, ..."""
-        return (not self.on or _names(self.on, transport)) and not _names(self.not_on, transport)
+        """Whether it may be played over this transport."""
+        return (not self.on or transport in self.on) and transport not in self.not_on
 
 
 class Refusal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -177,10 +177,6 @@ def _played(sentence: str, variables: dict[str, Any]) -> str:
 def _short(value: Any) -> str:
     text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
     return text if len(text) <= 40 else f"{text[:37]}..."
-
-
-def _names(names: tuple[str, ...], transport: str) -> bool:
-    return any(transport == name or transport.startswith(f"{name}-") for name in names)
 
 
 def _files(directory: Path | None) -> list[Traversable]:

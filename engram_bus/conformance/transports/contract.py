@@ -1,6 +1,6 @@
 """What an adapter of a transport does: verbs as proto/vectors/README.md says them, in and out."""
 
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, Final, NamedTuple, Protocol, Self
 
 import msgspec
 
@@ -83,8 +83,15 @@ class Event(NamedTuple):
     fields: dict[str, Any]
 
 
+EVENTS: Final = frozenset({"heartbeat", "gap", "goaway"})
+
+
 class Stream(Protocol):
     """A subscription that the bus has taken up."""
+
+    @property
+    def hears(self) -> frozenset[str]:
+        """The events that it tells of."""
 
     @property
     def answer(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from google.rpc import status_pb2
 
 from engram_bus.conformance.transports import protobuf
 from engram_bus.conformance.transports.contract import (
+    EVENTS,
     Asked,
     Broken,
     CannotSay,
@@ -102,6 +103,8 @@ class Grpc:
 
 class _Stream:
     """A call that goes on."""
+
+    hears = EVENTS
 
     def __init__(self, call: Any) -> None:  # of grpc's own generic type, which its stubs make no name for
         self._call = call

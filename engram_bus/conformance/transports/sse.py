@@ -6,7 +6,17 @@ from contextlib import AsyncExitStack
 from typing import Any, Final
 
 from engram_bus.conformance.patterns import UNTOLD
-from engram_bus.conformance.transports.contract import Asked, Broken, CannotSay, Event, InStream, Refused, Stream, Units
+from engram_bus.conformance.transports.contract import (
+    EVENTS,
+    Asked,
+    Broken,
+    CannotSay,
+    Event,
+    InStream,
+    Refused,
+    Stream,
+    Units,
+)
 from engram_bus.conformance.transports.web import Answer, Web, chunks
 
 _CODES: Final = {"shutdown": "SHUTTING_DOWN"}
@@ -30,6 +40,8 @@ class Sse:
 
 class SseStream:
     """One response."""
+
+    hears = EVENTS
 
     def __init__(self, events: AsyncIterator[tuple[str, str, dict[str, Any]]], stack: AsyncExitStack) -> None:
         self._events = events

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from engram_bus.conformance.transports.client import OfClient, open_client
 from engram_bus.conformance.transports.contract import Broken
 from engram_bus.conformance.transports.grpc import Grpc, open_channel
 from engram_bus.conformance.transports.http_json import HttpJson
@@ -83,6 +84,22 @@ class Way(msgspec.Struct, frozen=True):
     open: Open
     verbs: frozenset[str]
     needs_grpc: bool = False
+    is_client: bool = False
+    """It has types of its own: what they cannot say is left out."""
+
+
+@asynccontextmanager
+async def _client(place: Place) -> AsyncIterator[OfClient]:
+    async with open_client(place.url) as client:
+        yield client
+
+
+@asynccontextmanager
+async def _client_grpc(place: Place) -> AsyncIterator[OfClient]:
+    if place.grpc is None:
+        raise Broken("this bus speaks no gRPC")
+    async with open_client(f"grpc://{place.grpc}") as client:
+        yield client
 
 
 TRANSPORTS: Final[dict[str, Way]] = {
@@ -93,6 +110,8 @@ TRANSPORTS: Final[dict[str, Way]] = {
     "websocket-msgpack": Way(_websocket_msgpack, WebSocket.verbs),
     "sse": Way(_sse, Sse.verbs),
     "grpc": Way(_grpc, Grpc.verbs, needs_grpc=True),
+    "client": Way(_client, OfClient.verbs, is_client=True),
+    "client-grpc": Way(_client_grpc, OfClient.verbs, needs_grpc=True, is_client=True),
 }
 """In the order in which they are played."""
 

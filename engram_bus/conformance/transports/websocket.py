@@ -15,6 +15,7 @@ from websockets.typing import Subprotocol
 
 from engram_bus.conformance.transports import payloads
 from engram_bus.conformance.transports.contract import (
+    EVENTS,
     AsClose,
     Asked,
     Broken,
@@ -229,6 +230,8 @@ class WebSocket:
 
 class _Stream:
     """A subscription on a socket: `name` is None where it is the URL's."""
+
+    hears = EVENTS
 
     def __init__(
         self, socket: Socket, queue: "asyncio.Queue[Frame | Exception]", answer: dict[str, Any], name: Any
