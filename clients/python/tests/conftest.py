@@ -17,7 +17,7 @@ from websockets.typing import Subprotocol
 
 # In pytest's importlib mode a test's neighbours are not on the path.
 sys.path.insert(0, str(Path(__file__).parent))
-from live_bus import LiveBus
+from live_bus import LiveBus, SameBus
 
 UNIT: dict[str, Any] = {
     "context_id": "plan",
@@ -228,17 +228,29 @@ def closed_url(short_pauses: None) -> str:
         return f"http://127.0.0.1:{bound.getsockname()[1]}"
 
 
+@pytest.fixture(params=["http", "grpc"])
+def scheme(request: pytest.FixtureRequest) -> str:
+    """What a test of a real bus speaks to it: each of them, unless it is parametrised itself."""
+    found: str = request.param
+    return found
+
+
 @pytest.fixture(scope="session")
-def shared_bus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveBus]:
-    """One bus for all tests that only append and read, each in contexts of its own."""
+def running_bus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveBus]:
     pytest.importorskip("engram_bus")
     with LiveBus(tmp_path_factory.mktemp("bus")) as bus:
         yield bus
 
 
 @pytest.fixture
-def own_bus(tmp_path: Path) -> Iterator[LiveBus]:
+def shared_bus(running_bus: LiveBus, scheme: str) -> SameBus:
+    """One bus for all tests that only append and read, each in contexts of its own."""
+    return SameBus(running_bus, scheme)
+
+
+@pytest.fixture
+def own_bus(tmp_path: Path, scheme: str) -> Iterator[LiveBus]:
     """A bus for a test that ends it, or counts all its units."""
     pytest.importorskip("engram_bus")
-    with LiveBus(tmp_path / "data", "--heartbeat-seconds", "1") as bus:
+    with LiveBus(tmp_path / "data", "--heartbeat-seconds", "1", scheme=scheme) as bus:
         yield bus

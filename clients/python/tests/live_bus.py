@@ -1,6 +1,8 @@
 """A real bus in a process of its own, that can be stopped, killed and started again, and a wire to it that breaks."""
 
 import asyncio
+import http.client
+import json
 import os
 import random
 import re
@@ -17,18 +19,26 @@ from typing import Self
 class LiveBus:
     """`engram serve` over a data directory; started again, it listens where it did before."""
 
-    def __init__(self, data_dir: Path, *flags: str) -> None:
-        self.url = ""
+    def __init__(self, data_dir: Path, *flags: str, scheme: str = "http") -> None:
+        self.urls: dict[str, str] = {}
+        self._scheme = scheme
         self._data_dir = data_dir
         self._flags = flags
         self._port = "0"
+        self._grpc_port = "0"
         self._process: subprocess.Popen[str] | None = None
+
+    @property
+    def url(self) -> str:
+        """Where it is, over what the test is about."""
+        return self.urls[self._scheme]
 
     def start(self) -> None:
         """Return when it answers."""
-        command = [sys.executable, "-m", "engram_bus.cli", "serve", "--port", self._port, "--log-level", "warning"]
+        command = [sys.executable, "-m", "engram_bus.cli", "serve", "--log-level", "warning"]
+        ports = ["--port", self._port, "--grpc-port", self._grpc_port]
         self._process = subprocess.Popen(
-            [*command, "--data-dir", str(self._data_dir), *self._flags],
+            [*command, *ports, "--data-dir", str(self._data_dir), *self._flags],
             stdout=subprocess.PIPE,
             text=True,
             # What indexes starts with the first search, so that a bus which is not asked costs nothing.
@@ -38,7 +48,18 @@ class LiveBus:
         said = self._process.stdout.readline()
         found = re.search(r"http://\S+:(\d+)", said)
         assert found is not None, f"the bus did not start: {said!r}"
-        self.url, self._port = found[0], found[1]
+        self._port = found[1]
+        self._grpc_port = str(self._ready()["grpc_port"])
+        self.urls = {"http": found[0], "grpc": f"grpc://127.0.0.1:{self._grpc_port}"}
+
+    def _ready(self) -> dict[str, object]:
+        connection = http.client.HTTPConnection("127.0.0.1", int(self._port), timeout=10)
+        try:
+            connection.request("GET", "/readyz")
+            found: dict[str, object] = json.loads(connection.getresponse().read())
+            return found
+        finally:
+            connection.close()
 
     def stop(self) -> int:
         """As an operator stops it; its exit code."""
@@ -66,6 +87,13 @@ class LiveBus:
             self._end(signal.SIGKILL if kind is not None else signal.SIGTERM)
 
 
+class SameBus:
+    """One that others use too, as it is reached over what the test is about."""
+
+    def __init__(self, bus: LiveBus, scheme: str) -> None:
+        self.url = bus.urls[scheme]
+
+
 class Wire:
     """Another way to a bus, and how often it broke."""
 
@@ -78,7 +106,8 @@ class Wire:
 async def breaking_wire(url: str, *, seed: int, bytes_mean: int) -> AsyncIterator[Wire]:
     """A way to `url` whose connections are cut after a random number of bytes in either direction."""
     wire = Wire()
-    host, _, port = url.removeprefix("http://").rpartition(":")
+    scheme, _, address = url.partition("://")
+    host, _, port = address.rpartition(":")
     dice = random.Random(seed)
     connections: set[asyncio.Task[None]] = set()
 
@@ -115,7 +144,7 @@ async def breaking_wire(url: str, *, seed: int, bytes_mean: int) -> AsyncIterato
 
     server = await asyncio.start_server(connect, "127.0.0.1", 0)
     try:
-        wire.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        wire.url = f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         yield wire
     finally:
         server.close()

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from live_bus import LiveBus
+from live_bus import LiveBus, SameBus
 
 from engram_client import (
     Client,
@@ -19,8 +19,16 @@ from engram_client import (
     errors,
 )
 
-WAYS: list[dict[str, Any]] = [{"encoding": "msgpack"}, {"encoding": "json"}, {"transport": "sse"}]
-every_way = pytest.mark.parametrize("way", WAYS, ids=["msgpack", "json", "sse"])
+every_way = pytest.mark.parametrize(
+    ("scheme", "way"),
+    [
+        ("http", {"encoding": "msgpack"}),
+        ("http", {"encoding": "json"}),
+        ("http", {"transport": "sse"}),
+        ("grpc", {}),
+    ],
+    ids=["msgpack", "json", "sse", "grpc"],
+)
 
 
 @pytest.fixture
@@ -37,7 +45,7 @@ async def post(bus: Client, context: str, count: int) -> list[WorkUnit]:
 
 
 @every_way
-async def test_a_unit_is_the_same_wherever_it_is_read(shared_bus: LiveBus, context: str, way: dict[str, Any]) -> None:
+async def test_a_unit_is_the_same_wherever_it_is_read(shared_bus: SameBus, context: str, way: dict[str, Any]) -> None:
     async with Client(shared_bus.url, agent_id="Zo\u00eb") as bus:
         first = await bus.append(context, "h\u00e9llo\n\r\n\u2028", meta={"k": "v"}, resources=["src/a b.py"])
         cause = Relationship(first.id, RelationshipType.RESPONDS_TO, {"why": "asked"})
@@ -69,7 +77,7 @@ async def test_a_unit_is_the_same_wherever_it_is_read(shared_bus: LiveBus, conte
         assert (said[0].agent_id, said[4].agent_id, said[1].type) == ("Zo\u00eb", "eve", UnitType.TOOL_CALL)
 
 
-async def test_pages_filters_and_order(shared_bus: LiveBus, context: str) -> None:
+async def test_pages_filters_and_order(shared_bus: SameBus, context: str) -> None:
     async with Client(shared_bus.url, agent_id="ann") as bus:
         units = await post(bus, context, 10)
         tool = await bus.append(context, "x", type="TOOL_CALL", kind="tool.run", agent_id="bob")
@@ -81,7 +89,7 @@ async def test_pages_filters_and_order(shared_bus: LiveBus, context: str) -> Non
         assert (await bus.list("nobody was here")).work_units == []
 
 
-async def test_what_relates(shared_bus: LiveBus, context: str) -> None:
+async def test_what_relates(shared_bus: SameBus, context: str) -> None:
     async with Client(shared_bus.url, agent_id="ann") as bus:
         call = await bus.append(context, "call")
         missing = "01890000-0000-7000-8000-000000000000"
@@ -94,7 +102,7 @@ async def test_what_relates(shared_bus: LiveBus, context: str) -> None:
         assert [(one.work_unit, one.direction) for one in back.related] == [(result, "in")]
 
 
-async def test_read_your_writes(shared_bus: LiveBus, context: str) -> None:
+async def test_read_your_writes(shared_bus: SameBus, context: str) -> None:
     async with Client(shared_bus.url, agent_id="ann") as bus:
         unit = await bus.append(context, "x")
         assert (await bus.list(context, min_seq=unit.seq)).applied_seq >= unit.seq
@@ -106,27 +114,27 @@ async def test_read_your_writes(shared_bus: LiveBus, context: str) -> None:
 # --- Once
 
 
-async def test_a_key_said_twice_is_one_unit_and_with_another_body_a_conflict(shared_bus: LiveBus, context: str) -> None:
+async def test_a_key_said_twice_is_one_unit_and_with_another_body_a_conflict(shared_bus: SameBus, context: str) -> None:
     async with Client(shared_bus.url, agent_id="ann") as bus:
-        first = await bus.append(context, "x", idempotency_key="k")
-        assert await bus.append(context, "x", idempotency_key="k") == first
+        first = await bus.append(context, "x", idempotency_key=context)
+        assert await bus.append(context, "x", idempotency_key=context) == first
         with pytest.raises(errors.IdempotencyConflict):
-            await bus.append(context, "y", idempotency_key="k")
+            await bus.append(context, "y", idempotency_key=context)
         async with bus.pipeline() as pipe:
-            receipt = await (await pipe.append(context, "x", idempotency_key="k"))
+            receipt = await (await pipe.append(context, "x", idempotency_key=context))
         assert (receipt.seq, receipt.unit_id, receipt.replayed) == (first.seq, first.id, True)
 
 
-async def test_a_bulk_said_twice_is_one_bulk(shared_bus: LiveBus, context: str) -> None:
+async def test_a_bulk_said_twice_is_one_bulk(shared_bus: SameBus, context: str) -> None:
     drafts = [Draft(context, "a"), Draft(context, b"\0"), Draft(context, {"b": 1})]
     async with Client(shared_bus.url, agent_id="ann") as bus:
         for atomic in (False, True):
-            first = await bus.append_bulk(drafts, atomic=atomic, idempotency_key=f"bulk {atomic}")
-            assert await bus.append_bulk(drafts, atomic=atomic, idempotency_key=f"bulk {atomic}") == first
+            first = await bus.append_bulk(drafts, atomic=atomic, idempotency_key=f"{context} {atomic}")
+            assert await bus.append_bulk(drafts, atomic=atomic, idempotency_key=f"{context} {atomic}") == first
         assert len((await bus.list(context)).work_units) == 6
 
 
-async def test_a_bulk_tells_what_became_of_each(shared_bus: LiveBus, context: str) -> None:
+async def test_a_bulk_tells_what_became_of_each(shared_bus: SameBus, context: str) -> None:
     drafts = [Draft(context, "a"), Draft(context, "b", expected_version=9), Draft(context, "c", expected_version=1)]
     async with Client(shared_bus.url, agent_id="ann") as bus:
         one, refused, other = await bus.append_bulk(drafts)
@@ -141,7 +149,7 @@ async def test_a_bulk_tells_what_became_of_each(shared_bus: LiveBus, context: st
 # --- Contexts
 
 
-async def test_contexts(shared_bus: LiveBus, context: str) -> None:
+async def test_contexts(shared_bus: SameBus, context: str) -> None:
     async with Client(shared_bus.url, agent_id="ann") as bus:
         made = await bus.update_context(
             context, display_name="Plan", add_agents=["ann", "bob"], meta={"a": "1", "b": "2"}
@@ -176,7 +184,7 @@ async def test_contexts(shared_bus: LiveBus, context: str) -> None:
         assert told.value.details["current_version"] == changed.version
 
 
-async def test_contexts_page_by_page(shared_bus: LiveBus, context: str) -> None:
+async def test_contexts_page_by_page(shared_bus: SameBus, context: str) -> None:
     names = [f"{context}/{number}" for number in range(5)]
     async with Client(shared_bus.url, agent_id="ann") as bus:
         await bus.append_bulk([Draft(name, "x") for name in names])
@@ -214,7 +222,7 @@ REFUSED: list[tuple[type[EngramError], str | None, Callable[[Client, WorkUnit], 
 ]
 
 
-async def test_refusals_are_typed_and_name_their_field(shared_bus: LiveBus, context: str) -> None:
+async def test_refusals_are_typed_and_name_their_field(shared_bus: SameBus, context: str) -> None:
     async with Client(shared_bus.url, agent_id="ann") as bus:
         unit = await bus.append(context, "x")
         for kind, field, refused in REFUSED:
@@ -235,7 +243,7 @@ async def test_refusals_are_typed_and_name_their_field(shared_bus: LiveBus, cont
     ],
 )
 async def test_every_odd_cursor_is_a_typed_answer(
-    shared_bus: LiveBus, way: dict[str, Any], after: str | int, kind: type[EngramError]
+    shared_bus: SameBus, way: dict[str, Any], after: str | int, kind: type[EngramError]
 ) -> None:
     async with Client(shared_bus.url, agent_id="ann") as bus:
         with pytest.raises(kind) as told:
@@ -250,7 +258,7 @@ async def test_every_odd_cursor_is_a_typed_answer(
 
 @every_way
 async def test_from_now_on_means_from_when_it_was_entered(
-    shared_bus: LiveBus, context: str, way: dict[str, Any]
+    shared_bus: SameBus, context: str, way: dict[str, Any]
 ) -> None:
     async with Client(shared_bus.url, agent_id="ann") as bus:
         await post(bus, context, 3)
@@ -261,7 +269,7 @@ async def test_from_now_on_means_from_when_it_was_entered(
 
 
 @every_way
-async def test_a_saved_cursor_goes_on_where_it_was(shared_bus: LiveBus, context: str, way: dict[str, Any]) -> None:
+async def test_a_saved_cursor_goes_on_where_it_was(shared_bus: SameBus, context: str, way: dict[str, Any]) -> None:
     async with Client(shared_bus.url, agent_id="ann") as bus:
         said = await post(bus, context, 6)
         cursor: str | int | None = 0
@@ -272,7 +280,7 @@ async def test_a_saved_cursor_goes_on_where_it_was(shared_bus: LiveBus, context:
 
 
 @every_way
-async def test_filters(shared_bus: LiveBus, context: str, way: dict[str, Any]) -> None:
+async def test_filters(shared_bus: SameBus, context: str, way: dict[str, Any]) -> None:
     async with Client(shared_bus.url, agent_id="ann") as bus:
         plain = await bus.append(context, "x", agent_id="bob")
         tool = await bus.append(
@@ -293,7 +301,7 @@ async def test_filters(shared_bus: LiveBus, context: str, way: dict[str, Any]) -
 
 
 async def test_a_thousand_contexts_do_not_fit_a_url_and_are_subscribed_all_the_same(
-    shared_bus: LiveBus, context: str
+    shared_bus: SameBus, context: str
 ) -> None:
     names = [f"{context}/{number:04}" for number in range(1_000)]
     async with Client(shared_bus.url, agent_id="ann") as bus, bus.subscribe(*names, meta={"k": "v"}) as units:
@@ -321,7 +329,7 @@ async def test_a_narrow_cursor_moves_on_with_the_heartbeat(own_bus: LiveBus, way
 # --- For threads
 
 
-def test_the_same_without_a_loop(shared_bus: LiveBus, context: str) -> None:
+def test_the_same_without_a_loop(shared_bus: SameBus, context: str) -> None:
     with SyncClient(shared_bus.url, agent_id="ann") as bus, bus.subscribe(context) as units:
         said = [bus.append(context, f"{number}") for number in range(3)]
         with bus.pipeline() as pipe:

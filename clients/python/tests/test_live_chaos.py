@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from live_bus import LiveBus, breaking_wire
+from live_bus import LiveBus, SameBus, breaking_wire
 
 from engram_client import Client, Draft, PendingReceipt, Subscription, WorkUnit
 
-WAYS: list[dict[str, Any]] = [{"encoding": "msgpack"}, {"encoding": "json"}, {"transport": "sse"}]
+WAYS: dict[str, list[dict[str, Any]]] = {
+    "http": [{"encoding": "msgpack"}, {"encoding": "json"}, {"transport": "sse"}],
+    "grpc": [{}],
+}
 
 
 async def collect(subscription: Subscription, count: int) -> list[str]:
@@ -26,9 +29,9 @@ async def publish(bus: Client, context: str, payloads: list[str]) -> list[int]:
 
 @pytest.mark.parametrize("seed", range(3))
 async def test_over_a_wire_that_breaks_each_unit_arrives_once_and_in_order(
-    shared_bus: LiveBus, short_pauses: None, seed: int
+    shared_bus: SameBus, scheme: str, short_pauses: None, seed: int
 ) -> None:
-    context = f"chaos/{seed}"
+    context = f"chaos/{scheme}/{seed}"
     payloads = [f"{number} {'x' * random.Random(number).randrange(200)}" for number in range(2_000)]
     async with (
         breaking_wire(shared_bus.url, seed=seed, bytes_mean=80_000) as wire,
@@ -36,7 +39,9 @@ async def test_over_a_wire_that_breaks_each_unit_arrives_once_and_in_order(
         Client(shared_bus.url, agent_id="bob") as safe,
         asyncio.timeout(60),
     ):
-        readers = [asyncio.create_task(collect(bus.subscribe(context, after=0, **way), len(payloads))) for way in WAYS]
+        readers = [
+            asyncio.create_task(collect(bus.subscribe(context, after=0, **way), len(payloads))) for way in WAYS[scheme]
+        ]
         seqs = await publish(bus, context, payloads)
         for reader in readers:
             assert await reader == payloads
@@ -46,26 +51,33 @@ async def test_over_a_wire_that_breaks_each_unit_arrives_once_and_in_order(
         assert wire.cuts > 5
 
 
-async def test_requests_over_a_wire_that_breaks_are_carried_out_once(shared_bus: LiveBus, short_pauses: None) -> None:
+async def test_requests_over_a_wire_that_breaks_are_carried_out_once(
+    shared_bus: SameBus, scheme: str, short_pauses: None
+) -> None:
+    context_id = f"chaos/requests/{scheme}"
     async with (
         breaking_wire(shared_bus.url, seed=7, bytes_mean=2_000) as wire,
         Client(wire.url, agent_id="ann", max_retries=50) as bus,
         Client(shared_bus.url, agent_id="bob") as safe,
     ):
-        said = [await bus.append("chaos/requests", f"{number}") for number in range(100)]
+        said = [await bus.append(context_id, f"{number}") for number in range(100)]
         said += [
             unit
             for start in range(10)
-            for unit in await bus.append_bulk([Draft("chaos/requests", f"{start} {n}") for n in range(5)])
+            for unit in await bus.append_bulk([Draft(context_id, f"{start} {n}") for n in range(5)])
             if isinstance(unit, WorkUnit)
         ]
-        assert [unit async for unit in safe.units("chaos/requests")] == said
-        context = await bus.update_context("chaos/requests", add_agents=["eve"])
+        assert [unit async for unit in safe.units(context_id)] == said
+        context = await bus.update_context(context_id, add_agents=["eve"])
         assert context.version == len(said) + 1
         assert wire.cuts > 5
 
 
-@pytest.mark.parametrize("way", WAYS, ids=["msgpack", "json", "sse"])
+@pytest.mark.parametrize(
+    ("scheme", "way"),
+    [(scheme, way) for scheme, ways in WAYS.items() for way in ways],
+    ids=["msgpack", "json", "sse", "grpc"],
+)
 async def test_a_bus_that_is_stopped_and_killed_again_and_again_loses_nothing(
     own_bus: LiveBus, short_pauses: None, way: dict[str, Any]
 ) -> None:
@@ -102,23 +114,27 @@ async def test_a_bus_that_is_stopped_and_killed_again_and_again_loses_nothing(
         assert [unit.text async for unit in bus.units("plan", limit=1_000)] == said
 
 
-async def test_a_stopped_bus_says_goodbye_and_is_come_back_to(own_bus: LiveBus, short_pauses: None) -> None:
+async def test_a_stopped_bus_says_goodbye_and_is_come_back_to(
+    own_bus: LiveBus, scheme: str, short_pauses: None
+) -> None:
     async with Client(own_bus.url, agent_id="ann") as bus, asyncio.timeout(30):
-        subscriptions = [bus.subscribe("plan", **way) for way in WAYS]
+        subscriptions = [bus.subscribe("plan", **way) for way in WAYS[scheme]]
         for subscription in subscriptions:
             await subscription.wait_subscribed()
         assert await asyncio.to_thread(own_bus.stop) == 0
         own_bus.start()
         said = await bus.append("plan", "again")
-        assert [await anext(subscription) for subscription in subscriptions] == [said] * 3
+        assert [await anext(subscription) for subscription in subscriptions] == [said] * len(subscriptions)
 
 
-@pytest.mark.parametrize("way", [{}, {"transport": "sse"}], ids=["websocket", "sse"])
+@pytest.mark.parametrize(
+    ("scheme", "way"), [("http", {}), ("http", {"transport": "sse"}), ("grpc", {})], ids=["websocket", "sse", "grpc"]
+)
 async def test_who_reads_too_slowly_is_sent_away_and_still_gets_everything(
-    tmp_path: Path, short_pauses: None, way: dict[str, Any], caplog: pytest.LogCaptureFixture
+    tmp_path: Path, short_pauses: None, scheme: str, way: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     pytest.importorskip("engram_bus")
-    with LiveBus(tmp_path / "data", "--stall-seconds", "1") as live:
+    with LiveBus(tmp_path / "data", "--stall-seconds", "1", scheme=scheme) as live:
         async with Client(live.url, agent_id="ann") as bus, asyncio.timeout(60), bus.subscribe("plan", **way) as units:
             async with bus.pipeline(window=32) as pipe:
                 for number in range(600):

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
-from live_bus import LiveBus
+from live_bus import LiveBus, SameBus
 
 from engram_client import Client, Fence, Lease, Lock, LockMode, SyncClient
 from engram_client.errors import (
@@ -22,7 +22,9 @@ from engram_client.errors import (
     WaitsFor,
 )
 
-every_way = pytest.mark.parametrize("session", [False, True], ids=["http", "session"])
+every_way = pytest.mark.parametrize(
+    ("scheme", "session"), [("http", False), ("http", True), ("grpc", False)], ids=["http", "session", "grpc"]
+)
 
 
 @pytest.fixture
@@ -32,7 +34,7 @@ def plan(request: pytest.FixtureRequest) -> str:
 
 
 @asynccontextmanager
-async def two(bus: LiveBus) -> AsyncIterator[tuple[Client, Client]]:
+async def two(bus: LiveBus | SameBus) -> AsyncIterator[tuple[Client, Client]]:
     async with Client(bus.url, agent_id="ann") as ann, Client(bus.url, agent_id="bob") as bob, asyncio.timeout(60):
         yield ann, bob
 
@@ -58,7 +60,7 @@ async def holders(bus: Client, resource: str) -> list[str]:
 # --- The verbs
 
 
-async def test_a_lock_is_held_extended_refreshed_and_released(shared_bus: LiveBus, plan: str) -> None:
+async def test_a_lock_is_held_extended_refreshed_and_released(shared_bus: SameBus, plan: str) -> None:
     async with two(shared_bus) as (ann, bob):
         lock = await ann.acquire_lock(
             f"{plan}/b", f"{plan}/a", ttl_seconds=60, reason="editing", context_id="elsewhere"
@@ -86,7 +88,7 @@ def as_dict(lock: Lock) -> dict[str, object]:
     return {name: getattr(lock, name) for name in lock.__struct_fields__}
 
 
-async def test_a_refusal_tells_who_holds_it(shared_bus: LiveBus, plan: str) -> None:
+async def test_a_refusal_tells_who_holds_it(shared_bus: SameBus, plan: str) -> None:
     async with two(shared_bus) as (ann, bob):
         lock = await ann.acquire_lock(plan, reason="editing")
         with pytest.raises(LockHeld) as told:
@@ -97,14 +99,14 @@ async def test_a_refusal_tells_who_holds_it(shared_bus: LiveBus, plan: str) -> N
         assert (held.queue_length, held.waits, held.retryable) == (0, False, False)
 
 
-async def test_a_wait_may_take_longer_than_a_request_and_ends_with_a_refusal(shared_bus: LiveBus, plan: str) -> None:
+async def test_a_wait_may_take_longer_than_a_request_and_ends_with_a_refusal(shared_bus: SameBus, plan: str) -> None:
     async with two(shared_bus) as (ann, _), Client(shared_bus.url, agent_id="bob", timeout_seconds=0.5) as bob:
         await ann.acquire_lock(plan)
         with pytest.raises(LockHeld):
             await bob.acquire_lock(plan, wait_seconds=0.8)
 
 
-async def test_who_waits_is_handed_the_lock_in_turn(shared_bus: LiveBus, plan: str) -> None:
+async def test_who_waits_is_handed_the_lock_in_turn(shared_bus: SameBus, plan: str) -> None:
     async with two(shared_bus) as (ann, bob):
         lock = await ann.acquire_lock(plan)
         waiting = asyncio.create_task(bob.acquire_lock(plan, wait_seconds=30, reason="next"))
@@ -120,7 +122,7 @@ async def test_who_waits_is_handed_the_lock_in_turn(shared_bus: LiveBus, plan: s
         assert (await ann.get_lock(plan, lock.fencing_token)).valid is False
 
 
-async def test_a_circle_of_waits_is_refused(shared_bus: LiveBus, plan: str) -> None:
+async def test_a_circle_of_waits_is_refused(shared_bus: SameBus, plan: str) -> None:
     async with two(shared_bus) as (ann, bob):
         await ann.acquire_lock(f"{plan}/a")
         await bob.acquire_lock(f"{plan}/b")
@@ -132,7 +134,7 @@ async def test_a_circle_of_waits_is_refused(shared_bus: LiveBus, plan: str) -> N
         waiting.cancel()
 
 
-async def test_who_stops_waiting_leaves_the_line(shared_bus: LiveBus, plan: str) -> None:
+async def test_who_stops_waiting_leaves_the_line(shared_bus: SameBus, plan: str) -> None:
     async with two(shared_bus) as (ann, bob):
         await ann.acquire_lock(plan)
         waiting = asyncio.create_task(bob.acquire_lock(plan, wait_seconds=60))
@@ -142,7 +144,7 @@ async def test_who_stops_waiting_leaves_the_line(shared_bus: LiveBus, plan: str)
         assert (await bob.status()).locks > 0  # its other requests go on
 
 
-async def test_many_who_wait_do_not_hold_up_other_requests_of_the_same_client(shared_bus: LiveBus, plan: str) -> None:
+async def test_many_who_wait_do_not_hold_up_other_requests_of_the_same_client(shared_bus: SameBus, plan: str) -> None:
     async with two(shared_bus) as (ann, bob):
         await ann.acquire_lock(plan)
         waiting = [asyncio.create_task(bob.acquire_lock(plan, wait_seconds=60)) for _ in range(80)]
@@ -153,7 +155,7 @@ async def test_many_who_wait_do_not_hold_up_other_requests_of_the_same_client(sh
         await queued(ann, plan, 0)
 
 
-async def test_what_is_held_is_listed_page_by_page(shared_bus: LiveBus, plan: str) -> None:
+async def test_what_is_held_is_listed_page_by_page(shared_bus: SameBus, plan: str) -> None:
     async with two(shared_bus) as (ann, bob):
         names = [f"{plan}/{number}" for number in range(5)]
         lock = await ann.acquire_lock(*names[:3])
@@ -164,7 +166,7 @@ async def test_what_is_held_is_listed_page_by_page(shared_bus: LiveBus, plan: st
         assert [one.mode async for one in ann.locks("bob", f"{plan}/")] == [LockMode.SHARED] * 2
 
 
-async def test_a_lock_is_broken_on_the_record(shared_bus: LiveBus, plan: str) -> None:
+async def test_a_lock_is_broken_on_the_record(shared_bus: SameBus, plan: str) -> None:
     async with two(shared_bus) as (ann, bob):
         lock = await ann.acquire_lock(plan, context_id=plan)
         assert await bob.break_lock(plan, reason="ann is away") == [lock.lock_id]
@@ -174,7 +176,7 @@ async def test_a_lock_is_broken_on_the_record(shared_bus: LiveBus, plan: str) ->
         assert (last.kind, last.agent_id, last.json()["reason"]) == ("lock.broken", "bob", "ann is away")
 
 
-async def test_a_fence_keeps_out_who_no_longer_holds(shared_bus: LiveBus, plan: str) -> None:
+async def test_a_fence_keeps_out_who_no_longer_holds(shared_bus: SameBus, plan: str) -> None:
     async with two(shared_bus) as (ann, bob):
         lock = await ann.acquire_lock(plan)
         assert (await ann.append(plan, "x", fence=lock.fence())).seq > lock.fencing_token
@@ -193,7 +195,7 @@ async def test_a_fence_keeps_out_who_no_longer_holds(shared_bus: LiveBus, plan: 
 
 
 @every_way
-async def test_a_block_is_alone(shared_bus: LiveBus, plan: str, session: bool) -> None:
+async def test_a_block_is_alone(shared_bus: SameBus, plan: str, session: bool) -> None:
     inside: list[str] = []
     tokens: list[int] = []
 
@@ -213,7 +215,7 @@ async def test_a_block_is_alone(shared_bus: LiveBus, plan: str, session: bool) -
 
 
 @every_way
-async def test_a_lease_outlives_its_first_term(shared_bus: LiveBus, plan: str, session: bool) -> None:
+async def test_a_lease_outlives_its_first_term(shared_bus: SameBus, plan: str, session: bool) -> None:
     async with two(shared_bus) as (ann, _), ann.lock(plan, ttl_seconds=1.5, session=session) as lease:
         first = lease.lock
         await until(lambda: lease.lock.expires_at > first.expires_at)
@@ -223,7 +225,7 @@ async def test_a_lease_outlives_its_first_term(shared_bus: LiveBus, plan: str, s
 
 @every_way
 async def test_a_sibling_that_asks_for_less_takes_nothing_away_and_one_that_releases_takes_it_all(
-    shared_bus: LiveBus, plan: str, session: bool
+    shared_bus: SameBus, plan: str, session: bool
 ) -> None:
     async def block(bus: Client, other: Client) -> None:
         async with bus.lock(plan, ttl_seconds=1.5, session=session) as lease:
@@ -242,7 +244,7 @@ async def test_a_sibling_that_asks_for_less_takes_nothing_away_and_one_that_rele
 
 
 @every_way
-async def test_a_broken_lock_ends_the_block(shared_bus: LiveBus, plan: str, session: bool) -> None:
+async def test_a_broken_lock_ends_the_block(shared_bus: SameBus, plan: str, session: bool) -> None:
     async with two(shared_bus) as (ann, bob):
         entered = asyncio.Event()
 
@@ -259,7 +261,7 @@ async def test_a_broken_lock_ends_the_block(shared_bus: LiveBus, plan: str, sess
 
 
 @every_way
-async def test_an_exception_of_the_block_releases_the_lock(shared_bus: LiveBus, plan: str, session: bool) -> None:
+async def test_an_exception_of_the_block_releases_the_lock(shared_bus: SameBus, plan: str, session: bool) -> None:
     async with two(shared_bus) as (ann, bob):
         with pytest.raises(ZeroDivisionError):
             async with ann.lock(plan, session=session):
@@ -268,7 +270,7 @@ async def test_an_exception_of_the_block_releases_the_lock(shared_bus: LiveBus, 
 
 
 @every_way
-async def test_who_stops_waiting_for_a_block_leaves_the_line(shared_bus: LiveBus, plan: str, session: bool) -> None:
+async def test_who_stops_waiting_for_a_block_leaves_the_line(shared_bus: SameBus, plan: str, session: bool) -> None:
     async def block(bus: Client) -> None:
         async with bus.lock(plan, wait_seconds=60, session=session):
             pytest.fail("ann holds it")
@@ -281,7 +283,7 @@ async def test_who_stops_waiting_for_a_block_leaves_the_line(shared_bus: LiveBus
 
 
 @every_way
-async def test_a_refused_block_says_why(shared_bus: LiveBus, plan: str, session: bool) -> None:
+async def test_a_refused_block_says_why(shared_bus: SameBus, plan: str, session: bool) -> None:
     async with two(shared_bus) as (ann, bob), ann.lock(plan, reason="editing", session=session):
         with pytest.raises(LockHeld) as told:
             async with bob.lock(plan, session=session):
@@ -293,7 +295,7 @@ async def test_a_refused_block_says_why(shared_bus: LiveBus, plan: str, session:
 async def test_a_restart_shorter_than_the_lease_goes_unnoticed(
     own_bus: LiveBus, short_pauses: None, session: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with two(own_bus) as (ann, bob), ann.lock("plan.md", ttl_seconds=4, session=session) as lease:
+    async with two(own_bus) as (ann, bob), ann.lock("plan.md", ttl_seconds=6, session=session) as lease:
         first = lease.lock
         for ending in (own_bus.stop, own_bus.kill):
             caplog.clear()
@@ -385,6 +387,7 @@ asyncio.run(hold())
 """
 
 
+@pytest.mark.parametrize("scheme", ["http"])
 async def test_a_session_ends_with_its_process(own_bus: LiveBus) -> None:
     with subprocess.Popen([sys.executable, "-c", HOLDER, own_bus.url], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -401,7 +404,7 @@ async def test_a_session_ends_with_its_process(own_bus: LiveBus) -> None:
 
 
 @every_way
-def test_the_same_without_a_loop(shared_bus: LiveBus, plan: str, session: bool) -> None:
+def test_the_same_without_a_loop(shared_bus: SameBus, plan: str, session: bool) -> None:
     with SyncClient(shared_bus.url, agent_id="ann") as ann, SyncClient(shared_bus.url, agent_id="bob") as bob:
         lock = ann.refresh_lock(ann.acquire_lock(plan))
         assert [one.lock_id for one in bob.locks(prefix=plan)] == [lock.lock_id]
@@ -416,7 +419,7 @@ def test_the_same_without_a_loop(shared_bus: LiveBus, plan: str, session: bool) 
         assert bob.get_lock(plan).holders == []
 
 
-def test_a_thread_is_told_that_its_lock_was_lost(shared_bus: LiveBus, plan: str) -> None:
+def test_a_thread_is_told_that_its_lock_was_lost(shared_bus: SameBus, plan: str) -> None:
     def block(bus: SyncClient, other: SyncClient) -> None:
         with bus.lock(plan, ttl_seconds=1.5) as lease:
             other.break_lock(plan, reason="mine")
@@ -433,7 +436,7 @@ def test_a_thread_is_told_that_its_lock_was_lost(shared_bus: LiveBus, plan: str)
         assert bob.get_lock(plan).holders == []
 
 
-def test_a_client_that_closes_gives_its_leases_back(shared_bus: LiveBus, plan: str) -> None:
+def test_a_client_that_closes_gives_its_leases_back(shared_bus: SameBus, plan: str) -> None:
     with SyncClient(shared_bus.url, agent_id="ann") as ann, SyncClient(shared_bus.url, agent_id="bob") as bob:
         ann.lock(plan).__enter__()
         ann.close()

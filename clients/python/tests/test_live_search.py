@@ -5,7 +5,7 @@ from datetime import timedelta
 from typing import Any, get_args
 
 import pytest
-from live_bus import LiveBus
+from live_bus import SameBus
 
 from engram_client import Client, Relationship, RelationshipType, SyncClient, WorkUnit, client, errors, values
 
@@ -24,7 +24,7 @@ async def said(bus: Client, context: str) -> tuple[WorkUnit, WorkUnit, WorkUnit]
     return first, second, third
 
 
-async def test_what_was_said_is_found_with_the_words_that_were_looked_for(shared_bus: LiveBus, context: str) -> None:
+async def test_what_was_said_is_found_with_the_words_that_were_looked_for(shared_bus: SameBus, context: str) -> None:
     async with Client(shared_bus.url, agent_id="ann") as bus:
         first, second, third = await said(bus, context)
         page = await bus.search("who takes the parser", context_id=context, include="units", explain=True, facets=True)
@@ -43,7 +43,7 @@ async def test_what_was_said_is_found_with_the_words_that_were_looked_for(shared
         assert page.facets["context"] == {context: 3}
 
 
-async def test_what_was_meant_is_found_without_its_words(shared_bus: LiveBus, context: str) -> None:
+async def test_what_was_meant_is_found_without_its_words(shared_bus: SameBus, context: str) -> None:
     async with Client(shared_bus.url, agent_id="ann") as bus:
         await bus.append(context, "lunch is at noon")
         meant = await bus.append(context, "the automobile broke down")
@@ -52,7 +52,7 @@ async def test_what_was_meant_is_found_without_its_words(shared_bus: LiveBus, co
         assert page.results[0].keyword is None
 
 
-async def test_every_filter_lets_through_what_it_names(shared_bus: LiveBus, context: str) -> None:
+async def test_every_filter_lets_through_what_it_names(shared_bus: SameBus, context: str) -> None:
     async with Client(shared_bus.url, agent_id="ann") as bus:
         first, second, third = await said(bus, context)
         before, after = first.time - timedelta(seconds=1), third.time + timedelta(seconds=1)
@@ -73,7 +73,7 @@ async def test_every_filter_lets_through_what_it_names(shared_bus: LiveBus, cont
             assert page.total == len(found), filters
 
 
-async def test_pages_hold_each_unit_once_while_more_is_said(shared_bus: LiveBus, context: str) -> None:
+async def test_pages_hold_each_unit_once_while_more_is_said(shared_bus: SameBus, context: str) -> None:
     async with Client(shared_bus.url, agent_id="ann") as bus:
         units = [await bus.append(context, f"the parser, part {number}") for number in range(7)]
         page = await bus.search("parser", context_id=context, limit=3)
@@ -85,7 +85,7 @@ async def test_pages_hold_each_unit_once_while_more_is_said(shared_bus: LiveBus,
         assert sorted(seen) == [unit.seq for unit in units]
 
 
-async def test_a_budget_of_tokens_is_filled_in_order_of_rank(shared_bus: LiveBus, context: str) -> None:
+async def test_a_budget_of_tokens_is_filled_in_order_of_rank(shared_bus: SameBus, context: str) -> None:
     async with Client(shared_bus.url, agent_id="ann") as bus:
         for payload in ("parser " * 3, "parser " * 300, "parser again"):
             await bus.append(context, payload)
@@ -94,7 +94,7 @@ async def test_a_budget_of_tokens_is_filled_in_order_of_rank(shared_bus: LiveBus
         assert sum(hit.tokens for hit in page) <= 20
 
 
-async def test_a_search_waits_for_what_it_is_to_reflect(shared_bus: LiveBus, context: str) -> None:
+async def test_a_search_waits_for_what_it_is_to_reflect(shared_bus: SameBus, context: str) -> None:
     async with Client(shared_bus.url, agent_id="ann") as bus:
         unit = await bus.append(context, "the parser")
         assert len(await bus.search("parser", context_id=context, min_seq=unit.seq)) == 1
@@ -112,7 +112,7 @@ async def test_a_search_waits_for_what_it_is_to_reflect(shared_bus: LiveBus, con
     ],
 )
 async def test_a_search_that_cannot_be_names_its_field(
-    shared_bus: LiveBus, asked: dict[str, Any], kind: type[errors.EngramError], field: str
+    shared_bus: SameBus, asked: dict[str, Any], kind: type[errors.EngramError], field: str
 ) -> None:
     async with Client(shared_bus.url, agent_id="ann") as bus:
         with pytest.raises(kind) as told:
@@ -120,7 +120,7 @@ async def test_a_search_that_cannot_be_names_its_field(
     assert told.value.field == field
 
 
-async def test_the_status_says_how_far_the_index_is(shared_bus: LiveBus, context: str) -> None:
+async def test_the_status_says_how_far_the_index_is(shared_bus: SameBus, context: str) -> None:
     async with Client(shared_bus.url, agent_id="ann") as bus:
         unit = await bus.append(context, "the parser")
         await bus.search("parser")
@@ -129,7 +129,7 @@ async def test_the_status_says_how_far_the_index_is(shared_bus: LiveBus, context
         assert status.search.taken_seq + status.search.lag_units >= unit.seq
 
 
-async def test_the_index_is_built_again_on_demand(shared_bus: LiveBus, context: str) -> None:
+async def test_the_index_is_built_again_on_demand(shared_bus: SameBus, context: str) -> None:
     async with Client(shared_bus.url, agent_id="ann") as bus:
         unit = await bus.append(context, "the parser")
         await bus.search("parser")
@@ -140,7 +140,7 @@ async def test_the_index_is_built_again_on_demand(shared_bus: LiveBus, context: 
         assert [hit.unit_id for hit in await bus.search("parser", context_id=context)] == [unit.id]
 
 
-def test_the_same_without_a_loop(shared_bus: LiveBus, context: str) -> None:
+def test_the_same_without_a_loop(shared_bus: SameBus, context: str) -> None:
     with SyncClient(shared_bus.url, agent_id="ann") as bus:
         unit = bus.append(context, "the parser")
         assert [hit.unit_id for hit in bus.search("parser", context_id=context)] == [unit.id]

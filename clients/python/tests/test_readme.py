@@ -24,12 +24,14 @@ def examples() -> list[str]:
 
 
 @pytest.mark.parametrize("code", examples())
-async def test_an_example_runs_as_it_stands(shared_bus: LiveBus, code: str) -> None:
+async def test_an_example_runs_as_it_stands(running_bus: LiveBus, code: str) -> None:
     def tell(*words: Any) -> None:
         raise Seen(*words)
 
-    here = code.replace("http://127.0.0.1:8080", shared_bus.url).replace(
-        "Client(agent", f'Client("{shared_bus.url}", agent'
+    here = (
+        code.replace("http://127.0.0.1:8080", running_bus.urls["http"])
+        .replace("grpc://127.0.0.1:50051", running_bus.urls["grpc"])
+        .replace("Client(agent", f'Client("{running_bus.url}", agent')
     )
     names: dict[str, Any] = {**vars(engram_client), "print": tell}
     exec(f"async def example():\n{textwrap.indent(here, '    ')}", names)
