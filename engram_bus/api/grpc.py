@@ -20,7 +20,7 @@ from engram_bus.api.health import Health
 from engram_bus.api.metrics import Metrics
 from engram_bus.api.verbs import SERVICE, Verb, Verbs
 from engram_bus.embedded import Bus
-from engram_bus.errors import EngramError, InternalError, InvalidRequest
+from engram_bus.errors import EngramError, InternalError, InvalidRequest, ShuttingDown
 from engram_bus.limits import (
     BODY_WIRE_BYTES_MAX,
     CONNECTIONS_MAX,
@@ -29,7 +29,7 @@ from engram_bus.limits import (
     HEARTBEAT_SECONDS,
     PEER_SILENT_SECONDS,
 )
-from engram_bus.pb import subscription_pb2
+from engram_bus.pb import lock_pb2, subscription_pb2
 from engram_bus.protobuf import error_message, parse
 from engram_bus.subscribers.grpc_stream import Stream
 from engram_bus.subscribers.requests import from_message
@@ -61,6 +61,7 @@ class GrpcServer:
         self._metrics = metrics
         self._verbs = Verbs(bus, health_of_bus)
         self._appending: set[AppendStream] = set()
+        self._stopping: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._telling: asyncio.Future[None] | None = None
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=CONNECTIONS_MAX)
@@ -93,7 +94,8 @@ class GrpcServer:
             await self._health.set(service, status)
 
     def goaway(self) -> None:
-        """The bus stops: subscriptions were told already; streams of appends are told here."""
+        """The bus stops: subscriptions were told already; streams of appends and sessions are told here."""
+        self._stopping.set_result(None)
         for stream in list(self._appending):
             stream.goaway()
 
@@ -113,6 +115,9 @@ class GrpcServer:
         }
         handlers["AppendStream"] = grpc.stream_stream_rpc_method_handler(
             partial(self._stream, "AppendStream", self._append_stream)
+        )
+        handlers["HoldSession"] = grpc.stream_stream_rpc_method_handler(
+            partial(self._stream, "HoldSession", self._hold_session)
         )
         handlers["Subscribe"] = grpc.unary_stream_rpc_method_handler(self._subscribe)
         assert handlers.keys() == {method.name for method in SERVICE.methods}, "every method has a handler"
@@ -145,6 +150,11 @@ class GrpcServer:
         )
         await context.abort(status.code, status.details, (*status.trailing_metadata, *reflected))
 
+    def _require_open(self) -> None:
+        """Raises ShuttingDown."""
+        if self._bus.writer.is_closed and self._bus.writer.refusal is not None:
+            raise self._bus.writer.refusal
+
     # --- Streams -----------------------------------------------------------------------------------------------------
 
     async def _stream(
@@ -168,12 +178,8 @@ class GrpcServer:
             self._metrics.called(name, status, clock.monotonic_seconds() - started)
 
     async def _append_stream(self, context: Context) -> None:
-        async def read() -> bytes | None:
-            message: Any = await context.read()
-            return None if message is grpc.aio.EOF else bytes(message)
-
-        if self._bus.writer.is_closed and self._bus.writer.refusal is not None:
-            raise self._bus.writer.refusal
+        self._require_open()
+        read = partial(_read, context)
         stream = AppendStream(self._bus, agent_id=_Caller(context).agent_id)
         self._appending.add(stream)
         try:
@@ -181,14 +187,43 @@ class GrpcServer:
         finally:
             self._appending.discard(stream)
 
+    async def _hold_session(self, context: Context) -> None:
+        self._require_open()
+        session = self._bus.new_session()
+        self._verbs.sessions.add(session)
+        try:
+            await context.write(lock_pb2.HoldSessionResponse(session=session).SerializeToString())
+            while (request := await self._read_on(context)) is not None:
+                sign = parse(lock_pb2.HoldSessionRequest, request)
+                await context.write(lock_pb2.HoldSessionResponse(session=session, id=sign.id).SerializeToString())
+        finally:
+            self._verbs.sessions.discard(session)
+            self._bus.end_session(session)
+
+    async def _read_on(self, context: Context) -> bytes | None:
+        """The next message of a stream, while the bus does not stop. Raises ShuttingDown."""
+        reading = asyncio.ensure_future(_read(context))
+        try:
+            await asyncio.wait((reading, self._stopping), return_when=asyncio.FIRST_COMPLETED)
+            if not reading.done():
+                raise ShuttingDown("the bus is stopping")
+            return reading.result()
+        finally:
+            reading.cancel()
+
     async def _subscribe(self, request: bytes, context: Context) -> None:
         await self._stream("Subscribe", partial(self._feed, request), None, context)
 
     async def _feed(self, request: bytes, context: Context) -> None:
         asked = from_message(parse(subscription_pb2.SubscribeRequest, request))
-        if self._bus.writer.is_closed and self._bus.writer.refusal is not None:
-            raise self._bus.writer.refusal
+        self._require_open()
         await Stream(self._bus, asked, self._bus.seq_of_cursor(asked.after)).run(context.write)
+
+
+async def _read(context: Context) -> bytes | None:
+    """The next message of a stream; None when the client has said everything."""
+    message: Any = await context.read()
+    return None if message is grpc.aio.EOF else bytes(message)
 
 
 class _Caller:

@@ -105,6 +105,7 @@ def acquire_from(asked: lock_pb2.AcquireLockRequest, *, agent_id: str) -> Acquir
         wait_ms=milliseconds(asked.wait_seconds, "wait_seconds"),
         reason=asked.reason,
         context_id=asked.context_id if asked.HasField("context_id") else LOCKS_CONTEXT,
+        session=asked.session if asked.HasField("session") else None,
     )
 
 

@@ -77,6 +77,8 @@ class Verbs:
     """The verbs of one bus. Each method below is one of the service, in its order."""
 
     def __init__(self, bus: Bus, health: Health) -> None:
+        self.sessions: set[str] = set()
+        """Those that are open."""
         self._bus = bus
         self._health = health
 
@@ -205,6 +207,8 @@ class Verbs:
     # --- Locks -------------------------------------------------------------------------------------------------------
 
     async def _acquire_lock(self, asked: lock_pb2.AcquireLockRequest, caller: Caller) -> bytes:
+        if asked.HasField("session") and asked.session not in self.sessions:
+            raise InvalidRequest(f"session {asked.session[:64]!r} is not open here", field="session")
         # A call that is cancelled or runs out of time is cancelled here, and so leaves the line.
         answer = await self._bus.execute_lock(messages.acquire_from(asked, agent_id=_agent(asked, caller)))
         assert answer.lock is not None, "an acquire answers with its lock"

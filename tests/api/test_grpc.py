@@ -1,5 +1,6 @@
 """gRPC: the verbs as calls, refusals as statuses with details, streams of appends, health, reflection, and the end."""
 
+import queue
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from engram_bus.errors import StorageFailed
 from engram_bus.limits import BULK_BYTES_MAX, BULK_UNITS_MAX, STREAM_PENDING_MAX, UNIT_REQUEST_BYTES_MAX
 from engram_bus.log.memory import MemoryLog
-from engram_bus.pb import append_pb2
+from engram_bus.pb import append_pb2, lock_pb2
 from tests.api.calls import METHODS, SERVICE, Calls, Refused, calls
 from tests.live import LiveBus
 
@@ -178,6 +179,69 @@ def test_who_does_not_wait_any_more_leaves_the_line(shared_bus: LiveBus, ann: Ca
         if how != "disconnected":
             shared_bus.wait(lambda bus: bus.lock(resource).queue_length == 0)
     shared_bus.wait(lambda bus: bus.lock(resource).queue_length == 0)
+
+
+# --- Sessions --------------------------------------------------------------------------------------------------------
+
+
+class Session:
+    """A HoldSession call."""
+
+    def __init__(self, ann: Calls) -> None:
+        self._signs: queue.SimpleQueue[lock_pb2.HoldSessionRequest | None] = queue.SimpleQueue()
+        hold = ann.channel.stream_stream(
+            f"/{SERVICE.full_name}/HoldSession",
+            request_serializer=lock_pb2.HoldSessionRequest.SerializeToString,
+            response_deserializer=lock_pb2.HoldSessionResponse.FromString,
+        )
+        self.call = hold(iter(self._signs.get, None), timeout=60)
+        self.name = next(self.call).session
+
+    def ping(self, sign: int) -> lock_pb2.HoldSessionResponse:
+        self._signs.put(lock_pb2.HoldSessionRequest(id=sign))
+        answer: lock_pb2.HoldSessionResponse = next(self.call)
+        return answer
+
+    def end(self) -> None:
+        self._signs.put(None)
+
+
+@pytest.mark.parametrize("how", ["says so", "cancels", "disconnects"])
+def test_a_lock_of_a_session_is_released_after_it(how: str) -> None:
+    with LiveBus(session_grace_seconds=0.2) as bus, calls(bus.grpc_address) as ann:
+        with calls(bus.grpc_address) as eve:
+            session = Session(eve)
+            assert (session.ping(7).id, session.ping(8).session) == (8 - 1, session.name)
+            ann.call("AcquireLock", resources=["tied"], session=session.name, ttl_seconds=600)
+            ann.call("AcquireLock", resources=["free"], ttl_seconds=600)
+            if how == "says so":
+                session.end()
+            elif how == "cancels":
+                session.call.cancel()
+        bus.wait(lambda inner: not inner.lock("tied").holders)
+        assert ann.call("GetLock", resource="free").holder_count == 1
+        with pytest.raises(Refused) as refused:
+            ann.call("AcquireLock", resources=["tied"], session=session.name)
+        assert (refused.value.code, refused.value.error.field) == ("INVALID_REQUEST", "session")
+
+
+def test_a_lock_that_is_asked_for_again_in_time_outlives_its_session() -> None:
+    with LiveBus(session_grace_seconds=600) as bus, calls(bus.grpc_address) as ann:
+        first, second = Session(ann), Session(ann)
+        held = ann.call("AcquireLock", resources=["a"], session=first.name)
+        first.call.cancel()
+        again = ann.call("AcquireLock", resources=["a"], session=second.name)
+        assert (again.extended, again.locks[0].lock_id) == (True, held.locks[0].lock_id)
+        second.call.cancel()
+
+
+def test_a_session_is_told_of_the_stop(tmp_path: Path) -> None:
+    with LiveBus(tmp_path / "data") as bus, calls(bus.grpc_address) as ann:
+        session = Session(ann)
+        bus.stop()
+        with pytest.raises(grpc.RpcError) as ended:
+            next(session.call)
+        assert Refused(ended.value).code == "SHUTTING_DOWN"
 
 
 # --- AppendStream ----------------------------------------------------------------------------------------------------

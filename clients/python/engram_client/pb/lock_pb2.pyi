@@ -61,7 +61,7 @@ class LockWait(_message.Message):
     def __init__(self, wait_id: _Optional[str] = ..., resources: _Optional[_Iterable[str]] = ..., agent_id: _Optional[str] = ..., mode: _Optional[_Union[Lock.Mode, str]] = ..., queued_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., deadline: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class AcquireLockRequest(_message.Message):
-    __slots__ = ("resources", "agent_id", "ttl_seconds", "mode", "wait_seconds", "reason", "context_id")
+    __slots__ = ("resources", "agent_id", "ttl_seconds", "mode", "wait_seconds", "reason", "context_id", "session")
     RESOURCES_FIELD_NUMBER: _ClassVar[int]
     AGENT_ID_FIELD_NUMBER: _ClassVar[int]
     TTL_SECONDS_FIELD_NUMBER: _ClassVar[int]
@@ -69,6 +69,7 @@ class AcquireLockRequest(_message.Message):
     WAIT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_ID_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
     resources: _containers.RepeatedScalarFieldContainer[str]
     agent_id: str
     ttl_seconds: float
@@ -76,7 +77,8 @@ class AcquireLockRequest(_message.Message):
     wait_seconds: float
     reason: str
     context_id: str
-    def __init__(self, resources: _Optional[_Iterable[str]] = ..., agent_id: _Optional[str] = ..., ttl_seconds: _Optional[float] = ..., mode: _Optional[_Union[Lock.Mode, str]] = ..., wait_seconds: _Optional[float] = ..., reason: _Optional[str] = ..., context_id: _Optional[str] = ...) -> None: ...
+    session: str
+    def __init__(self, resources: _Optional[_Iterable[str]] = ..., agent_id: _Optional[str] = ..., ttl_seconds: _Optional[float] = ..., mode: _Optional[_Union[Lock.Mode, str]] = ..., wait_seconds: _Optional[float] = ..., reason: _Optional[str] = ..., context_id: _Optional[str] = ..., session: _Optional[str] = ...) -> None: ...
 
 class AcquireLockResponse(_message.Message):
     __slots__ = ("locks", "extended", "applied_seq")
@@ -87,6 +89,20 @@ class AcquireLockResponse(_message.Message):
     extended: bool
     applied_seq: int
     def __init__(self, locks: _Optional[_Iterable[_Union[Lock, _Mapping]]] = ..., extended: _Optional[bool] = ..., applied_seq: _Optional[int] = ...) -> None: ...
+
+class HoldSessionRequest(_message.Message):
+    __slots__ = ("id",)
+    ID_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    def __init__(self, id: _Optional[int] = ...) -> None: ...
+
+class HoldSessionResponse(_message.Message):
+    __slots__ = ("session", "id")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    session: str
+    id: int
+    def __init__(self, session: _Optional[str] = ..., id: _Optional[int] = ...) -> None: ...
 
 class RefreshLockRequest(_message.Message):
     __slots__ = ("lock_id", "agent_id", "ttl_seconds", "resource")
