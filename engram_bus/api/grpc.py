@@ -119,7 +119,9 @@ class GrpcServer:
         handlers["HoldSession"] = grpc.stream_stream_rpc_method_handler(
             partial(self._stream, "HoldSession", self._hold_session)
         )
-        handlers["Subscribe"] = grpc.unary_stream_rpc_method_handler(self._subscribe)
+        handlers["Subscribe"] = grpc.unary_stream_rpc_method_handler(
+            partial(self._stream, "Subscribe", self._subscribe)
+        )
         assert handlers.keys() == {method.name for method in SERVICE.methods}, "every method has a handler"
         return grpc.method_handlers_generic_handler(SERVICE.full_name, handlers)
 
@@ -158,12 +160,15 @@ class GrpcServer:
     # --- Streams -----------------------------------------------------------------------------------------------------
 
     async def _stream(
-        self, name: str, serve: Callable[[Context], Awaitable[None]], unread: Any, context: Context
+        self, name: str, serve: Callable[[Any, Context], Awaitable[None]], asked: Any, context: Context
     ) -> None:
+        """A call that answers more than once. What is asked is its request, or (several are read from the context) an
+        iterator that nobody needs."""
         started = clock.monotonic_seconds()
         status = "CANCELLED"
         try:
-            await serve(context)
+            self._require_open()
+            await serve(asked, context)
             status = "OK"
         except EngramError as exc:
             status = exc.grpc
@@ -177,18 +182,15 @@ class GrpcServer:
         finally:
             self._metrics.called(name, status, clock.monotonic_seconds() - started)
 
-    async def _append_stream(self, context: Context) -> None:
-        self._require_open()
-        read = partial(_read, context)
+    async def _append_stream(self, _: Any, context: Context) -> None:
         stream = AppendStream(self._bus, agent_id=_Caller(context).agent_id)
         self._appending.add(stream)
         try:
-            await stream.run(read, context.write)
+            await stream.run(partial(_read, context), context.write)
         finally:
             self._appending.discard(stream)
 
-    async def _hold_session(self, context: Context) -> None:
-        self._require_open()
+    async def _hold_session(self, _: Any, context: Context) -> None:
         session = self._bus.new_session()
         self._verbs.sessions.add(session)
         try:
@@ -212,11 +214,7 @@ class GrpcServer:
             reading.cancel()
 
     async def _subscribe(self, request: bytes, context: Context) -> None:
-        await self._stream("Subscribe", partial(self._feed, request), None, context)
-
-    async def _feed(self, request: bytes, context: Context) -> None:
         asked = from_message(parse(subscription_pb2.SubscribeRequest, request))
-        self._require_open()
         await Stream(self._bus, asked, self._bus.seq_of_cursor(asked.after)).run(context.write)
 
 
