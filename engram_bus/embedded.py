@@ -242,14 +242,15 @@ class Bus:
 
     # --- Append ------------------------------------------------------------------------------------------------------
 
-    def submit(self, command: Command, done: Done) -> Ticket:
-        """Check a command and queue it; `done` is called once it is durable, or refused. Raises EngramError."""
-        return self.writer.submit(command, admit(command), done)
+    def submit(self, command: Command, done: Done, *, gathers: bool = False) -> Ticket:
+        """Check a command and queue it; `done` is called once it is durable, or refused. With `gathers` its commit may
+        be put off by some turns of the loop, for others that come one in a turn. Raises EngramError."""
+        return self.writer.submit(command, admit(command), done, gathers=gathers)
 
-    async def execute(self, command: Command) -> Answer:
+    async def execute(self, command: Command, *, gathers: bool = False) -> Answer:
         """Check a command, queue it, wait for its answer. Raises EngramError."""
         answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self.submit(command, _resolve(answered))
+        self.submit(command, _resolve(answered), gathers=gathers)
         return await answered
 
     async def execute_bulk(self, appends: Sequence[Append | EngramError]) -> list[Answer | EngramError]:

@@ -141,6 +141,10 @@ BATCH_BYTES_MAX: Final = 32 * MIB
 QUEUE_UNITS_MAX: Final = 16_384
 """Units waiting for the writer; beyond, BUSY."""
 QUEUE_BYTES_MAX: Final = 64 * MIB
+GATHER_TURNS_MAX: Final = 256
+"""Turns of the loop that a commit is put off for commands that come one in a turn: 3 ms at most."""
+GATHER_IDLE_TURNS_MAX: Final = 32
+"""Of those, turns in a row that bring none, about 0.2 ms: a flush takes as long."""
 SNAPSHOT_UNITS: Final = 100_000
 """A start folds at most this many units after the newest snapshot."""
 STORAGE_RETRY_SECONDS: Final = 0.5

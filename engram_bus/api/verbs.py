@@ -97,7 +97,7 @@ class Verbs:
     # --- Append ------------------------------------------------------------------------------------------------------
 
     async def _append(self, asked: append_pb2.AppendRequest, caller: Caller) -> bytes:
-        answer = await self._bus.execute(append_from_message(asked, agent_id=caller.agent_id))
+        answer = await self._bus.execute(append_from_message(asked, agent_id=caller.agent_id), gathers=True)
         rest = append_pb2.AppendResponse(
             durability=self._bus.durability, replayed=answer.replayed, applied_seq=self._bus.head
         )

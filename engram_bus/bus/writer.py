@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from engram_bus.bus.gathering import Gathering
 from engram_bus.clock import Clock
 from engram_bus.codec import Entry, command_digest, payloads
 from engram_bus.decisions.locks import (
@@ -168,6 +169,8 @@ class Writer:
         self._queue: deque[Ticket] = deque()
         self._queue_bytes = 0
         self._turn_due = False
+        self._gathers = False
+        self._gathering = Gathering()
         self._refusal: EngramError | None = None
         self._probe: asyncio.TimerHandle | None = None
         self._snapshot_seq = 0
@@ -205,8 +208,11 @@ class Writer:
         """The writer's time, by which leases run out."""
         return self._clock.now_us()
 
-    def submit(self, command: Command, held_bytes: int, done: Done) -> Ticket:
-        """Queue an admitted command. Raises Busy, StorageFull, ... at once rather than let it wait without bound."""
+    def submit(self, command: Command, held_bytes: int, done: Done, *, gathers: bool = False) -> Ticket:
+        """Queue an admitted command. One that `gathers` comes from where one comes in a turn: it waits for others.
+
+        Raises Busy, StorageFull, ... at once rather than let it wait without bound.
+        """
         if self._refusal is not None:
             # The one refusal is raised for every caller: it must not keep the frames of them all.
             raise self._refusal.with_traceback(None)
@@ -215,6 +221,8 @@ class Writer:
         if self._queue_bytes + held_bytes > QUEUE_BYTES_MAX:
             raise Busy(f"{self._queue_bytes} bytes wait, at most {QUEUE_BYTES_MAX}", limit=QUEUE_BYTES_MAX)
         ticket = Ticket(command, held_bytes, done)
+        # Beside one that does not wait, nobody has to.
+        self._gathers = gathers and (self._gathers or not self._queue)
         self._queue.append(ticket)
         self._queue_bytes += held_bytes
         self._schedule()
@@ -240,8 +248,8 @@ class Writer:
 
     def close(self) -> None:
         """Commit what waits, keep a snapshot, and refuse from now on."""
-        while self._queue:
-            self._turn()
+        while self._queue and self._refusal is None:
+            self._commit()
         for timer in (self._probe, self._timer):
             if timer is not None:
                 timer.cancel()
@@ -257,6 +265,13 @@ class Writer:
         self._turn_due = False
         if self._refusal is not None:
             return
+        if self._gathers and self._gathering.goes_on(len(self._queue)):
+            self._schedule()
+            return
+        self._commit()
+
+    def _commit(self) -> None:
+        self._gathers = False
         batch = _Batch(Stamp(self._clock.now_us(), int.from_bytes(self._entropy(8), "big") >> 2))
         try:
             self._build(batch)
