@@ -333,3 +333,23 @@ class DataDirectoryError(Exception):
 
     Raised at start only, to whoever starts the bus; it never reaches a caller over the wire.
     """
+
+
+class DataDamaged(DataDirectoryError):
+    """What lies in the data directory is not what was written there."""
+
+
+class BackupError(Exception):
+    """A backup or an export cannot be made, or what it should be restored to cannot be.
+
+    Like `DataDirectoryError` it is told to whoever asked for it, never over the wire.
+    """
+
+
+class ImportRefused(BackupError):
+    """A line of an exported file is not what an export writes: `line` counts from 1, `field` is what is at fault."""
+
+    def __init__(self, message: str, *, line: int, field: str | None = None) -> None:
+        super().__init__(message)
+        self.line = line
+        self.field = field

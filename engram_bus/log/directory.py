@@ -20,12 +20,13 @@ import logging
 import os
 import re
 import secrets
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
-from engram_bus.errors import DataDirectoryError
+from engram_bus.errors import DataDamaged, DataDirectoryError
 from engram_bus.log.contract import Epoch
 
 log = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ class DataDirectory:
         self.writable = _prepare(path)
         _refuse_network(path)
         try:
-            self._lock()
+            self._lock_fd = lock_directory(path, writable=self.writable)
             self.identity = self._load_identity(created_at)
         except OSError as exc:
             self.close()
@@ -111,36 +112,46 @@ class DataDirectory:
             os.close(self._lock_fd)
             self._lock_fd = None
 
-    def _lock(self) -> None:
-        flags = os.O_RDWR | os.O_CREAT if self.writable else os.O_RDONLY
-        path = self.path / "lock"
-        try:
-            fd = os.open(path, flags | os.O_CLOEXEC, 0o644)
-        except FileNotFoundError:
-            return  # A read-only directory that no bus ever opened: told by its missing identity.
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as exc:
-            holder = path.read_text(errors="replace").strip() or "another process"
-            os.close(fd)
-            raise DataDirectoryError(
-                f"{self.path} is in use by {holder}: one process writes a data directory. "
-                f"Stop that process, or choose another directory with --data-dir."
-            ) from exc
-        self._lock_fd = fd
-        if self.writable:
-            _sign(fd)
-
     def _load_identity(self, created_at: str) -> Identity:
         path = self.path / "identity"
         if not path.exists():
             if any((self.path / "tenants").glob("*/log/data.mdb")):
-                raise DataDirectoryError(f"{path} is missing beside a log: restore it from a backup of this directory")
+                raise DataDamaged(f"{path} is missing beside a log: restore it from a backup of this directory")
             if not self.writable:
                 raise DataDirectoryError(f"{self.path} holds no log and is read-only")
-            _write_identity(path, Identity(FORMAT, secrets.token_hex(8), created_at))
-            (self.path / "keys").mkdir(mode=0o700, exist_ok=True)
+            begin_directory(self.path, created_at)
         return read_identity(self.path)
+
+
+def lock_directory(path: Path, *, writable: bool) -> int | None:
+    """Hold the lock of a data directory: the file to close. None where there is nothing to hold.
+
+    Raises DataDirectoryError when another process does, OSError.
+    """
+    flags = os.O_RDWR | os.O_CREAT if writable else os.O_RDONLY
+    file = path / "lock"
+    try:
+        fd = os.open(file, flags | os.O_CLOEXEC, 0o644)
+    except FileNotFoundError:
+        return None  # A read-only directory that no bus ever opened: told by its missing identity.
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as exc:
+        holder = file.read_text(errors="replace").strip() or "another process"
+        os.close(fd)
+        raise DataDirectoryError(
+            f"{path} is in use by {holder}: one process writes a data directory. "
+            f"Stop that process, or choose another directory with --data-dir."
+        ) from exc
+    if writable:
+        _sign(fd)
+    return fd
+
+
+def begin_directory(path: Path, created_at: str) -> None:
+    """Say durably that this is a data directory; before, a log in it is refused."""
+    (path / "keys").mkdir(mode=0o700, exist_ok=True)
+    _write_identity(path / "identity", Identity(FORMAT, secrets.token_hex(8), created_at))
 
 
 def load_tenant(path: Path, name: str, *, writable: bool) -> TenantIdentity:
@@ -149,12 +160,10 @@ def load_tenant(path: Path, name: str, *, writable: bool) -> TenantIdentity:
     if file.exists():
         return read_tenant(path, name)
     if (path / "log" / "data.mdb").exists():
-        raise DataDirectoryError(f"{file} is missing beside a log: restore it from a backup of this directory")
+        raise DataDamaged(f"{file} is missing beside a log: restore it from a backup of this directory")
     if not writable:
         raise DataDirectoryError(f"{path} holds no log and is read-only")
-    identity = TenantIdentity(FORMAT, name, [Epoch(new_epoch(), 1)], established=False)
-    _write_identity(file, identity)
-    return identity
+    return begin_tenant(path, name, [Epoch(new_epoch(), 1)])
 
 
 def read_identity(path: Path) -> Identity:
@@ -166,9 +175,16 @@ def read_tenant(path: Path, name: str) -> TenantIdentity:
     """The identity of the log of tenant `name`. Raises DataDirectoryError when it is missing, damaged or another's."""
     identity = _read(path / "identity", TenantIdentity)
     if identity.tenant != name:
-        raise DataDirectoryError(f"{path} holds the log of tenant {identity.tenant!r}: it was moved here")
+        raise DataDamaged(f"{path} holds the log of tenant {identity.tenant!r}: it was moved here")
     if not identity.epochs:
-        raise DataDirectoryError(f"{path / 'identity'} names no epoch: restore it from a backup of this directory")
+        raise DataDamaged(f"{path / 'identity'} names no epoch: restore it from a backup of this directory")
+    return identity
+
+
+def begin_tenant(path: Path, name: str, epochs: Sequence[Epoch]) -> TenantIdentity:
+    """Write the identity of a log that is about to be made, with the history it continues."""
+    identity = TenantIdentity(FORMAT, name, list(epochs), established=False)
+    _write_identity(path / "identity", identity)
     return identity
 
 
@@ -281,7 +297,7 @@ def _read(path: Path, kind: type[T]) -> T:
     try:
         value = msgspec.json.decode(path.read_bytes(), type=kind)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as exc:
-        raise DataDirectoryError(f"{path} cannot be read ({exc}): restore it from a backup of this directory") from exc
+        raise DataDamaged(f"{path} cannot be read ({exc}): restore it from a backup of this directory") from exc
     if value.format != FORMAT:
         raise DataDirectoryError(f"{path} has format {value.format}, this version reads format {FORMAT}")
     return value

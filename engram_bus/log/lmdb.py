@@ -22,7 +22,15 @@ import lmdb
 import msgspec
 
 from engram_bus.codec import Entry
-from engram_bus.errors import DataDirectoryError, EngramError, LogDamaged, StorageFailed, StorageFull, StorageReadOnly
+from engram_bus.errors import (
+    DataDamaged,
+    DataDirectoryError,
+    EngramError,
+    LogDamaged,
+    StorageFailed,
+    StorageFull,
+    StorageReadOnly,
+)
 from engram_bus.limits import DISK_RESERVE_BYTES, DISK_RESERVE_DIVISOR, LOG_SIZE_BYTES_MAX, MIB
 from engram_bus.log import record as records
 from engram_bus.log.contract import Epoch, Sizes, Snapshot
@@ -68,6 +76,7 @@ _SHORT_WRITE_BYTES = 1 * MIB
 """Where less is free, a write may end at the end of the disk."""
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_NOT_LMDB = (lmdb.InvalidError, lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.VersionMismatchError)
 _READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 
 
@@ -118,7 +127,8 @@ class LmdbLog:
                 raise
         except (lmdb.Error, LogDamaged, StorageFull) as exc:
             self._env.close()
-            raise DataDirectoryError(f"{self._path}: {exc}") from exc
+            error = DataDirectoryError if isinstance(exc, StorageFull) else DataDamaged
+            raise error(f"{self._path}: {exc}") from exc
         except BaseException:
             self._env.close()
             raise
@@ -392,20 +402,20 @@ class LmdbLog:
         file = self._path / "log" / "data.mdb"
         size_bytes = file.stat().st_size if file.exists() else 0
         if self._identity.established and size_bytes == 0:
-            raise DataDirectoryError(f"{file} is missing or empty, but this log was written before: restore it")
+            raise DataDamaged(f"{file} is missing or empty, but this log was written before: restore it")
         try:
             if self._writable:
                 _allocate_lock_file(self._path / "log")
             env = _open(self._path / "log", self._size_bytes_max, writable=self._writable, sync=True, tables=0)
         except (lmdb.Error, OSError) as exc:
-            raise DataDirectoryError(f"{file} cannot be opened: {exc}") from exc
+            raise _unopened(exc)(f"{file} cannot be opened: {exc}") from exc
         try:
             _refuse_short(env, file)
             env.reader_check()
             self._check_header(env)
         except lmdb.Error as exc:
             env.close()
-            raise DataDirectoryError(f"{file} cannot be opened: {exc}") from exc
+            raise _unopened(exc)(f"{file} cannot be opened: {exc}") from exc
         except BaseException:
             env.close()
             raise
@@ -421,7 +431,7 @@ class LmdbLog:
             with env.begin(write=True) as txn:
                 txn.put(_HEADER_KEY, msgspec.msgpack.encode(header_of(self._identity)), append=True)
         else:
-            raise DataDirectoryError(f"{self._path / 'log'} has lost its header: restore it from a backup")
+            raise DataDamaged(f"{self._path / 'log'} has lost its header: restore it from a backup")
         if not self._identity.established and self._writable:
             self._identity = establish_tenant(self._path, self._identity)
 
@@ -432,13 +442,13 @@ class LmdbLog:
             raw = bytes(cursor.value())
             count = int(txn.stat()["entries"])
         if count != head + 1:
-            raise DataDirectoryError(f"{self._path / 'log'} holds {count - 1} records up to seq {head}: it has gaps")
+            raise DataDamaged(f"{self._path / 'log'} holds {count - 1} records up to seq {head}: it has gaps")
         if head == 0:
             return 0, GENESIS
         try:
             return head, records.parse(raw, head).chain
         except RecordError as exc:
-            raise DataDirectoryError(f"{self._path / 'log'}: the newest record, {head}, {exc}") from exc
+            raise DataDamaged(f"{self._path / 'log'}: the newest record, {head}, {exc}") from exc
 
     def _reopen_writable(self) -> None:
         """The file system takes writes again: open both environments anew, or else as they were."""
@@ -515,7 +525,7 @@ class LmdbLog:
             return 0
         seq, chain = _parse_cursor(bytes(value))
         if seq > self._head:
-            raise DataDirectoryError(
+            raise DataDamaged(
                 f"{self._path / 'index'} knows {seq} records, {self._path / 'log'} holds {self._head}: the log is an "
                 f"older copy or lost its end. Restore the newest log."
             )
@@ -584,15 +594,15 @@ class LogReader:
             raise RecordError(f"ends with a key of {len(key)} bytes")
         return key_seq(key)
 
-    def raws(self, last: int) -> Iterator[tuple[int, bytes]]:
-        """The raw records 1 to `last`, as far as they follow one another."""
-        seq = 0
+    def raws(self, last: int, *, after: int = 0, page_units: int = _WALK_UNITS) -> Iterator[tuple[int, bytes]]:
+        """The raw records with after < seq <= last, as far as they follow one another."""
+        seq = after
         while seq < last:
             page: list[tuple[int, bytes]] = []
             held_bytes = 0
             with _reading(self._env) as txn, txn.cursor() as cursor:
                 try:
-                    for found in _raws(cursor, seq + 1, min(seq + _WALK_UNITS, last)):
+                    for found in _raws(cursor, seq + 1, min(seq + page_units, last)):
                         page.append(found)
                         held_bytes += len(found[1])
                         if held_bytes >= _WALK_BYTES:
@@ -736,10 +746,15 @@ def _open(path: Path, size_bytes: int, *, writable: bool, sync: bool, tables: in
     )
 
 
+def _unopened(exc: lmdb.Error | OSError) -> type[DataDirectoryError]:
+    """Whether it is the file that is at fault, or what is around it."""
+    return DataDamaged if isinstance(exc, _NOT_LMDB) else DataDirectoryError
+
+
 def _refuse_short(env: lmdb.Environment, file: Path) -> None:
     """A map that is longer than its file ends the process (SIGBUS) when its lost end is read: look first."""
     if (short := _short_by(env, file)) > 0:
-        raise DataDirectoryError(f"{file} is {short} bytes shorter than its pages: it was cut")
+        raise DataDamaged(f"{file} is {short} bytes shorter than its pages: it was cut")
 
 
 def _short_by(env: lmdb.Environment, file: Path) -> int:
@@ -780,9 +795,9 @@ def _refuse_foreign(header: bytes, expected: LogHeader, path: Path) -> None:
     try:
         found = _parse_header(header)
     except RecordError as exc:
-        raise DataDirectoryError(f"{path / 'log'} has a damaged header: restore it from a backup") from exc
+        raise DataDamaged(f"{path / 'log'} has a damaged header: restore it from a backup") from exc
     if found != expected:
-        raise DataDirectoryError(f"{path / 'log'} is another log than {path / 'identity'} says")
+        raise DataDamaged(f"{path / 'log'} is another log than {path / 'identity'} says")
 
 
 def _raws(cursor: lmdb.Cursor, first: int, last: int) -> Iterator[tuple[int, bytes]]:

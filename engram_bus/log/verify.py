@@ -16,10 +16,11 @@ import msgspec
 from engram_bus.errors import DataDirectoryError
 from engram_bus.log.contract import Epoch, Snapshot
 from engram_bus.log.directory import TenantIdentity, header_of, index_is_trusted, read_tenant
+from engram_bus.log.history import History
 from engram_bus.log.index import RECORD_TABLES, Table, entry_seq, puts
 from engram_bus.log.lmdb import IndexReader, LogReader
-from engram_bus.log.record import GENESIS, Record, RecordError, chain_follows, parse
-from engram_bus.units import WorkUnit, ts_us
+from engram_bus.log.record import Record, RecordError, parse
+from engram_bus.units import WorkUnit
 
 _PAGE_UNITS = 500
 
@@ -49,6 +50,8 @@ class LogReport(msgspec.Struct, frozen=True):
     chain: str
     """Of the last whole unit, in hex: whoever wrote it down can tell whether this is the same history."""
     index: str
+    indexed: int
+    """Up to where the index goes: further than `head` where the log lost its end."""
     snapshots: dict[str, int]
     damage: tuple[Damage, ...]
     """The first of the log itself, then the first of what is derived from it."""
@@ -87,8 +90,9 @@ def walk(path: Path, tenant: str, folds: Sequence[Fold], tell: Tell) -> LogRepor
     found.epochs = tuple(identity.epochs)
     if has_log or identity.established:
         try:
-            if found.open_log(identity):
-                found.open_index()
+            is_log = found.open_log(identity)
+            found.open_index()
+            if is_log:
                 found.walk(folds)
         finally:
             found.close()
@@ -108,7 +112,7 @@ class _Walk:
         self.indexed = 0
         self.index_note = f"missing, {FOLDED_AGAIN}"
         self.head = 0
-        self.seen = _Seen()
+        self.history = History()
         self.puts: Counter[Table] = Counter()
         self.snapshots: dict[str, Snapshot] = {}
         self.damage: list[Damage] = []
@@ -118,10 +122,11 @@ class _Walk:
             tenant=self.tenant,
             epochs=self.epochs,
             head=self.head,
-            whole_units=self.seen.seq,
-            contexts=len(self.seen.versions),
-            chain=self.seen.chain.hex(),
+            whole_units=self.history.seq,
+            contexts=len(self.history.versions),
+            chain=self.history.chain.hex(),
             index=self.index_note,
+            indexed=self.indexed,
             snapshots={name: snapshot.seq for name, snapshot in self.snapshots.items()},
             damage=tuple(self.damage),
         )
@@ -207,15 +212,15 @@ class _Walk:
             self._fold(page, folds)
         if self.index is not None:
             self._compare_ends(self.index)
-        if self.index is not None and self.seen.seq == self.head:
+        if self.index is not None and self.history.seq == self.head:
             self._look_back(self.index)
 
     def _whole_records(self) -> Iterator[Record]:
         """The records up to the first that is damaged, which is noted."""
         assert self.log is not None
         raws = self.log.raws(self.head)
-        while self.seen.seq < self.head:
-            seq = self.seen.seq + 1
+        while self.history.seq < self.head:
+            seq = self.history.seq + 1
             if seq % _PAGE_UNITS == 1:
                 self.tell(self._file("log"), seq)
             try:
@@ -223,11 +228,11 @@ class _Walk:
             except RecordError as exc:
                 self._log_damage(exc, seq)
                 return
-            if (wrong := self.seen.take(record)) is not None:
+            if (wrong := self.history.take(record)) is not None:
                 self._log_damage(wrong, seq)
                 return
             yield record
-        if self.seen.group_open:
+        if self.history.group_open:
             self._log_damage("the command it is part of was not recorded whole", self.head)
 
     def _look_up(self, page: Sequence[Record]) -> None:
@@ -301,54 +306,6 @@ class _Walk:
                 self._index_damage(f"{table} leads to it under a key it does not have", seq)
                 return
         self._index_damage(f"{table} has other entries than its log folds to")
-
-
-class _Seen:
-    """What the records so far came to: what the next one must follow."""
-
-    def __init__(self) -> None:
-        self.seq = 0
-        self.chain = GENESIS
-        self.ts = ""
-        self.versions: dict[str, int] = {}
-        self.group = (1, 0)
-
-    @property
-    def group_open(self) -> bool:
-        units, index = self.group
-        return index + 1 < units
-
-    def take(self, record: Record) -> str | None:
-        """Add a record, or say why it does not follow."""
-        wrong = self._wrong(record)
-        if wrong is None:
-            unit = record.unit
-            self.seq, self.chain, self.ts = unit.seq, record.chain, unit.ts
-            self.versions[unit.context_id] = unit.version
-            self.group = (record.group_units, record.group_index)
-        return wrong
-
-    def _wrong(self, record: Record) -> str | None:
-        unit = record.unit
-        if not chain_follows(record, self.chain):
-            return "the digest chain does not hold"
-        version = self.versions.get(unit.context_id, 0) + 1
-        if unit.version != version:
-            return f"it has version {unit.version} of context {unit.context_id!r}, {version} is next"
-        if not _is_ts(unit.ts) or unit.ts < self.ts:
-            return f"its time {unit.ts} does not follow {self.ts}"
-        units, index = self.group
-        expected = (units, index + 1) if self.group_open else (record.group_units, 0)
-        if (record.group_units, record.group_index) != expected or record.group_units < 1:
-            return f"it is {record.group_index} of {record.group_units} units of a command, after {index} of {units}"
-        return None
-
-
-def _is_ts(text: str) -> bool:
-    try:
-        return len(text) == len("2026-01-01T00:00:00.000000Z") and ts_us(text) >= 0
-    except ValueError:
-        return False
 
 
 def _pages(records: Iterator[Record]) -> Iterator[list[Record]]:
