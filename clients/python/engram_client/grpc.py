@@ -2,8 +2,8 @@
 
 import asyncio
 import ssl
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
@@ -29,6 +29,7 @@ from engram_client.limits import (
 from engram_client.pb import error_pb2
 
 A = TypeVar("A", bound=Message)
+T = TypeVar("T")
 
 _SERVICE: Final = "/engram.v1.EngramBus"
 
@@ -58,43 +59,58 @@ class Grpc:
         self._timeout_seconds = timeout_seconds
         self._channel: grpc.aio.Channel | None = None
         self._is_closed = False
+        self._calls: set[Any] = set()
         # Of too many at once the bus refuses some, and time would run while they wait.
         self._turn = asyncio.Semaphore(CONNECTIONS_MAX)
 
     async def aclose(self) -> None:
         """End its connection."""
         self._is_closed = True
-        if self._channel is not None:
-            await self._channel.close()
+        channel, self._channel = self._channel, None
+        if channel is None:
+            return
+        for call in list(self._calls):
+            call.cancel()
+        try:
+            await _reported(channel)
+        finally:
+            await channel.close()
 
     async def ask(
         self, method: str, request: Message, answer: type[A], *, wait_seconds: float = 0, takes_turn: bool = True
     ) -> A:
         """The answer to one try, which may take so much longer than any. One that may wait for long, or that somebody
         counts on, takes no turn: it holds up nobody, and nobody it."""
-        ask: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._connected().unary_unary(f"{_SERVICE}/{method}")
+        body, seconds = request.SerializeToString(), self._timeout_seconds + wait_seconds
         async with self._turn if takes_turn else nullcontext():
-            with _failures():
-                said = await ask(
-                    request.SerializeToString(),
-                    timeout=self._timeout_seconds + wait_seconds,
-                    metadata=self._metadata,
-                )
+            ask: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._connected().unary_unary(f"{_SERVICE}/{method}")
+            with _failures(), self._called(ask(body, timeout=seconds, metadata=self._metadata)) as call:
+                said = await _own(call)
         return protobuf.parse(answer, said)
 
     @contextmanager
     def listen(self, method: str, request: Message) -> Iterator["Call"]:
         """A request, and answers without an end."""
         listen: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = self._connected().unary_stream(f"{_SERVICE}/{method}")
-        with Call(listen(request.SerializeToString(), metadata=self._metadata)) as call:
-            yield call
+        with self._called(listen(request.SerializeToString(), metadata=self._metadata)) as call:
+            yield Call(call)
 
     @contextmanager
     def talk(self, method: str) -> Iterator["Call"]:
         """Requests and answers without an end."""
         talk: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = self._connected().stream_stream(f"{_SERVICE}/{method}")
-        with Call(talk(metadata=self._metadata)) as call:
+        with self._called(talk(metadata=self._metadata)) as call:
+            yield Call(call)
+
+    @contextmanager
+    def _called(self, call: Any) -> Iterator[Any]:
+        """Cancelled, unless it has ended, when it is left; or with the client."""
+        self._calls.add(call)
+        try:
             yield call
+        finally:
+            call.cancel()
+            self._calls.discard(call)
 
     def _connected(self) -> grpc.aio.Channel:
         """Made by the loop that uses it, which need not be there yet when the client is made."""
@@ -115,25 +131,19 @@ class Call:
     def __init__(self, call: Any) -> None:  # of whichever kind: grpc.aio has no common type that reads and writes
         self._call = call
 
-    def __enter__(self) -> "Call":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._call.cancel()
-
     async def send(self, message: bytes) -> None:
         with _failures():
             try:
-                await self._call.write(message)
+                await _own(self._call.write(message))
             except asyncio.InvalidStateError:  # It has ended, and reading tells why.
-                await self._call.read()
+                await _own(self._call.read())
                 raise EngramConnectionError("the stream ended") from None
 
     async def receive(self, answer: type[A], *, silence_seconds: float | None = None) -> A:
         try:
             async with asyncio.timeout(silence_seconds):
                 with _failures():
-                    said = await self._call.read()
+                    said = await _own(self._call.read())
         except TimeoutError as exc:
             raise EngramConnectionError(f"nothing heard for {silence_seconds} s, not even a heartbeat") from exc
         if said is grpc.aio.EOF:
@@ -181,6 +191,27 @@ def _roots() -> bytes | None:
         return Path(paths.cafile).read_bytes()
     found = sorted(Path(paths.capath).glob("*.[0-9]")) if paths.capath else []
     return b"".join(path.read_bytes() for path in found) or None
+
+
+async def _reported(channel: grpc.aio.Channel) -> None:
+    """Until cancelled calls have reported to this loop, which may be closed next and take no reports any more: a call
+    that is over before it begins ends after them."""
+    call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"{_SERVICE}/GetStatus")
+    with suppress(grpc.aio.AioRpcError):
+        await call(b"", timeout=-1)
+
+
+async def _own(operation: Awaitable[T]) -> T:
+    """What it gives. Who is cancelled meanwhile gets that very CancelledError: grpc would raise one of its own, which
+    nobody (as a scope of anyio) knows to be theirs."""
+    running = asyncio.ensure_future(operation)
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        running.cancel()
+        raise
+    finally:
+        del running  # It has the exception, and that this frame: a circle, which would keep the connection.
 
 
 @contextmanager
