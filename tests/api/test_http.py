@@ -15,6 +15,7 @@ import pytest
 import engram_client
 from engram_bus.errors import StorageFailed, StorageFull, StorageReadOnly, Unavailable
 from engram_bus.log.memory import MemoryLog
+from engram_bus.pb import append_pb2, unit_pb2
 from tests.damaged import DamagedLog
 from tests.live import LiveBus
 
@@ -75,6 +76,50 @@ def test_an_append_may_be_messagepack(bus: LiveBus) -> None:
     response = bus.http.post("/workunit", content=body, headers={"content-type": "application/msgpack"})
     assert response.status_code == 201
     assert response.json()["payload_base64"] == "AP8="
+
+
+def test_an_append_may_be_protobuf(bus: LiveBus) -> None:
+    said = append_pb2.AppendRequest(context_id="plan", payload=b"\x00\xff", content_type="image/png")
+    headers = {"content-type": "application/x-protobuf", "x-agent-id": "ann", "idempotency-key": "once"}
+    response = bus.http.post("/workunit", content=said.SerializeToString(), headers=headers)
+    assert response.status_code == 201
+    assert (response.json()["payload_base64"], response.json()["agent_id"]) == ("AP8=", "ann")
+    again = bus.http.post("/workunit", content=said.SerializeToString(), headers=headers)
+    assert again.headers["idempotency-replayed"] == "true"
+    refused = bus.http.post("/workunit", content=b"\xff", headers=headers | {"accept": "application/x-protobuf"})
+    assert (refused.status_code, refused.json()["code"]) == (400, "INVALID_REQUEST")
+
+
+@pytest.mark.parametrize(
+    ("accept", "encoding"),
+    [
+        ("", "application/json"),
+        ("*/*", "application/json"),
+        ("application/json", "application/json"),
+        ("application/msgpack", "application/msgpack"),
+        ("application/x-protobuf", "application/x-protobuf"),
+        ("Application/X-Protobuf; q=0.9", "application/x-protobuf"),
+        ("application/msgpack;q=0.5, application/x-protobuf;q=0.9, */*;q=0.1", "application/x-protobuf"),
+        ("application/msgpack, application/json", "application/msgpack"),
+        ("application/msgpack;q=0, application/json;q=0.1", "application/json"),
+        ("application/msgpack;q=none, text/html", "application/json"),
+        ("text/html", "application/json"),
+    ],
+)
+def test_the_answer_to_an_append_is_in_the_encoding_that_is_accepted(bus: LiveBus, accept: str, encoding: str) -> None:
+    response = bus.http.post("/workunit", json=UNIT, headers={"accept": accept})
+    assert (response.status_code, response.headers["content-type"]) == (201, encoding)
+    assert response.headers["etag"] == '"1"'
+    unit_id = bus.http.get("/workunits/plan").json()["work_units"][0]["id"]
+    match encoding:
+        case "application/json":
+            said = response.json()
+        case "application/msgpack":
+            said = msgpack.unpackb(response.content)
+            assert isinstance(said["payload"], bytes)
+        case _:
+            said = {"id": unit_pb2.WorkUnit.FromString(response.content).id}
+    assert said["id"] == unit_id
 
 
 def test_an_agent_may_be_named_by_a_header(bus: LiveBus) -> None:
