@@ -11,19 +11,17 @@ import asyncio
 import contextlib
 import itertools
 import json
-import os
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 import uvloop
 
-from benchmarks.harness import ROOT, Served, machine, percentiles_us, report, scratch, serving
+from benchmarks.harness import ROOT, Served, cpu_seconds, machine, percentiles_us, report, scratch, serving
 from benchmarks.lock_load import UPGRADE, Client, Exchange, Http, WebSocket, Wire, frame, http, run
 from benchmarks.search_texts import grown, recorded, remembered
 
@@ -35,7 +33,6 @@ APPENDERS = 64
 PING_SECONDS = 0.001
 CATCHES_UP = "the index catches up"
 """With what the load before it appended."""
-TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
 class Sizes(NamedTuple):
@@ -113,11 +110,11 @@ def _appends(
         for name in (*buses,) if turn % 2 == 0 else (*reversed(buses),):
             bus = buses[name]
             _caught_up(buses["on"])
-            before = _cpu_seconds(bus.pid)
+            before = cpu_seconds(bus.pid)
             found, took = uvloop.run(
                 run((bus.host, bus.port), WebSocket, _appenders(texts, clients, count), count=count)
             )
-            used[name].append((_cpu_seconds(bus.pid) - before) / (clients * count))
+            used[name].append((cpu_seconds(bus.pid) - before) / (clients * count))
             times[name] += found["append"]
             rates[name].append(clients * count / took)
             if name == "on":
@@ -270,12 +267,6 @@ def _status(bus: Served) -> dict[str, Any]:
             received += connection.recv(65_536)
     status: dict[str, Any] = json.loads(answer[0])
     return status
-
-
-def _cpu_seconds(pid: int) -> float:
-    """Of one process, its threads included, its children not."""
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS_PER_SECOND
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """What every benchmark shares: the machine and its disk in figures, percentiles, a bus in its own process, a report."""
 
 import contextlib
+import http.client
 import json
 import os
 import platform
+import resource
 import signal
 import subprocess
 import sys
@@ -101,6 +103,35 @@ def served(directory: Path, *flags: str, kill: bool = False) -> Iterator[tuple[s
     """The same, for who wants its host and port alone."""
     with serving(directory, *flags, kill=kill) as bus:
         yield bus.host, bus.port
+
+
+def allow_files() -> int:
+    """As many open files, and so sockets, as this process may have; gives how many."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
+def grpc_port(bus: Served) -> int:
+    """Where it serves gRPC; it was started with `--grpc-port 0`."""
+    connection = http.client.HTTPConnection(bus.host, bus.port, timeout=30)
+    connection.request("GET", "/readyz")
+    port = json.loads(connection.getresponse().read())["grpc_port"]
+    connection.close()
+    assert isinstance(port, int), "gRPC is off"
+    return port
+
+
+def cpu_seconds(pid: int) -> float:
+    """What one process has used, its threads included, its children not."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def resident_bytes(pid: int) -> int:
+    """The memory one process has by itself: its own pages, not those of files, such as the log, that it maps."""
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1_024 for line in lines if line.startswith("RssAnon:"))
 
 
 def report(question: str, figures: dict[str, Any], *, small: bool) -> None:
