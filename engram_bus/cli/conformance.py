@@ -13,8 +13,8 @@ from engram_bus.cli.options import URL_DEFAULT, Url
 
 if TYPE_CHECKING:
     from engram_bus.conformance.report import Report
-    from engram_bus.conformance.runner import Stages
-    from engram_bus.conformance.transports.table import Place
+    from engram_bus.conformance.stages import Stages
+    from engram_bus.conformance.transports.connections import Place
     from engram_bus.conformance.vectors import Exchange
 
 
@@ -97,8 +97,8 @@ def _exchanges(exchanges: "list[Exchange]", text: str | None) -> "list[Exchange]
 
 async def _place(url: str, grpc: str | None) -> "Place":
     """Where the bus is, and whether there is one."""
+    from engram_bus.conformance.transports.connections import find
     from engram_bus.conformance.transports.contract import Broken, Refused
-    from engram_bus.conformance.transports.table import find
 
     try:
         return await find(url, grpc)

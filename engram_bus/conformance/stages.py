@@ -1,11 +1,29 @@
-"""What can be done to the server under test by one who only has a shell: nothing, or what a command does."""
+"""What can be done to the server under test, and what one can do who only has a shell."""
 
 import asyncio
 import os
 from collections.abc import Sequence
+from typing import Protocol
 
+from engram_bus.conformance.transports.connections import Place
 from engram_bus.conformance.transports.contract import Broken
-from engram_bus.conformance.transports.table import Place
+
+
+class Stages(Protocol):
+    """Whoever can change the server."""
+
+    @property
+    def can(self) -> frozenset[str]:
+        """What exchanges may need."""
+
+    async def set(self, stage: str) -> None:
+        """Change the server."""
+
+    async def well(self) -> None:
+        """End every stage: it is as it was."""
+
+    def place(self, needs: Sequence[str]) -> Place | None:
+        """Another server that has what these need; None: the usual one."""
 
 
 class Nothing:
@@ -14,7 +32,7 @@ class Nothing:
     can: frozenset[str] = frozenset()
 
     async def set(self, stage: str) -> None:
-        raise Broken(f"the server cannot be made to {stage}")
+        raise Broken(f"the server cannot be brought to {stage!r}")
 
     async def well(self) -> None:
         pass

@@ -18,6 +18,7 @@ VERBS: Final = frozenset(
     release_lock break_lock get_lock locks search rebuild_search status subscribe http""".split()
 )
 
+_NAME = re.compile(r"\$\{?([a-z][a-z0-9_]*)")
 T = TypeVar("T")
 
 
@@ -97,6 +98,16 @@ class Exchange(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def verbs(self) -> set[str]:
         return {step.name for step in self.steps if isinstance(step, Request)}
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether it changes the server for everyone, or needs it for itself."""
+        return not {"history"}.issuperset(self.needs)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The names that its steps and variables use."""
+        return frozenset(_NAME.findall(repr((self.steps, self.variables))))
 
     def is_for(self, transport: str) -> bool:
         """Whether it may be played over this transport."""

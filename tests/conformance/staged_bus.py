@@ -95,6 +95,7 @@ class Stage:
         self._directory = DataDirectory(data, created_at=ts_text(wall_us()))
         self._log = StagedLog(self._directory.tenant())
         self.bus = Bus(self._log, directory=self._directory)
+        self._is_search_away = False
         self._stages: dict[str, Callable[[], None]] = {
             "storage_full": lambda: self._refuse(StorageFull("1 MiB is kept in reserve", limit=MIB)),
             "storage_read_only": lambda: self._refuse(StorageReadOnly("the disk is mounted to be read only")),
@@ -175,6 +176,7 @@ class Stage:
         self._search_well()
         searcher = self._searcher()
         searcher._restart_seconds = NEVER_SECONDS
+        self._is_search_away = True
         assert searcher._process is not None
         searcher._process.kill()
 
@@ -183,10 +185,12 @@ class Stage:
             return
         searcher = self.bus.searcher
         vars(searcher).pop("_send", None)
-        if searcher._restart_seconds >= NEVER_SECONDS and searcher._restart is not None:
-            searcher._restart.cancel()
+        if self._is_search_away:
+            self._is_search_away = False
             searcher._restart_seconds = RESTART_SECONDS
-            searcher._again()
+            if searcher._restart is not None:
+                searcher._restart.cancel()
+                searcher._again()
 
     def _searcher(self) -> Searcher:
         searcher = self.bus.start_search()
@@ -199,6 +203,7 @@ class Stage:
         self._idle()
         self._search_well()
         vars(self.bus.writer.state).pop("decide", None)
+        self._log.damaged.clear()
 
 
 def _freeze(feed: Feed) -> None:

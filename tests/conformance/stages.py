@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from engram_bus.conformance.transports.table import Place
+from engram_bus.conformance.transports.connections import Place
 from tests.process import environment
 
 PROGRAM = (sys.executable, "-m", "tests.conformance.staged_bus")

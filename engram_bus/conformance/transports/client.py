@@ -1,9 +1,9 @@
 """The Python client, over HTTP and WebSocket or over gRPC: what an application says, and what it is told."""
 
+import asyncio
 import inspect
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from enum import Enum
 from typing import Any, Final
 
@@ -38,6 +38,8 @@ VERBS: Final = frozenset(
     """append append_bulk append_many get list related get_context update_context contexts acquire_lock refresh_lock
     release_lock break_lock get_lock locks search rebuild_search status subscribe""".split()
 )
+RECONNECT_SECONDS: Final = 10.0
+RECONNECT_PAUSE_SECONDS: Final = 0.1
 _AGENT: Final = "conformance"
 _EMPTY: Final[tuple[Any, ...]] = (None, {}, [])
 
@@ -47,8 +49,8 @@ class OfClient:
 
     verbs = VERBS
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
+    def __init__(self, url: str) -> None:
+        self._client = Client(url, agent_id=_AGENT, max_retries=0)
         self._verbs: dict[str, Callable[[Asked], Awaitable[Any]]] = {
             "append": self._append,
             "append_bulk": self._append_bulk,
@@ -70,13 +72,30 @@ class OfClient:
             "status": self._status,
         }
 
+    async def aclose(self) -> None:
+        await self._client.aclose()
+
+    async def end(self) -> None:
+        """The client is shared."""
+
     async def ask(self, verb: str, asked: Asked) -> Any:
         try:
-            return await self._verbs[verb](asked)
+            return await self._asked(self._verbs[verb], asked)
         except EngramError as exc:
             raise refused(exc) from exc
         except (TypeError, ValueError, KeyError) as exc:
             raise CannotSay(f"the client takes no such thing: {exc!r}") from exc
+
+    async def _asked(self, verb: Callable[[Asked], Awaitable[Any]], asked: Asked) -> Any:
+        """Where no bus is there (for it is being started), again after a while, as the client itself would."""
+        end = asyncio.get_running_loop().time() + RECONNECT_SECONDS
+        while True:
+            try:
+                return await verb(asked)
+            except EngramConnectionError:
+                if asyncio.get_running_loop().time() > end:
+                    raise
+            await asyncio.sleep(RECONNECT_PAUSE_SECONDS)
 
     async def subscribe(self, asked: Asked) -> Stream:
         contexts = asked.get("context")
@@ -206,12 +225,6 @@ class _Stream:
 
     async def leave(self) -> None:
         await self._subscription.aclose()
-
-
-@asynccontextmanager
-async def open_client(url: str) -> AsyncIterator[OfClient]:
-    async with Client(url, agent_id=_AGENT, max_retries=0) as client:
-        yield OfClient(client)
 
 
 def refused(error: EngramError) -> Refused:

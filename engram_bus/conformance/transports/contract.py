@@ -111,6 +111,9 @@ class Transport(Protocol):
     def verbs(self) -> frozenset[str]:
         """What it can say itself."""
 
+    async def end(self) -> None:
+        """The exchange is over: close what is its own."""
+
     async def ask(self, verb: str, asked: Asked) -> Any:
         """The answer. Raises Refused, Broken, CannotSay. When cancelled, it goes away as a client does."""
 

@@ -1,7 +1,6 @@
 """The door to gRPC: every verb as a call, a subscription as a stream of messages."""
 
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
 from itertools import islice
 from typing import Any, Final
 
@@ -47,8 +46,14 @@ class Grpc:
 
     verbs = frozenset(protobuf.METHODS) | {"append_many", "subscribe"}
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
-        self._channel = channel
+    def __init__(self, address: str) -> None:
+        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+
+    async def aclose(self) -> None:
+        await self._channel.close()
+
+    async def end(self) -> None:
+        """The channel is shared."""
 
     async def ask(self, verb: str, asked: Asked) -> Any:
         if verb == "append_many":
@@ -127,12 +132,6 @@ class _Stream:
 
     async def leave(self) -> None:
         self._call.cancel()
-
-
-@asynccontextmanager
-async def open_channel(address: str) -> AsyncIterator[grpc.aio.Channel]:
-    async with grpc.aio.insecure_channel(address, options=_OPTIONS) as channel:
-        yield channel
 
 
 def refused(failed: grpc.aio.AioRpcError) -> Refused | Broken:

@@ -45,6 +45,9 @@ class HttpJson:
             "http": self._http,
         }
 
+    async def end(self) -> None:
+        """Its connections are shared."""
+
     async def ask(self, verb: str, asked: Asked) -> Any:
         return await self._verbs[verb](asked)
 

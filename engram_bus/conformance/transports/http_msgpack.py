@@ -20,6 +20,9 @@ class HttpMsgpack:
     def __init__(self, web: Web) -> None:
         self._web = web
 
+    async def end(self) -> None:
+        """Its connections are shared."""
+
     async def ask(self, verb: str, asked: Asked) -> Any:
         body = msgspec.msgpack.encode(payloads.packed(asked))
         answer = await self._web.ask("POST", "/workunit", headers={"content-type": _TYPE, "accept": _TYPE}, body=body)

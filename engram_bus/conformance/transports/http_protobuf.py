@@ -21,6 +21,9 @@ class HttpProtobuf:
     def __init__(self, web: Web) -> None:
         self._web = web
 
+    async def end(self) -> None:
+        """Its connections are shared."""
+
     async def ask(self, verb: str, asked: Asked) -> Any:
         body = protobuf.append_request(asked).SerializeToString()
         answer = await self._web.ask("POST", "/workunit", headers={"content-type": _TYPE, "accept": _TYPE}, body=body)

@@ -31,6 +31,9 @@ class Sse:
     def __init__(self, web: Web) -> None:
         self._web = web
 
+    async def end(self) -> None:
+        """Its connections are shared."""
+
     async def ask(self, verb: str, asked: Asked) -> Any:
         raise CannotSay(verb)
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Final, Self, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import httpx
 
@@ -25,10 +25,7 @@ class Web:
     def __init__(self, url: str) -> None:
         self._client = httpx.AsyncClient(base_url=url, timeout=SECONDS, verify=False, trust_env=False)  # noqa: S501
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
+    async def aclose(self) -> None:
         await self._client.aclose()
 
     async def ask(

@@ -175,7 +175,7 @@ class WebSocket:
         self._opening = asyncio.Lock()
         self._shared: Socket | None = None
 
-    async def aclose(self) -> None:
+    async def end(self) -> None:
         await self._stack.aclose()
 
     async def ask(self, verb: str, asked: Asked) -> Any:
