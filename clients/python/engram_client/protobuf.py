@@ -600,20 +600,17 @@ def error(
     message: error_pb2.Error, *, status: int | None = None, retry_after_seconds: float | None = None
 ) -> EngramError:
     """The error that a message describes; `status` is of HTTP, and tells the family of a code that is not known."""
+    own = {name: getattr(message, name) if message.HasField(name) else None for name in ("field", "limit", "index")}
     said = {
         **_object(message.details),
-        "status": status,
+        **own,
+        "status": None,
         "code": message.code,
         "message": message.message,
         "retryable": message.retryable,
     }
-    for name in ("field", "limit", "index"):
-        said[name] = getattr(message, name) if message.HasField(name) else None
-    return error_from(
-        said,
-        status=None if message.code in BY_CODE else status,
-        retry_after_seconds=retry_after_seconds,
-    )
+    family = None if message.code in BY_CODE else status
+    return error_from(said, status=family, retry_after_seconds=retry_after_seconds)
 
 
 def _plain(value: Value) -> Any:
