@@ -153,10 +153,14 @@ class Call:
 
 def _target(url: str) -> str:
     parts = urlsplit(url)
-    if not parts.hostname or parts.port is None or parts.username is not None or parts.path or parts.query:
+    try:
+        port = parts.port
+    except ValueError:
+        port = None
+    if not parts.hostname or port is None or parts.username is not None or parts.path or parts.query or parts.fragment:
         raise ValueError(f"{url!r} is not grpc:// or grpcs:// with a host and a port")
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    return f"dns:///{host}:{parts.port}"
+    return f"dns:///{host}:{port}"
 
 
 def _options(timeout_seconds: float, *, is_local: bool) -> list[tuple[str, int]]:
