@@ -5,7 +5,8 @@
         async for unit in bus.subscribe("plan", after=0):
             print(unit.agent_id, unit.text)
 
-`SyncClient` is the same for threads without a loop. Errors are typed (`engram_client.errors`).
+`SyncClient` is the same for threads without a loop. Errors are typed (`engram_client.errors`). Over gRPC, it is
+`Client("grpc://127.0.0.1:50051", agent_id="ann")`.
 """
 
 from engram_client.client import Client

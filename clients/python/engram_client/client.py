@@ -68,7 +68,8 @@ Named = str | Sequence[str] | None
 
 
 class Client:
-    """One agent at one bus: `async with Client(agent_id="ann") as bus`.
+    """One agent at one bus: `async with Client(agent_id="ann") as bus`. Its URL tells what it speaks: http, https, or
+    grpc, grpcs (which need `engram-bus-client[grpc]`).
 
     Every request is sent again after a failure that may pass (no connection, 429, 503), up to `max_retries` times with
     growing random pauses, or the one the bus asks for. Appends carry an idempotency key, so that this never doubles a

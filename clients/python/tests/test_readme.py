@@ -40,5 +40,5 @@ async def test_an_example_runs_as_it_stands(running_bus: LiveBus, code: str) -> 
             await names["example"]()
 
 
-def test_there_are_four() -> None:
-    assert len(examples()) == 4
+def test_there_are_five() -> None:
+    assert len(examples()) == 5
