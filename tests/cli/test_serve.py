@@ -1,13 +1,17 @@
 """`engram serve`: it says where it is, stops when told, and says in one line why it cannot start."""
 
+import contextlib
 import signal
 import socket
 from pathlib import Path
 
+import grpc
+import httpx
 import msgspec
 import pytest
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
-from engram_bus.settings import Settings
+from engram_bus.settings import GRPC_PORT, Settings
 from tests.process import BusProcess, engram, running
 
 
@@ -26,7 +30,7 @@ def test_every_setting_is_a_flag() -> None:
     told = engram("serve", "--help").stdout
     for field in msgspec.structs.fields(Settings):
         assert f"--{field.name.replace('_', '-')} " in told
-        if not isinstance(field.default, bool):
+        if not isinstance(field.default, bool | None):
             default = f"{field.default:g}" if isinstance(field.default, float) else str(field.default or "none")
             assert f"({default})" in told
 
@@ -55,11 +59,49 @@ def test_a_second_bus_on_the_same_directory_or_port_is_refused(served: BusProces
     assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in second.stderr
 
 
+def ready(bus: BusProcess) -> dict[str, object]:
+    told: dict[str, object] = httpx.get(f"{bus.url}/readyz").json()
+    return told
+
+
+def services(bus: BusProcess) -> list[str]:
+    with grpc.insecure_channel(f"127.0.0.1:{ready(bus)['grpc_port']}") as channel:
+        return list(ProtoReflectionDescriptorDatabase(channel).get_services())
+
+
+def test_grpc_is_served_where_it_is_asked_for_and_tells_its_services_on_loopback(tmp_path: Path) -> None:
+    with BusProcess(tmp_path / "data", "--grpc-port", "0") as bus:
+        assert "engram.v1.EngramBus" in services(bus)
+        assert ready(bus)["grpc_detail"] is None
+    with BusProcess(tmp_path / "data", "--grpc-port", "0", "--no-grpc-reflection") as bus:
+        with pytest.raises(grpc.RpcError) as refused:
+            services(bus)
+        assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    with BusProcess(tmp_path / "data", "--no-grpc") as bus:
+        assert (ready(bus)["grpc_port"], ready(bus)["grpc_detail"]) == (None, "gRPC is off")
+
+
+def test_a_taken_port_is_no_grpc_and_said_so_unless_it_was_asked_for(tmp_path: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        # (Another bus may have it already.)
+        with contextlib.suppress(OSError):
+            stack.enter_context(socket.create_server(("127.0.0.1", GRPC_PORT)))
+        with BusProcess(tmp_path / "data") as bus:
+            assert ready(bus)["ready"] is True
+            assert (ready(bus)["grpc_port"], ready(bus)["grpc_detail"]) == (None, f"port {GRPC_PORT} is taken")
+        refused = engram("serve", "--port", "0", "--grpc-port", str(GRPC_PORT), "--data-dir", str(tmp_path / "data"))
+    assert refused.returncode == 2
+    assert f"cannot listen on 127.0.0.1:{GRPC_PORT} for gRPC: choose another with --grpc-port" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "variables", "told"),
     [
         (["--host", "0.0.0.0"], {}, "--allow-unauthenticated"),
         (["--port", "70000"], {}, "port 70000 is not 0 to 65535"),
+        (["--grpc-port", "70000"], {}, "grpc_port 70000 is not 0 to 65535"),
+        (["--port", "8123", "--grpc-port", "8123"], {}, "grpc_port 8123 is that of HTTP"),
         ([], {"ENGRAM_PORT": "many"}, "port: Expected `int`, got `str`"),
         (["--log-level", "loud"], {}, "'loud' is not one of debug, info, warning, error"),
         (["--stall-seconds", "0"], {}, "stall_seconds 0.0 is not 1 to 3600"),
