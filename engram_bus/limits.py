@@ -156,6 +156,14 @@ DISK_RESERVE_DIVISOR: Final = 16
 LOG_SIZE_BYTES_MAX: Final = 64 * GIB
 """The sparse map of one log; its indexes get as much."""
 
+# --- Backups ---------------------------------------------------------------------------------------------------------
+BACKUP_SEGMENT_BYTES: Final = 64 * MIB
+"""A segment that has reached this is not added to any more: only the last is read again by the next run."""
+BACKUP_FLUSH_BYTES: Final = 8 * MIB
+"""Written between two flushes: a larger one would hold up the commits of a bus on the same disk."""
+EXPORT_LINE_BYTES_MAX: Final = 8 * MIB
+"""One exported unit as JSON: a payload of control characters takes six times its bytes."""
+
 # --- The subscription ------------------------------------------------------------------------------------------------
 RING_UNITS_MAX: Final = 8_192
 RING_BYTES_MAX: Final = 16 * MIB

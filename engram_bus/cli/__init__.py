@@ -1,7 +1,7 @@
 """`engram`: every command of the bus on the command line.
 
-Commands import what they need when they run, so that `engram --help` answers at once. All but `serve` and `verify`
-are users of engram_client, like anybody else's program.
+Commands import what they need when they run, so that `engram --help` answers at once. All but `serve` and what
+works on files (`verify`, `backup`, `restore`, ...) are users of engram_client, like anybody else's program.
 """
 
 import sys
@@ -9,7 +9,20 @@ from typing import Annotated
 
 import typer
 
-from engram_bus.cli import conformance, demo, lock, post, rebuild, search, serve, status, tail, verify
+from engram_bus.cli import (
+    backup,
+    conformance,
+    demo,
+    lock,
+    post,
+    rebuild,
+    restore,
+    search,
+    serve,
+    status,
+    tail,
+    verify,
+)
 from engram_bus.cli.failures import Failure
 from engram_bus.cli.replay import command as replay_command
 
@@ -32,6 +45,8 @@ app.command("rebuild")(rebuild.rebuild)
 app.add_typer(lock.app)
 app.command("replay")(replay_command.replay)
 app.command("verify")(verify.verify)
+app.command("backup")(backup.backup)
+app.command("restore")(restore.restore)
 app.command("conformance")(conformance.conformance)
 app.command("demo")(demo.demo)
 

@@ -68,6 +68,20 @@ def told(url: str, *, notices: bool = False) -> Iterator[None]:
         raise Failure(f"{exc}. Is --url {url} right?") from exc
 
 
+@contextlib.contextmanager
+def told_of_data(*, code: int = 1) -> Iterator[None]:
+    """Turn what data directories, backups and exports raise into a Failure."""
+    from engram_bus.errors import BackupError, DataDamaged, DataDirectoryError
+
+    try:
+        yield
+    except DataDamaged as exc:
+        advice = "`engram verify` says what is damaged, `engram repair` what can be done"
+        raise Failure(f"{exc}. {advice}", code=code) from exc
+    except (BackupError, DataDirectoryError) as exc:
+        raise Failure(str(exc), code=code) from exc
+
+
 def _log_plainly(level: int) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("engram: %(message)s"))

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from getpass import getuser
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,6 +13,10 @@ from engram_bus.cli.failures import Failure
 URL_DEFAULT = "http://127.0.0.1:8080"
 
 Url = Annotated[str, typer.Option(envvar="ENGRAM_URL", metavar="URL", help="Where the bus is.")]
+DataDir = Annotated[
+    Path, typer.Argument(metavar="DATA_DIR", help="What `engram serve` was given as --data-dir; it may be running.")
+]
+NewDataDir = Annotated[Path, typer.Argument(metavar="DATA_DIR", help="A new directory, or an empty one.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 

@@ -12,6 +12,10 @@
 The files are JSON maps, the header is MessagePack: readers pass over keys they do not know and compare values, not
 bytes, so a later version may add some. A change they must not miss raises `format`. The mark lies beside its
 environment, not in it: an index that a power cut tore is not even opened.
+
+A name is flushed with its directory before anything is written that counts on it: the directories before the identity,
+the identity before the log, the log before it is established. What a start finds it flushes too, for the process that
+wrote it may have been killed before it could.
 """
 
 import errno
@@ -84,7 +88,7 @@ class DataDirectory:
         self.path = path
         self._lock_fd: int | None = None
         self.writable = _prepare(path)
-        _refuse_network(path)
+        refuse_network(path)
         try:
             self._lock_fd = lock_directory(path, writable=self.writable)
             self.identity = self._load_identity(created_at)
@@ -102,6 +106,8 @@ class DataDirectory:
             try:
                 for part in (path / "log", path / "index", path / "search"):
                     part.mkdir(parents=True, exist_ok=True)
+                for holder in (path, path.parent, self.path):
+                    sync_directory(holder)
             except OSError as exc:
                 raise DataDirectoryError(f"{path} cannot be made: {exc}") from exc
         return path
@@ -151,7 +157,21 @@ def lock_directory(path: Path, *, writable: bool) -> int | None:
 def begin_directory(path: Path, created_at: str) -> None:
     """Say durably that this is a data directory; before, a log in it is refused."""
     (path / "keys").mkdir(mode=0o700, exist_ok=True)
+    try:
+        _sync_above(path)
+    except OSError as exc:
+        raise DataDirectoryError(f"{path} cannot be made: {exc}") from exc
     _write_identity(path / "identity", Identity(FORMAT, secrets.token_hex(8), created_at))
+
+
+def refuse_network(path: Path) -> None:
+    """Raises DataDirectoryError for a path on a file system that loses writes."""
+    kind = _file_system(path.resolve())
+    if kind in _NETWORK_FILE_SYSTEMS:
+        raise DataDirectoryError(
+            f"{path} is on a network file system ({kind}): its locks and memory maps do not keep what the log needs. "
+            f"Choose a local directory with --data-dir."
+        )
 
 
 def load_tenant(path: Path, name: str, *, writable: bool) -> TenantIdentity:
@@ -250,6 +270,15 @@ def sync_directory(path: Path) -> None:
         os.close(fd)
 
 
+def _sync_above(path: Path) -> None:
+    """Make durable that a directory is there: some of those above it may be new as well."""
+    for above in path.resolve().parents:
+        try:
+            sync_directory(above)
+        except PermissionError:
+            os.sync()  # Who may make a name there may not have it flushed alone.
+
+
 def is_read_only(path: Path) -> bool:
     """Whether the file system refuses writes (permissions aside: they do not bind root)."""
     return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
@@ -266,15 +295,6 @@ def _prepare(path: Path) -> bool:
     if not os.access(path, os.W_OK | os.X_OK):
         raise DataDirectoryError(f"{path} cannot be written by this user: {os.strerror(errno.EACCES)}")
     return True
-
-
-def _refuse_network(path: Path) -> None:
-    kind = _file_system(path.resolve())
-    if kind in _NETWORK_FILE_SYSTEMS:
-        raise DataDirectoryError(
-            f"{path} is on a network file system ({kind}): its locks and memory maps do not keep what the log needs. "
-            f"Choose a local directory with --data-dir."
-        )
 
 
 def _file_system(path: Path) -> str:

@@ -1,0 +1,1 @@
+"""A log taken elsewhere and brought back: backups, restored logs, exports, imports, repairs."""
