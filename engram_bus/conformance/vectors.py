@@ -1,6 +1,7 @@
 """The exchanges as values: read from YAML, each played as often as its `each` says."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -155,9 +156,9 @@ def exchanges(file: str, text: str) -> Iterator[Exchange]:
         said = _convert(raw, _ExchangeIn, f"{file}, exchange {index + 1}")
         where = f"{file}, {said.exchange!r}"
         steps = tuple(_step(step, f"{where}, step {number}") for number, step in enumerate(said.steps, 1))
-        for variables in said.each or [{}]:
+        for name, variables in _played(said.exchange, said.each or [{}]):
             yield Exchange(
-                name=_played(said.exchange, variables),
+                name=name,
                 file=file,
                 steps=steps,
                 variables=variables,
@@ -178,11 +179,14 @@ def _step(raw: dict[str, Any], where: str) -> Step:
     return step
 
 
-def _played(sentence: str, variables: dict[str, Any]) -> str:
-    if not variables:
-        return sentence
-    shown = ", ".join(f"{name} {_short(value)}" for name, value in variables.items())
-    return f"{sentence} [{shown}]"
+def _played(sentence: str, each: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each set of variables, with a name that is its own."""
+    told: Counter[str] = Counter()
+    for variables in each:
+        shown = ", ".join(f"{name} {_short(value)}" for name, value in variables.items())
+        name = f"{sentence} [{shown}]" if variables else sentence
+        told[name] += 1
+        yield name if told[name] == 1 else f"{name} ({told[name]})", variables
 
 
 def _short(value: Any) -> str:

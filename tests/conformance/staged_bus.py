@@ -122,7 +122,9 @@ class Stage:
 
     def _storage_well(self) -> None:
         self._log.refusal = None
-        self.bus.writer.check()
+        if self.bus.writer._probe is not None:
+            self.bus.writer._probe.cancel()
+        self.bus.writer.check()  # now, and not half a second later
 
     def _damage(self) -> None:
         self._log.damaged.add(self.bus.head)

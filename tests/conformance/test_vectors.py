@@ -49,6 +49,11 @@ def test_an_exchange_is_played_once_for_each() -> None:
     assert restart.verbs == {"append", "status"}
 
 
+def test_each_has_a_name_of_its_own() -> None:
+    each = read(f"- {{exchange: x, steps: [], each: [{{a: {'y' * 50}}}, {{a: {'y' * 60}}}, {{a: {{b: 1}}}}]}}")
+    assert [one.name for one in each] == [f"x [a {'y' * 37}...]", f"x [a {'y' * 37}...] (2)", 'x [a {"b":1}]']
+
+
 def test_steps_are_what_they_say() -> None:
     append, end, stage, status, hear = read(ONE)[0].steps
     assert isinstance(append, Request)
