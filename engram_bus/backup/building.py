@@ -42,12 +42,18 @@ class NewLog:
         self.history = History()
         self._uncommitted: list[Record] = []
         self._uncommitted_bytes = 0
+        self._uncommitted_ids: set[str] = set()
+
+    def has_id(self, unit_id: str) -> bool:
+        """Whether a unit of this id was taken."""
+        return unit_id in self._uncommitted_ids or self.log.seq_of_id(unit_id) is not None
 
     def take(self, record: Record) -> None:
         """Add a record. Raises BackupError where it does not follow."""
         if (wrong := self.history.take(record)) is not None:
             raise BackupError(f"unit {record.unit.seq} cannot be taken: {wrong}")
         self._uncommitted.append(record)
+        self._uncommitted_ids.add(record.unit.id)
         self._uncommitted_bytes += len(record.raw)
         is_much = len(self._uncommitted) >= _COMMIT_UNITS or self._uncommitted_bytes >= BULK_BYTES_MAX
         if is_much and not self.history.group_open:
@@ -64,6 +70,7 @@ class NewLog:
             self.log.append(self._uncommitted)
             self._uncommitted = []
             self._uncommitted_bytes = 0
+            self._uncommitted_ids.clear()
 
 
 @contextmanager

@@ -13,6 +13,8 @@ from engram_bus.cli import (
     backup,
     conformance,
     demo,
+    export,
+    import_log,
     lock,
     post,
     rebuild,
@@ -47,6 +49,8 @@ app.command("replay")(replay_command.replay)
 app.command("verify")(verify.verify)
 app.command("backup")(backup.backup)
 app.command("restore")(restore.restore)
+app.command("export")(export.export)
+app.command("import")(import_log.import_log)
 app.command("conformance")(conformance.conformance)
 app.command("demo")(demo.demo)
 

@@ -41,7 +41,7 @@ class History:
         version = self.versions.get(unit.context_id, 0) + 1
         if unit.version != version:
             return f"it has version {unit.version} of context {unit.context_id!r}, {version} is next"
-        if not _is_ts(unit.ts) or unit.ts < self.ts:
+        if not is_ts(unit.ts) or unit.ts < self.ts:
             return f"its time {unit.ts} does not follow {self.ts}"
         units, index = self.group
         expected = (units, index + 1) if self.group_open else (record.group_units, 0)
@@ -50,7 +50,8 @@ class History:
         return None
 
 
-def _is_ts(text: str) -> bool:
+def is_ts(text: str) -> bool:
+    """Whether this is a time as the writer writes it, so that text order is time order."""
     try:
         return len(text) == len("2026-01-01T00:00:00.000000Z") and ts_us(text) >= 0
     except ValueError:
