@@ -16,7 +16,7 @@ REFUSALS: Final = "errors.yaml"
 """The one file that is no list of exchanges: what each code is on each transport."""
 VERBS: Final = frozenset(
     """append append_bulk append_many get list related get_context update_context contexts acquire_lock refresh_lock
-    release_lock break_lock get_lock locks search rebuild_search status subscribe http""".split()
+    release_lock break_lock get_lock locks search rebuild_search status subscribe http hang_up""".split()
 )
 
 _NAME = re.compile(r"\$\{?([a-z][a-z0-9_]*)")

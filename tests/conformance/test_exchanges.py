@@ -69,7 +69,7 @@ def test_every_verb_is_asked_for() -> None:
 
 
 def test_every_method_of_grpc_is_a_verb() -> None:
-    methods = {method.name for method in METHODS.values()} | {"AppendStream", "Subscribe"}
+    methods = {method.name for method in METHODS.values()} | {"AppendStream", "Subscribe", "HoldSession"}
     assert methods == set(bus_pb2.DESCRIPTOR.services_by_name["EngramBus"].methods_by_name)
 
 

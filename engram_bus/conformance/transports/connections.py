@@ -9,7 +9,7 @@ import msgspec
 
 from engram_bus.conformance.transports.client import OfClient
 from engram_bus.conformance.transports.contract import Broken
-from engram_bus.conformance.transports.grpc import Grpc
+from engram_bus.conformance.transports.grpc import Channel, open_channel
 from engram_bus.conformance.transports.web import Web
 
 
@@ -40,10 +40,10 @@ class Connections:
         return web
 
     @cached_property
-    def grpc(self) -> Grpc:
-        grpc = Grpc(self._grpc_address)
-        self._stack.push_async_callback(grpc.aclose)
-        return grpc
+    def channel(self) -> Channel:
+        channel = open_channel(self._grpc_address)
+        self._stack.push_async_callback(channel.close)
+        return channel
 
     @cached_property
     def client(self) -> OfClient:

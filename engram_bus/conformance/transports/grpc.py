@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Iterable
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import grpc.aio
 from google.protobuf.message import Message
@@ -21,9 +21,10 @@ from engram_bus.conformance.transports.contract import (
     Stream,
     Units,
 )
-from engram_bus.pb import append_pb2, error_pb2
+from engram_bus.pb import append_pb2, error_pb2, lock_pb2
 from engram_bus.pb import subscription_pb2 as subscription
 
+Channel: TypeAlias = grpc.aio.Channel
 _SERVICE: Final = "/engram.v1.EngramBus/"
 _DETAILS: Final = "grpc-status-details-bin"
 _ITEMS: Final = 3
@@ -44,23 +45,27 @@ _OPTIONS: Final = (
 class Grpc:
     """A client of every method."""
 
-    verbs = frozenset(protobuf.METHODS) | {"append_many", "subscribe"}
+    verbs = frozenset(protobuf.METHODS) | {"append_many", "subscribe", "hang_up"}
 
-    def __init__(self, address: str) -> None:
-        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
-
-    async def aclose(self) -> None:
-        await self._channel.close()
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._sessions: dict[str, _Session] = {}
 
     async def end(self) -> None:
-        """The channel is shared."""
+        """The channel is shared, sessions are its own."""
+        for session in self._sessions.values():
+            session.end()
 
     async def ask(self, verb: str, asked: Asked) -> Any:
         if verb == "append_many":
             return await self._append_many(asked["units"])
+        if verb == "hang_up":
+            return self._sessions.pop(asked["session"]).end()
         method = protobuf.METHODS.get(verb)
         if method is None:
             raise CannotSay(verb)
+        if "session" in asked:
+            asked = {**asked, "session": await self._session(asked["session"])}
         metadata, rest = _metadata(asked) if verb in _BY_METADATA else ((), asked)
         call = self._channel.unary_unary(
             _SERVICE + method.name,
@@ -85,6 +90,12 @@ class Grpc:
         stream.answer = first.fields
         return stream
 
+    async def _session(self, name: str) -> str:
+        """What the bus calls the session that an exchange calls so."""
+        if name not in self._sessions:
+            self._sessions[name] = await _Session.open(self._channel)
+        return self._sessions[name].session
+
     async def _append_many(self, units: list[Asked]) -> Any:
         items = [
             append_pb2.AppendStreamItem(id=number, append=protobuf.append_request(unit))
@@ -104,6 +115,35 @@ class Grpc:
         if results.keys() != {item.id for item in items}:
             raise Broken(f"{len(items)} units were sent, and the results are of {sorted(results)}")
         return {"results": [results[item.id] for item in items]}
+
+
+class _Session:
+    """A call that locks are tied to."""
+
+    def __init__(self, call: Any, session: str) -> None:
+        self._call = call
+        self.session = session
+
+    @classmethod
+    async def open(cls, channel: Channel) -> "_Session":
+        """It is open when the bus has given it a name, and answers to signs of life. Raises Refused, Broken."""
+        call: Any = channel.stream_stream(
+            f"{_SERVICE}HoldSession",
+            request_serializer=_bytes,
+            response_deserializer=lock_pb2.HoldSessionResponse.FromString,
+        )()
+        try:
+            first = await call.read()
+            await call.write(lock_pb2.HoldSessionRequest(id=7))
+            echo = await call.read()
+        except grpc.aio.AioRpcError as exc:
+            raise refused(exc) from exc
+        if first.id != 0 or echo.id != 7 or first.session != echo.session:
+            raise Broken(f"a session is named, and echoes signs of life, not {first} {echo}")
+        return cls(call, first.session)
+
+    def end(self) -> None:
+        self._call.cancel()
 
 
 class _Stream:
@@ -132,6 +172,10 @@ class _Stream:
 
     async def leave(self) -> None:
         self._call.cancel()
+
+
+def open_channel(address: str) -> Channel:
+    return grpc.aio.insecure_channel(address, options=_OPTIONS)
 
 
 def refused(failed: grpc.aio.AioRpcError) -> Refused | Broken:

@@ -5,12 +5,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 from urllib.parse import quote
 
-from engram_bus.conformance.transports.contract import Asked, OverHttp, Refused, Stream
+from engram_bus.conformance.transports.contract import Asked, CannotSay, OverHttp, Refused, Stream
 from engram_bus.conformance.transports.sse import SseStream
-from engram_bus.conformance.transports.web import Answer, Web, fields_of
+from engram_bus.conformance.transports.unfinished import ask_without_end
+from engram_bus.conformance.transports.web import Answer, Web, fields_of, refused
 from engram_bus.conformance.vectors import VERBS as ALL_VERBS
 
-VERBS: Final = ALL_VERBS - {"subscribe", "append_many"}
+VERBS: Final = ALL_VERBS - {"subscribe", "append_many", "hang_up"}
 """(One request is answered before the next is sent: nothing is pipelined.)"""
 _RECEIPT: Final = ("id", "context_id", "seq", "version")
 _JSON: Final = {"content-type": "application/json"}
@@ -49,6 +50,8 @@ class HttpJson:
         """Its connections are shared."""
 
     async def ask(self, verb: str, asked: Asked) -> Any:
+        if verb not in self._verbs:
+            raise CannotSay(verb)
         return await self._verbs[verb](asked)
 
     async def subscribe(self, asked: Asked) -> Stream:
@@ -153,14 +156,17 @@ class HttpJson:
 
     async def _http(self, asked: Asked) -> Any:
         headers = {name: str(value) for name, value in asked.get("headers", {}).items()}
+        method, path = asked.get("method", "GET"), asked["path"]
+        if asked.get("unfinished"):
+            answer = await ask_without_end(self._web.url, method, path, headers)
+            if answer.status_code >= 400:
+                raise refused(answer)
+            return _plain(answer)
         if "json" in asked:
             headers, body = {**_JSON, **headers}, _body(asked["json"])
         else:
             body = str(asked.get("body", "")).encode()
-        answer = await self._web.ask(asked.get("method", "GET"), asked["path"], headers=headers, body=body)
-        found = {"status": answer.status_code, "headers": dict(answer.headers), "text": answer.text}
-        is_json = answer.headers.get("content-type", "").partition(";")[0].endswith("json")
-        return {**found, "json": answer.json()} if is_json and answer.content else found
+        return _plain(await self._web.ask(method, path, headers=headers, body=body))
 
 
 def receipt(unit: Mapping[str, Any], answer: Answer) -> dict[str, Any]:
@@ -170,6 +176,13 @@ def receipt(unit: Mapping[str, Any], answer: Answer) -> dict[str, Any]:
         "durability": answer.headers.get("engram-durability"),
         "replayed": is_replayed(answer),
     }
+
+
+def _plain(answer: Answer) -> dict[str, Any]:
+    """An answer as it came; what is JSON, as its value too."""
+    found = {"status": answer.status_code, "headers": dict(answer.headers), "text": answer.text}
+    is_json = answer.headers.get("content-type", "").partition(";")[0].endswith("json")
+    return {**found, "json": answer.json()} if is_json and answer.content else found
 
 
 def is_replayed(answer: Answer) -> bool:

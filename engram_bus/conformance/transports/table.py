@@ -34,7 +34,7 @@ TRANSPORTS: Final[dict[str, Way]] = {
     "websocket-json": Way(lambda to: WebSocket(to.place.url, InJson(), in_urls=True), WebSocket.verbs),
     "websocket-msgpack": Way(lambda to: WebSocket(to.place.url, InMsgpack(), in_urls=False), WebSocket.verbs),
     "sse": Way(lambda to: Sse(to.web), Sse.verbs),
-    "grpc": Way(lambda to: to.grpc, Grpc.verbs, needs_grpc=True),
+    "grpc": Way(lambda to: Grpc(to.channel), Grpc.verbs, needs_grpc=True),
     "client": Way(lambda to: to.client, OfClient.verbs, is_client=True),
     "client-grpc": Way(lambda to: to.client_grpc, OfClient.verbs, needs_grpc=True, is_client=True),
 }

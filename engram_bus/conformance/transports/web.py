@@ -23,6 +23,7 @@ class Web:
     """Connections to one bus."""
 
     def __init__(self, url: str) -> None:
+        self.url = url
         self._client = httpx.AsyncClient(base_url=url, timeout=SECONDS, verify=False, trust_env=False)  # noqa: S501
 
     async def aclose(self) -> None:

@@ -30,7 +30,9 @@ from engram_bus.conformance.transports.contract import (
 from engram_bus.conformance.transports.sse import query_of
 from engram_bus.conformance.transports.web import fields_of, pairs
 
-VERBS: Final = frozenset({"append", "append_many", "acquire_lock", "refresh_lock", "release_lock", "subscribe"})
+VERBS: Final = frozenset(
+    {"append", "append_many", "acquire_lock", "refresh_lock", "release_lock", "subscribe", "hang_up"}
+)
 _PLACE: Final = ("event", "id", "subscription")
 _FINAL_CLOSE: Final = 4_500
 """From here on coming back makes no sense."""
@@ -174,11 +176,14 @@ class WebSocket:
         self._stack = AsyncExitStack()
         self._opening = asyncio.Lock()
         self._shared: Socket | None = None
+        self._sessions: dict[str, Socket] = {}
 
     async def end(self) -> None:
         await self._stack.aclose()
 
     async def ask(self, verb: str, asked: Asked) -> Any:
+        if "session" in asked:
+            return await self._of_session(verb, asked)
         socket = await self._socket()
         match verb:
             case "append":
@@ -193,6 +198,16 @@ class WebSocket:
                 return _plain(await socket.operate("lock.release", _without_resource(asked)))
             case _:
                 raise CannotSay(verb)
+
+    async def _of_session(self, verb: str, asked: Asked) -> Any:
+        """Each session is a socket of its own."""
+        name = asked["session"]
+        if verb == "hang_up":
+            await self._sessions.pop(name).aclose()
+            return {}
+        if name not in self._sessions:
+            self._sessions[name] = await self._open()
+        return await _acquire(self._sessions[name], {**asked, "session": True})
 
     async def subscribe(self, asked: Asked) -> Stream:
         if self._in_urls:
@@ -220,12 +235,17 @@ class WebSocket:
         """The one that operations share; another when the bus ended it."""
         async with self._opening:
             if self._shared is None or self._shared.is_over:
-                self._shared = await open_socket(self._url, self._encoding)
-                self._stack.push_async_callback(self._shared.aclose)
-                first = await _next(self._shared.of_url)
-                if first["event"] != "subscribed":
-                    raise Broken(f"`subscribed` comes first, not {first}")
+                self._shared = await self._open()
             return self._shared
+
+    async def _open(self) -> Socket:
+        """A socket without a subscription."""
+        socket = await open_socket(self._url, self._encoding)
+        self._stack.push_async_callback(socket.aclose)
+        first = await _next(socket.of_url)
+        if first["event"] != "subscribed":
+            raise Broken(f"`subscribed` comes first, not {first}")
+        return socket
 
 
 class _Stream:
