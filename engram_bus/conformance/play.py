@@ -89,6 +89,9 @@ async def _stepped(play: "_Play", number: int, step: Step) -> None:
         raise CannotSay(f"{_place(number, step)}: {exc}") from exc
     except (Failed, Mismatch, NotKnown, Broken) as exc:
         raise Failed(f"{_place(number, step)}: {exc}") from exc
+    except Exception as exc:
+        # What one adapter cannot digest must not keep the others from their exchanges.
+        raise Failed(f"{_place(number, step)}: the adapter failed: {exc!r}") from exc
 
 
 def _place(number: int, step: Step) -> str:
