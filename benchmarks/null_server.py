@@ -60,24 +60,31 @@ def null_serving() -> Iterator[Nulls]:
 class _Null:
     def __init__(self) -> None:
         self.kept = b""
-        self.listeners: set[Callable[[bytes], None]] = set()
+        self._said: list[bytes] = []
+        self._news = asyncio.Event()
+        self._listening = 0
 
     def tell(self, message: bytes) -> None:
-        for listener in self.listeners:
-            listener(message)
+        if self._listening:
+            self._said.append(message)
+            self._news.set()
+            self._news = asyncio.Event()
 
     async def listen(self, count: int, write: Callable[[bytes], Awaitable[Any]]) -> None:
-        """So many of what is kept; none: whatever is said from now on."""
-        await write(b"subscribed")
-        for _ in range(count):
-            await write(self.kept)
-        heard: asyncio.Queue[bytes] = asyncio.Queue()
-        self.listeners.add(heard.put_nowait)
+        """So many of what is kept, then whatever is said from now on."""
+        at = len(self._said)
+        self._listening += 1
         try:
+            await write(b"subscribed")
+            for _ in range(count):
+                await write(self.kept)
             while True:
-                await write(await heard.get())
+                while at < len(self._said):
+                    await write(self._said[at])
+                    at += 1
+                await self._news.wait()
         finally:
-            self.listeners.discard(heard.put_nowait)
+            self._listening -= 1
 
 
 # --- gRPC ------------------------------------------------------------------------------------------------------------
