@@ -177,8 +177,8 @@ class _Play:
         match step:
             case Request():
                 await self._request(step)
-            case End(name=name):
-                await self._must(self._begun_under(name), step)
+            case End():
+                await self._end(step)
             case Cancel(name=name):
                 await self._cancel(name)
             case Hear():
@@ -252,12 +252,19 @@ class _Play:
             await asyncio.sleep(pause)
             pause = min(2 * pause, pause_max)
 
+    async def _end(self, step: End) -> None:
+        task = self._begun_under(step.name)
+        await asyncio.wait([task])
+        if task.cancelled():
+            raise Failed(f"{step.name!r} was cancelled, which is answered nothing here")
+        await self._must(task, step)
+
     async def _cancel(self, name: str) -> None:
         task = self._begun_under(name)
+        if task.done():
+            raise Failed(f"{name!r} was over before it could be cancelled")
         task.cancel()
         await asyncio.wait([task])
-        if not task.cancelled():
-            raise Failed(f"{name!r} was over before it could be cancelled")
 
     def _begun_under(self, name: str) -> asyncio.Task[Any]:
         if name not in self._begun:

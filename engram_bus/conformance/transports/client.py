@@ -244,7 +244,10 @@ def refused(error: EngramError) -> Refused:
 
 
 def _called(method: Callable[..., Any], *args: Any, **fields: Any) -> Any:
-    """A call of the client. Raises CannotSay where the method takes no such arguments."""
+    """A call of the client. Raises CannotSay where the method takes no such arguments, or no numbers for names."""
+    types = fields.get("type") or []
+    if not all(isinstance(name, str) for name in (types if isinstance(types, list) else [types])):
+        raise CannotSay(f"{method.__name__}: the types {types} by number")
     try:
         inspect.signature(method).bind(*args, **fields)
     except TypeError as exc:

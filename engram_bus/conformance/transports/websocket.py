@@ -335,15 +335,16 @@ async def _append_many(socket: Socket, units: list[Asked]) -> dict[str, Any]:
 
 
 async def _acquire(socket: Socket, asked: Asked) -> dict[str, Any]:
-    """Who wants it no longer says so, and stays connected."""
+    """Who wants it no longer says so, stays connected, and is answered that the wait ended."""
     name = socket.new_id()
     answer = await socket.begin("lock.acquire", asked, id=name)
     try:
-        return _plain(await answer)
+        return _plain(await asyncio.shield(answer))
     except asyncio.CancelledError:
-        if not socket.is_over:
-            await socket.operate("lock.cancel", {"acquire": name})
-        raise
+        if socket.is_over:
+            raise
+        await socket.operate("lock.cancel", {"acquire": name})
+        return _plain(await answer)
 
 
 def _receipt(appended: Frame) -> dict[str, Any]:
