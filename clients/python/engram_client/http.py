@@ -73,9 +73,9 @@ class Http:
     ) -> Answer:
         """The answer to one try, which may take so much longer than any. One that may wait for long, or that somebody
         counts on, takes no turn: it holds up nobody, and nobody it."""
-        said = dict(headers or {})
+        said = {name.encode(): value.encode() for name, value in (headers or {}).items()}
         if body is not None:
-            said["Content-Type"] = content_type
+            said[b"Content-Type"] = content_type.encode()
         request = self._client.build_request(
             method,
             f"{self._url}{path}{query_string(query or {})}",

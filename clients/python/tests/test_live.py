@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import anyio
 import pytest
 from live_bus import LiveBus, SameBus
 
@@ -339,3 +340,22 @@ def test_the_same_without_a_loop(shared_bus: SameBus, context: str) -> None:
         assert bus.get_context(context).version == 303
         assert bus.status().ready
         assert units.next(timeout_seconds=5).seq == receipts[0].result().seq
+
+
+# --- What is left behind
+
+
+def test_a_loop_that_ends_leaves_nothing_to_the_next(running_bus: LiveBus) -> None:
+    """grpc tells all loops of a process by way of one of them: what is left over by a closed one is an error there."""
+    left_over: list[Any] = []
+
+    async def run() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: left_over.append(context))
+        async with Client(running_bus.urls["grpc"], agent_id="ann") as bus, bus.pipeline():
+            for waits in (bus.get("u1", min_seq=10**9), anext(bus.subscribe("nobody is here"))):
+                with anyio.move_on_after(0.01):
+                    await waits
+
+    for _ in range(20):
+        asyncio.run(run())
+    assert left_over == []

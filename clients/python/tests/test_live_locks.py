@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 import pytest
@@ -13,6 +14,7 @@ from live_bus import LiveBus, SameBus
 from engram_client import Client, Fence, Lease, Lock, LockMode, SyncClient
 from engram_client.errors import (
     Deadlock,
+    EngramConnectionError,
     FenceRequired,
     FenceStale,
     LockHeld,
@@ -295,7 +297,7 @@ async def test_a_refused_block_says_why(shared_bus: SameBus, plan: str, session:
 async def test_a_restart_shorter_than_the_lease_goes_unnoticed(
     own_bus: LiveBus, short_pauses: None, session: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with two(own_bus) as (ann, bob), ann.lock("plan.md", ttl_seconds=6, session=session) as lease:
+    async with two(own_bus) as (ann, bob), ann.lock("plan.md", ttl_seconds=9, session=session) as lease:
         first = lease.lock
         for ending in (own_bus.stop, own_bus.kill):
             caplog.clear()
@@ -441,6 +443,20 @@ def test_a_client_that_closes_gives_its_leases_back(shared_bus: SameBus, plan: s
         ann.lock(plan).__enter__()
         ann.close()
         assert bob.get_lock(plan).holders == []
+
+
+def test_who_waits_while_another_thread_closes_is_let_go_and_leaves_the_line(shared_bus: SameBus, plan: str) -> None:
+    with SyncClient(shared_bus.url, agent_id="ann") as ann, ThreadPoolExecutor() as threads:
+        ann.acquire_lock(plan)
+        bob = SyncClient(shared_bus.url, agent_id="bob")
+        waiting = threads.submit(bob.acquire_lock, plan, wait_seconds=60)
+        while ann.get_lock(plan).queue_length == 0:
+            pass
+        bob.close()
+        with pytest.raises(EngramConnectionError, match="closed"):
+            waiting.result(5)
+        while ann.get_lock(plan).queue_length == 1:
+            pass
 
 
 def test_the_grace_of_a_session_is_that_of_the_bus() -> None:
