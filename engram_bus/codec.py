@@ -461,7 +461,10 @@ def payloads(command: KeyedCommand) -> Sequence[bytes]:
 def _without_payloads(command: KeyedCommand) -> KeyedCommand:
     match command:
         case Append():
-            draft = msgspec.structs.replace(command.draft, payload=b"")
+            # A default is left out by identity, and a text that was read is never the very one.
+            said = command.draft.content_type
+            content_type = FORMAT_TEXT if said == FORMAT_TEXT else said
+            draft = msgspec.structs.replace(command.draft, payload=b"", content_type=content_type)
             return msgspec.structs.replace(command, idempotency_key=None, draft=draft)
         case AppendAtomic():
             appends = tuple(_without_payloads(append) for append in command.appends)

@@ -773,14 +773,14 @@ class Bus:
             return self.fanout.head
         return cursor_seq(str(after), epochs=self.log.epochs, head=self.head)
 
-    def seq_of_bound(self, bound: str) -> int:
+    def seq_of_bound(self, bound: str, field: str) -> int:
         """The seq that bounds a list, which may lie ahead of the head: it then bounds nothing, or everything.
 
         Raises CursorInvalid; CursorAhead, EpochChanged for a cursor.
         """
         if bound.isascii() and bound.isdigit() and len(bound) <= 18:
             return int(bound)
-        return cursor_seq(bound, epochs=self.log.epochs, head=self.head)
+        return cursor_seq(bound, epochs=self.log.epochs, head=self.head, field=field)
 
     def feed(self, wanted: Filter, framing: Framing[Any], sink: Sink[Any], after: int) -> Feed:
         """Begin a subscription on a transport. Raises ShuttingDown."""

@@ -372,3 +372,13 @@ def test_digests_are_kept_for_the_life_of_a_log_and_so_never_change() -> None:
     assert command_digest(every_field).hex() == "a2060d79f49f42ee9843d04173faef59"
     assert command_digest(AppendAtomic(appends=(append(), every_field))).hex() == "0e3072125663eecc53f9811f2b30595b"
     assert command_digest(update).hex() == "c8089c70ee42569717b630ee5cd96563"
+
+
+def test_a_default_that_is_said_aloud_is_the_same_command() -> None:
+    """Whatever object says it: a string that was read is never the very one that is the default."""
+    said = "".join(["text/plain; ", "charset=utf-8"])
+    assert said is not FORMAT_TEXT
+    for one in (from_json(payload="a", content_type=said), from_msgpack(payload="a", content_type=said)):
+        assert command_digest(one) == command_digest(from_json(payload="a"))
+        many = AppendAtomic(appends=(one,))
+        assert command_digest(many) == command_digest(AppendAtomic(appends=(from_json(payload="a"),)))

@@ -49,6 +49,10 @@ class Wire:
         body = self._reader.read(int(headers["content-length"]))
         return Answer(int(status_line.split()[1]), headers, body)
 
+    def status_line(self) -> str:
+        """The first line of the next answer, and nothing more of it."""
+        return self._reader.readline().decode()
+
     def rest(self) -> bytes:
         """All that comes until the bus closes."""
         return self._reader.read()

@@ -92,7 +92,7 @@ class AppendStream:
             self._changed.set()
 
         try:
-            self._bus.submit(append_from_message(item.append, agent_id=self._agent_id), done)
+            self._bus.submit(append_from_message(item.append, agent_id=self._agent_id), done, gathers=True)
         except EngramError as exc:
             done(exc)
 

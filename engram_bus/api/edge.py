@@ -11,6 +11,7 @@ import httptools
 import msgspec
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets import http11
 from websockets.frames import Frame
 from websockets.http11 import Request, Response
 
@@ -35,6 +36,9 @@ SOCKET = "engram.socket"
 
 _OFFER = (b"upgrade", b"connection", b"http2-settings")
 """Headers that offer another protocol. (Who also said `Connection: close` closes by itself.)"""
+
+# A query may be longer than a line that this library reads by itself; all of the headers are bounded before it.
+http11.MAX_LINE_LENGTH = HEADER_BYTES_MAX
 
 log = logging.getLogger(__name__)
 
@@ -369,24 +373,30 @@ class EdgeWebSocket(_Written, WebSocketsSansIOProtocol):
     _receiver: Receiver | None = None
     _joined: bytearray | None = None
 
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.conn.handshake_exc is not None and not self.handshake_complete:
+            fault = HeadersTooLarge(f"the handshake cannot be read: {self.conn.handshake_exc}")
+            self._refuse_handshake(self.conn.reject(HTTPStatus(fault.status), fault.title), fault)
+
     def handle_connect(self, event: Request) -> None:
         refused = self.conn.accept(event)
         if refused.status_code == HTTPStatus.SWITCHING_PROTOCOLS:
             super().handle_connect(event)
         else:
-            self._refuse_handshake(refused)
+            fault = InvalidRequest(f"not a WebSocket handshake: {refused.body.decode().strip()}")
+            self._refuse_handshake(refused, fault)
 
-    def _refuse_handshake(self, refused: Response) -> None:
+    def _refuse_handshake(self, refused: Response, fault: EngramError) -> None:
         """As uvicorn does it, but with a problem for a body."""
-        body = problem_body(InvalidRequest(f"not a WebSocket handshake: {refused.body.decode().strip()}"))
+        body = problem_body(fault)
         for name, value in (("Content-Type", PROBLEM), ("Content-Length", str(len(body)))):
             # Its headers are many by name: setting one adds it.
             del refused.headers[name]
             refused.headers[name] = value
         refused.body = body
         self.handshake_complete = self.close_sent = True
-        self.conn.send_response(refused)
-        self.transport.write(b"".join(self.conn.data_to_send()))
+        self.transport.write(refused.serialize())
         self.transport.close()
 
     async def run_asgi(self) -> None:

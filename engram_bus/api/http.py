@@ -416,8 +416,8 @@ class HttpApi:
             limit=values["limit"],
             page=values["page"],
             reverse=values["reverse"],
-            after=0 if values["after"] is None else self.bus.seq_of_bound(values["after"]),
-            before=None if values["before"] is None else self.bus.seq_of_bound(values["before"]),
+            after=0 if values["after"] is None else self.bus.seq_of_bound(values["after"], "after"),
+            before=None if values["before"] is None else self.bus.seq_of_bound(values["before"], "before"),
             wanted=make_filter(contexts=("*",), types=values["type"], agents=values["agent"], kinds=values["kind"])
             if narrows
             else None,
@@ -725,9 +725,11 @@ def _preferred(accept: bytes) -> str:
 
 
 def _path(scope: Scope) -> str:
-    """The path without the prefix. Raises InvalidRequest where it holds bytes that are no text: uvicorn would read two
-    such paths as one."""
+    """The path without the prefix. Raises InvalidRequest where it holds bytes that are no text (uvicorn would read two
+    such paths as one), or a line break."""
     path: str = scope["path"]
+    if "\n" in path:
+        raise InvalidRequest("the path has a line break", field="path")  # No route would match, whatever is asked.
     if "\ufffd" in path:
         try:
             unquote(scope["raw_path"].decode("ascii"), errors="strict")

@@ -154,8 +154,8 @@ class Verbs:
             limit=_limit(asked),
             page=_page(asked),
             reverse=asked.reverse,
-            after=self._bus.seq_of_bound(asked.after) if asked.HasField("after") else 0,
-            before=self._bus.seq_of_bound(asked.before) if asked.HasField("before") else None,
+            after=self._bus.seq_of_bound(asked.after, "after") if asked.HasField("after") else 0,
+            before=self._bus.seq_of_bound(asked.before, "before") if asked.HasField("before") else None,
             wanted=make_filter(types=tuple(asked.type), agents=tuple(asked.agent), kinds=tuple(asked.kind))
             if narrows
             else None,

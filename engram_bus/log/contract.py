@@ -115,23 +115,23 @@ def cursor_text(epoch: str, seq: int) -> str:
     return f"{epoch}.{seq}"
 
 
-def cursor_seq(cursor: str, *, epochs: Sequence[Epoch], head: int) -> int:
-    """The seq a cursor stands for in this log: `epoch.seq`, or a bare seq of the current epoch.
+def cursor_seq(cursor: str, *, epochs: Sequence[Epoch], head: int, field: str = "after") -> int:
+    """The seq a cursor stands for in this log: `epoch.seq`, or a bare seq of the current epoch; `field` names it.
 
     A cursor of an older epoch at or below the fork resumes. Raises CursorInvalid, CursorAhead, EpochChanged.
     """
     name, dot, digits = cursor.rpartition(".")
     if not (digits.isascii() and digits.isdigit() and len(digits) <= 20) or (dot and not name):
-        raise CursorInvalid(f"{cursor[:64]!r} is not a cursor: expected epoch.seq, a seq, or 0", field="after")
+        raise CursorInvalid(f"{cursor[:64]!r} is not a cursor: expected epoch.seq, a seq, or 0", field=field)
     seq = int(digits)
     if dot:
-        _check_epoch(name, seq, epochs)
+        _check_epoch(name, seq, epochs, field)
     if seq > head:
-        raise CursorAhead(f"the cursor is at {seq}, the log at {head}", field="after", head=head)
+        raise CursorAhead(f"the cursor is at {seq}, the log at {head}", field=field, head=head)
     return seq
 
 
-def _check_epoch(name: str, seq: int, epochs: Sequence[Epoch]) -> None:
+def _check_epoch(name: str, seq: int, epochs: Sequence[Epoch], field: str) -> None:
     current = epochs[-1].name
     if name == current:
         return
@@ -139,5 +139,5 @@ def _check_epoch(name: str, seq: int, epochs: Sequence[Epoch]) -> None:
         if epoch.name == name and seq < following.first_seq:
             return
     raise EpochChanged(
-        f"the cursor is of epoch {name[:64]!r}, the log is at epoch {current!r}", field="after", epoch=current
+        f"the cursor is of epoch {name[:64]!r}, the log is at epoch {current!r}", field=field, epoch=current
     )

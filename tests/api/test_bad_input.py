@@ -750,6 +750,39 @@ def test_a_handshake_that_is_none_is_a_problem(bus: LiveBus) -> None:
     assert json.loads(refused.value.response.body)["code"] == "NOT_FOUND"
 
 
+@pytest.mark.parametrize("query_bytes", [8_000, 8_200, 16_000])
+def test_a_handshake_may_ask_for_as_much_as_a_request_may(bus: LiveBus, query_bytes: int) -> None:
+    query = "?context=plan" + "&context=cc" * ((query_bytes - 13) // 11)
+    with Wire(bus.address) as wire:
+        wire.send(_handshake(f"/stream{query}"))
+        assert wire.status_line().startswith("HTTP/1.1 101 ")
+
+
+def test_a_handshake_with_too_many_headers_is_refused(bus: LiveBus) -> None:
+    with Wire(bus.address) as wire:
+        wire.send(_handshake("/stream", *[f"X-{n}: {n}" for n in range(200)]))
+        answer = wire.answer()
+        assert (answer.status, answer.problem["code"]) == (431, "HEADERS_TOO_LARGE")
+        assert wire.rest() == b""
+
+
+def _handshake(target: str, *headers: str) -> bytes:
+    key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="
+    upgrade = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", key)
+    return request("GET", target, b"", *upgrade, *headers)
+
+
+def test_a_path_with_a_line_break_is_refused(bus: LiveBus) -> None:
+    for path in ("/workunits/a%0Ab", "/contexts/a%0Ab", "/locks/%0A"):
+        said = _problem(bus.http.get(path))
+        assert (said["status"], said["code"], said["field"]) == (400, "INVALID_REQUEST", "path")
+
+
+def test_a_bound_of_a_list_that_is_none_is_named(bus: LiveBus) -> None:
+    for field in ("after", "before"):
+        assert _problem(bus.http.get("/workunits/plan", params={field: "now"}))["field"] == field
+
+
 def test_numbers_that_no_one_can_hold_come_back_as_they_were(bus: LiveBus) -> None:
     payload = {"large": 10**30, "small": 1e-300, "exact": 0.1, "negative": -0.0}
     unit = bus.append(payload=payload)
