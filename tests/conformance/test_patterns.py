@@ -165,5 +165,10 @@ def test_what_came_is_never_read_as_a_pattern() -> None:
         match("$payload", "something else", known)
 
 
-def test_large_values_are_shown_in_short() -> None:
+def test_what_is_no_repetition_is_expanded_to_itself() -> None:
+    assert expanded([{"repeat": "x", "times": 2}], {}) == [{"repeat": "x", "times": 2}]
+
+
+def test_values_are_shown_in_short() -> None:
     assert len(shown("x" * 10_000)) < 700
+    assert shown({"a": UNTOLD, "b": Variable("${new}")}) == "{'a': (not told), 'b': '${new}'}"

@@ -73,6 +73,18 @@ def test_words_and_dates_are_texts() -> None:
     assert append.asked == {"context_id": "plan", "agent_id": "on", "kind": "yes.no", "payload": "2026-01-01"}
 
 
+def test_what_changes_the_server_is_played_alone() -> None:
+    restarting, reading, plain = read(
+        "- {exchange: x, needs: restart, steps: []}\n"
+        "- {exchange: y, needs: [history], steps: []}\n"
+        "- {exchange: z, steps: [{get: {id: $id, min_seq: '${head+1}'}}]}"
+    )
+    assert restarting.is_alone
+    assert not reading.is_alone
+    assert not plain.is_alone
+    assert plain.names == {"id", "head"}
+
+
 def test_not_on_is_all_but_these() -> None:
     (exchange,) = read("- {exchange: x, not_on: [client], steps: []}")
     assert not exchange.is_for("client")
