@@ -100,6 +100,9 @@ class _Run:
             if command:
                 raise DataDamaged(f"the command of unit {command[0].unit.seq} was not recorded whole")
         except DataDamaged as exc:
+            if self._segment is None and not command:
+                # The very first one: it may be whole, and of another history.
+                _refuse_other_chain(self._path, self._kept, self._source)
             self._keep_segment()
             raise DataDamaged(
                 f"{exc}; the backup {self._path} holds what is before it, up to {self._kept.head}"
@@ -170,6 +173,11 @@ def _refuse_other_history(path: Path, kept: Manifest, source: Source) -> None:
             f"{path} goes up to unit {kept.head}, the log of {source.data_dir} only to {source.head}: it is an older "
             f"copy or lost its end. `engram verify {source.data_dir}` and `engram repair` say more"
         )
+    if kept.head == source.head:
+        _refuse_other_chain(path, kept, source)
+
+
+def _refuse_other_chain(path: Path, kept: Manifest, source: Source) -> None:
     if kept.head and source.record(kept.head).chain.hex() != kept.chain:
         raise BackupError(
             f"{path} is a backup of another history: the digest chains differ at unit {kept.head}. "

@@ -18,6 +18,7 @@ from engram_bus.cli import (
     lock,
     post,
     rebuild,
+    repair,
     restore,
     search,
     serve,
@@ -51,6 +52,7 @@ app.command("backup")(backup.backup)
 app.command("restore")(restore.restore)
 app.command("export")(export.export)
 app.command("import")(import_log.import_log)
+app.command("repair")(repair.repair)
 app.command("conformance")(conformance.conformance)
 app.command("demo")(demo.demo)
 

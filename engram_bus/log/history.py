@@ -26,7 +26,7 @@ class History:
 
     def take(self, record: Record) -> str | None:
         """Add a record, or say why it does not follow."""
-        wrong = self._wrong(record)
+        wrong = self.wrong(record)
         if wrong is None:
             unit = record.unit
             self.seq, self.chain, self.ts = unit.seq, record.chain, unit.ts
@@ -34,7 +34,8 @@ class History:
             self.group = (record.group_units, record.group_index)
         return wrong
 
-    def _wrong(self, record: Record) -> str | None:
+    def wrong(self, record: Record) -> str | None:
+        """Why a record does not follow; None where it does."""
         unit = record.unit
         if not chain_follows(record, self.chain):
             return "the digest chain does not hold"
