@@ -1,6 +1,5 @@
 """All exchanges that were chosen, played once: many at a time, against one bus. The tests only look at what came."""
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,9 +12,6 @@ from tests.conformance.stages import staged_bus
 
 Play = tuple[Exchange, str]
 Key = tuple[str, str, str]
-
-# httpcore looks for it several times in a request, on the disk, where it is not: a fifth of the time.
-sys.modules.setdefault("sniffio", None)  # type: ignore[arg-type]
 
 
 def key(play: Play) -> Key:
