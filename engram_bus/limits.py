@@ -149,6 +149,8 @@ SNAPSHOT_UNITS: Final = 100_000
 """A start folds at most this many units after the newest snapshot."""
 STORAGE_RETRY_SECONDS: Final = 0.5
 """How often a full disk is asked for room again."""
+RETRY_AFTER_SECONDS: Final = 1
+"""When to come back after a refusal that may pass."""
 DISK_RESERVE_BYTES: Final = 64 * MIB
 """Appends stop while less is free, so that indexes, snapshots and the operator have room to work."""
 DISK_RESERVE_DIVISOR: Final = 16
@@ -214,4 +216,5 @@ assert PAGE_UNITS_MAX <= SCAN_UNITS_MAX
 assert SEARCH_STEP_BYTES <= SEARCH_PAGE_BYTES_MAX <= PAGE_BYTES_MAX
 assert LOCK_TEND_UNITS_MAX <= BATCH_UNITS_MAX - BULK_UNITS_MAX, "beside it, one bulk still fits a commit"
 assert LOCK_BREAK_MAX <= BULK_UNITS_MAX
+assert STORAGE_RETRY_SECONDS <= RETRY_AFTER_SECONDS, "who comes back finds that the disk was asked again"
 assert RESOURCES_MAX <= LOCK_RESOURCES_MAX, "one lock can cover what one unit touches"

@@ -9,7 +9,9 @@ from typing import Any, Final, NoReturn
 import grpc
 import grpc.aio
 from google.protobuf import any_pb2
-from google.rpc import status_pb2
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
@@ -20,7 +22,7 @@ from engram_bus.api.health import Health
 from engram_bus.api.metrics import Metrics
 from engram_bus.api.verbs import SERVICE, Verb, Verbs
 from engram_bus.embedded import Bus
-from engram_bus.errors import EngramError, InternalError, InvalidRequest, ShuttingDown
+from engram_bus.errors import EngramError, InternalError, InvalidRequest, ShuttingDown, Unavailable
 from engram_bus.limits import (
     BODY_WIRE_BYTES_MAX,
     CONNECTIONS_MAX,
@@ -28,6 +30,7 @@ from engram_bus.limits import (
     HEADER_BYTES_MAX,
     HEARTBEAT_SECONDS,
     PEER_SILENT_SECONDS,
+    RETRY_AFTER_SECONDS,
 )
 from engram_bus.pb import lock_pb2, subscription_pb2
 from engram_bus.protobuf import error_message, parse
@@ -43,6 +46,9 @@ _OPTIONS: Final = (
     ("grpc.max_receive_message_length", BODY_WIRE_BYTES_MAX),
     ("grpc.max_send_message_length", -1),
     ("grpc.max_metadata_size", HEADER_BYTES_MAX),
+    # Calls that were not taken up yet: beyond a thousand they would be cancelled, at random and without a word.
+    ("grpc.server.max_pending_requests", CONNECTIONS_MAX),
+    ("grpc.server.max_pending_requests_hard_limit", CONNECTIONS_MAX),
     ("grpc.keepalive_time_ms", int(HEARTBEAT_SECONDS * 1_000)),
     ("grpc.keepalive_timeout_ms", int(PEER_SILENT_SECONDS * 1_000)),
     # A client may ask for a sign of life as often as we do, and while it has no call under way.
@@ -143,7 +149,7 @@ class GrpcServer:
         """End the call with a status that holds the refusal."""
         status = rpc_status.to_status(
             status_pb2.Status(
-                code=grpc.StatusCode[refusal.grpc].value[0], message=refusal.message, details=[_packed(refusal)]
+                code=grpc.StatusCode[refusal.grpc].value[0], message=refusal.message, details=_details(refusal)
             )
         )
         reflected = (
@@ -244,10 +250,15 @@ class _Caller:
         return None
 
 
-def _packed(refusal: EngramError) -> any_pb2.Any:
-    detail = any_pb2.Any()
-    detail.Pack(error_message(refusal))
-    return detail
+def _details(refusal: EngramError) -> list[any_pb2.Any]:
+    """The refusal as every transport tells it, and when to come back, where that makes sense."""
+    details: list[Message] = [error_message(refusal)]
+    if isinstance(refusal, Unavailable) and refusal.retryable:
+        details.append(error_details_pb2.RetryInfo(retry_delay=Duration(seconds=RETRY_AFTER_SECONDS)))
+    packed = [any_pb2.Any() for _ in details]
+    for one, detail in zip(packed, details, strict=True):
+        one.Pack(detail)
+    return packed
 
 
 def _mistake(name: str, mistake: Exception) -> EngramError:

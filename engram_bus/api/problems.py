@@ -1,11 +1,10 @@
 """Errors on the wire of HTTP: RFC 9457 problem details with the code, the field and the limit."""
 
-import math
 from typing import Any
 
 from engram_bus.codec import encode_json
 from engram_bus.errors import EngramError, Unavailable
-from engram_bus.limits import STORAGE_RETRY_SECONDS
+from engram_bus.limits import RETRY_AFTER_SECONDS
 
 CONTENT_TYPE = "application/problem+json"
 
@@ -38,7 +37,7 @@ def problem_headers(error: EngramError) -> list[tuple[bytes, bytes]]:
     """Headers that go with it: when to come back, where that makes sense."""
     headers = [(b"content-type", CONTENT_TYPE.encode())]
     if isinstance(error, Unavailable) and error.retryable:
-        headers.append((b"retry-after", str(math.ceil(STORAGE_RETRY_SECONDS)).encode()))
+        headers.append((b"retry-after", b"%d" % RETRY_AFTER_SECONDS))
     allowed = error.details.get("allow")
     if isinstance(allowed, str):
         headers.append((b"allow", allowed.encode()))

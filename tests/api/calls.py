@@ -7,6 +7,7 @@ from typing import Any
 import grpc
 from google.protobuf import message_factory
 from google.protobuf.message import Message
+from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from engram_bus.pb import bus_pb2, error_pb2
@@ -27,10 +28,14 @@ class Refused(Exception):
         self.status: str = error.code().name
         self.metadata = dict(error.trailing_metadata() or ())
         self.error = error_pb2.Error()
+        self.retry_seconds: int | None = None
         status = rpc_status.from_call(error)
         if status is not None:
             assert status.details[0].Unpack(self.error)
             assert status.message == self.error.message
+            retry = error_details_pb2.RetryInfo()
+            if len(status.details) > 1 and status.details[1].Unpack(retry):
+                self.retry_seconds = retry.retry_delay.seconds
 
     @property
     def code(self) -> str:

@@ -127,6 +127,13 @@ def test_a_read_waits_for_its_seq_and_says_when_it_does_not_come(ann: Calls) -> 
     with pytest.raises(Refused) as refused:
         ann.call("Get", id="x", min_seq=seq + 1_000_000, timeout_ms=1)
     assert (refused.value.status, refused.value.code) == ("UNAVAILABLE", "MIN_SEQ_TIMEOUT")
+    assert refused.value.retry_seconds == 1
+
+
+def test_a_crowd_of_calls_is_answered_whole(shared_bus: LiveBus, ann: Calls) -> None:
+    waiting = [ann.begin("Append", context_id="grpc/many", payload=b"%d" % one) for one in range(3_000)]
+    assert {len(one.result()) > 0 for one in waiting} == {True}
+    assert ann.call("GetContext", context_id="grpc/many").context.version == 3_000
 
 
 def test_the_same_contexts_as_over_http(shared_bus: LiveBus, ann: Calls) -> None:
