@@ -16,7 +16,7 @@ from engram_bus.codec import Entry, encode_json, lock_mode, milliseconds, parse
 from engram_bus.decisions.locks import GRANTED, LockState, change_of
 from engram_bus.errors import (
     ContextNotFound,
-    DataDirectoryError,
+    DataDamaged,
     EngramError,
     InvalidRequest,
     LogDamaged,
@@ -176,7 +176,10 @@ class Bus:
         check_embedder(embedder)
         if path is None:
             return cls(MemoryLog(), heartbeat_seconds=heartbeat_seconds, stall_seconds=stall_seconds)
-        directory = DataDirectory(Path(path), created_at=ts_text(clock.wall_us()))
+        try:
+            directory = DataDirectory(Path(path), created_at=ts_text(clock.wall_us()))
+        except DataDamaged as exc:
+            raise _advised(path, exc) from exc
         try:
             log = LmdbLog(directory.tenant(), size_bytes_max=size_bytes_max, writable=directory.writable)
             try:
@@ -190,9 +193,9 @@ class Bus:
             except BaseException:
                 log.close()
                 raise
-        except LogDamaged as exc:
+        except (LogDamaged, DataDamaged) as exc:
             directory.close()
-            raise DataDirectoryError(f"{path}: {exc.message}; `engram verify {path}` says more") from exc
+            raise _advised(path, exc) from exc
         except BaseException:
             directory.close()
             raise
@@ -839,6 +842,11 @@ class Bus:
     def _pulse(self) -> None:
         self._next_pulse = asyncio.get_running_loop().call_later(_PULSE_SECONDS, self._pulse)
         self.fanout.pulse()
+
+
+def _advised(path: str | Path, exc: LogDamaged | DataDamaged) -> DataDamaged:
+    """What is damaged, and what to do about it."""
+    return DataDamaged(f"{exc}. `engram verify {path}` says more, `engram repair {path}` what can be done")
 
 
 def _payload(payload: Any, content_type: str | None) -> tuple[str, bytes]:

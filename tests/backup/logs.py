@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 from hypothesis import strategies as st
 
 from engram_bus.log.contract import Epoch
@@ -42,8 +43,6 @@ def write(path: Path, commands: Sequence[Sequence[WorkUnit]]) -> None:
 
 
 def _placed(one: WorkUnit, seq: int, version: int, ts: str) -> WorkUnit:
-    import msgspec
-
     return msgspec.structs.replace(one, seq=seq, version=version, ts=ts)
 
 

@@ -3,13 +3,14 @@
 import shutil
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 
 from engram_bus.backup import making
 from engram_bus.backup.checking import check_backup
 from engram_bus.backup.making import backup
-from engram_bus.backup.manifest import BackupDamaged, is_backup, load
+from engram_bus.backup.manifest import BackupDamaged, is_backup, load, save
 from engram_bus.backup.restoring import parse_time, restore
 from engram_bus.backup.segments import records
 from engram_bus.errors import BackupError, DataDamaged, DataDirectoryError
@@ -190,10 +191,6 @@ def test_damage_ends_a_run_that_keeps_what_is_before_it(data: Path, tmp_path: Pa
 
 
 def test_a_later_format_is_refused(data: Path, tmp_path: Path) -> None:
-    import msgspec
-
-    from engram_bus.backup.manifest import save
-
     backup(data, tmp_path / "backup")
     save(tmp_path / "backup", msgspec.structs.replace(load(tmp_path / "backup"), format=2))
     with pytest.raises(BackupError, match="is a backup of format 2, this version reads format 1"):
@@ -305,10 +302,6 @@ def test_a_damaged_last_segment_is_not_added_to(data: Path, tmp_path: Path) -> N
 
 def test_a_backup_that_was_put_together_by_hand_is_named(data: Path, tmp_path: Path) -> None:
     """Right checksums everywhere, wrong history."""
-    import msgspec
-
-    from engram_bus.backup.manifest import save
-
     path = tmp_path / "backup"
     backup(data, path)
     whole = load(path)

@@ -13,7 +13,7 @@ import pytest
 
 from tests.process import BusProcess, engram, environment
 
-COMMANDS = ("serve", "status", "post", "tail", "search", "lock", "replay", "verify", "demo")
+COMMANDS = tuple("serve status post tail search lock replay verify backup restore export import repair demo".split())
 
 
 def test_help_names_every_command_and_every_command_has_help() -> None:
