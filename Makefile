@@ -111,10 +111,10 @@ debian = @missing=""; \
 	export DEBIAN_FRONTEND=noninteractive; \
 	$$sudo apt-get update -qq && $$sudo apt-get install -qq --yes --no-install-recommends $$missing >/dev/null
 
-.PHONY: tools-foreign tools-bench
+.PHONY: tools-foreign tools-bench tools-faults
 tools-foreign:
 	$(call debian,chromium:chromium node:nodejs npm:npm)
-tools-bench:
+tools-bench tools-faults:
 	$(call debian,cc:gcc cc:libc6-dev)
 
 $(FOREIGN)/node_modules/.stamp: $(FOREIGN)/package-lock.json
@@ -122,11 +122,18 @@ $(FOREIGN)/node_modules/.stamp: $(FOREIGN)/package-lock.json
 	@touch $@
 
 .PHONY: check
-check: lint types test bench test-foreign wheels ## what has to pass before a change lands
+check: lint types tools-faults test bench test-foreign wheels ## what has to pass before a change lands
 
 .PHONY: check-long
 check-long: setup ## kills, full disks, a million units: minutes, not seconds
 	$(BIN)/pytest -m long --timeout 1800 $(ARGS)
+
+IMAGES ?= 1000
+SEED ?=
+
+.PHONY: power-loss
+power-loss: setup tools-faults ## what a disk may hold after a power cut, IMAGES of it (1000), each opened and checked
+	$(BIN)/python -m tests.simulation.power_loss --images $(IMAGES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 # Shipping it.
 

@@ -42,6 +42,7 @@ from engram_bus.log.directory import (
     is_read_only,
     load_tenant,
     mark_index,
+    sync_directory,
 )
 from engram_bus.log.index import (
     SEQ_BYTES,
@@ -405,6 +406,8 @@ class LmdbLog:
             raise DataDamaged(f"{file} is missing or empty, but this log was written before: restore it")
         try:
             if self._writable:
+                if not self._identity.established and not file.exists():
+                    self._make_log()
                 _allocate_lock_file(self._path / "log")
             env = _open(self._path / "log", self._size_bytes_max, writable=self._writable, sync=True, tables=0)
         except (lmdb.Error, OSError) as exc:
@@ -412,6 +415,10 @@ class LmdbLog:
         try:
             _refuse_short(env, file)
             env.reader_check()
+            if self._writable:
+                # What is read may be in memory alone: who wrote it may have been killed before its flush.
+                env.sync(True)
+                sync_directory(self._path / "log")
             self._check_header(env)
         except lmdb.Error as exc:
             env.close()
@@ -421,15 +428,24 @@ class LmdbLog:
             raise
         return env
 
+    def _make_log(self) -> None:
+        """A log appears with its header, by one rename: no power cut leaves half of it, which nobody could open."""
+        made = self._path / "log" / "data.new"
+        made.unlink(missing_ok=True)
+        # Without LMDB's lock file: who holds the data directory's lock is alone.
+        env = lmdb.open(str(made), subdir=False, lock=False, map_size=self._size_bytes_max)
+        try:
+            with env.begin(write=True) as txn:
+                txn.put(_HEADER_KEY, msgspec.msgpack.encode(header_of(self._identity)), append=True)
+        finally:
+            env.close()
+        made.rename(made.with_name("data.mdb"))
+
     def _check_header(self, env: lmdb.Environment) -> None:
         with env.begin() as txn:
             header = txn.get(_HEADER_KEY)
-            is_new = not self._identity.established and txn.stat()["entries"] == 0
         if header is not None:
             _refuse_foreign(bytes(header), header_of(self._identity), self._path)
-        elif is_new and self._writable:
-            with env.begin(write=True) as txn:
-                txn.put(_HEADER_KEY, msgspec.msgpack.encode(header_of(self._identity)), append=True)
         else:
             raise DataDamaged(f"{self._path / 'log'} has lost its header: restore it from a backup")
         if not self._identity.established and self._writable:

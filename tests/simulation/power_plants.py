@@ -1,0 +1,139 @@
+"""Bugs that lose something when power is lost: each is planted into a bus and into what opens its images.
+
+python -m tests.simulation.power_plants NAME serve ...
+"""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import lmdb
+
+from engram_bus.log import directory
+from engram_bus.log import lmdb as log_lmdb
+from engram_bus.log.index import Table, idempotency_key
+from engram_bus.log.lmdb import LmdbLog
+from engram_bus.projections.search import process as search_process
+from engram_bus.projections.search import searcher, tables
+
+_lmdb_open = lmdb.open
+
+
+def answered_before_the_flush() -> None:
+    """The log's commits are left to the operating system."""
+    _open_with(sync=False)
+
+
+def meta_page_not_flushed() -> None:
+    """The pages of a commit are flushed, and the page that leads to them is not."""
+    _open_with(metasync=False)
+
+
+def _open_with(**flags: Any) -> None:
+    lmdb.open = lambda path, **others: _lmdb_open(path, **others | flags)
+
+
+def index_marked_before_it_is_flushed() -> None:
+    """The index's cursor, and that it is whole, are on the disk before its entries."""
+
+    def close_index(self: LmdbLog) -> None:
+        directory.mark_index(self._path / "index", clean=True)
+        self._index.close()
+
+    LmdbLog._close_index = close_index  # type: ignore[method-assign]
+
+
+def index_trusted_and_its_hits_not_checked() -> None:
+    """What a power cut tore is looked up in, and what it leads to is taken for what was asked for."""
+
+    def seq_of_id(self: LmdbLog, unit_id: str) -> int | None:
+        return self._lookup(Table.IDS, unit_id.encode())
+
+    def seq_of_key(self: LmdbLog, agent_id: str, key: str) -> int | None:
+        return self._lookup(Table.KEYS, idempotency_key(agent_id, key))
+
+    log_lmdb.index_is_trusted = lambda path: (path / "mark").exists()
+    LmdbLog.seq_of_id = seq_of_id  # type: ignore[method-assign]
+    LmdbLog.seq_of_key = seq_of_key  # type: ignore[method-assign]
+
+
+def rows_without_a_checksum() -> None:
+    """What search keeps of units is not flushed, and read without a look at its checksum."""
+    tables.os = SimpleNamespace(**vars(tables.os) | {"fdatasync": lambda _: None})  # type: ignore[attr-defined]
+    tables.crc32 = lambda *_: 0  # type: ignore[attr-defined]
+
+
+def names_not_flushed() -> None:
+    """Files are flushed, and the directories that name them are not."""
+    directory.sync_directory = log_lmdb.sync_directory = lambda _: None  # type: ignore[attr-defined]
+
+
+def answers_from_memory_after_a_kill() -> None:
+    """What a killed process wrote and did not flush is shown by the next one as if it had."""
+
+    class Unflushed:
+        def __init__(self, env: lmdb.Environment) -> None:
+            self._env = env
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._env, name)
+
+        def sync(self, _: bool) -> None:
+            pass
+
+    def opened(path: str, **flags: Any) -> Any:
+        env = _lmdb_open(path, **flags)
+        return Unflushed(env) if path.endswith("/log") else env
+
+    lmdb.open = opened
+
+
+PLANTS: dict[str, Callable[[], None]] = {
+    plant.__name__.replace("_", "-"): plant
+    for plant in (
+        answered_before_the_flush,
+        meta_page_not_flushed,
+        index_marked_before_it_is_flushed,
+        index_trusted_and_its_hits_not_checked,
+        rows_without_a_checksum,
+        names_not_flushed,
+        answers_from_memory_after_a_kill,
+    )
+}
+
+
+def plant(name: str) -> None:
+    """Into this process."""
+    PLANTS[name]()
+
+
+def command(name: str) -> tuple[str, ...]:
+    """`engram` with a bug, in its search process too."""
+    return (sys.executable, "-m", "tests.simulation.power_plants", name)
+
+
+def _planted(name: str) -> Callable[..., subprocess.Popen[bytes]]:
+    def started(program: list[str], **how: Any) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([*command(name), "--search", *program[3:]], **how)
+
+    return started
+
+
+def main() -> None:
+    _, name, *arguments = sys.argv
+    plant(name)
+    if arguments[0] == "--search":
+        sys.argv[1:] = arguments[1:]
+        search_process.main()
+        return
+    searcher.subprocess = SimpleNamespace(**vars(subprocess) | {"Popen": _planted(name)})  # type: ignore[attr-defined]
+    sys.argv[1:] = arguments
+    from engram_bus.cli import main as engram
+
+    engram()
+
+
+if __name__ == "__main__":
+    main()
