@@ -43,6 +43,4 @@ def restore(
     print(restored.report.text())
     if restored.left_out:
         print(f"  {restored.left_out} units more were asked for, but only together with later ones: left out")
-    print(
-        f"  cursors up to {restored.head} go on, later ones are told EPOCH_CHANGED: epoch {restored.epoch} begins here"
-    )
+    print(f"  epoch {restored.epoch} begins: cursors up to {restored.head} go on, later ones are told EPOCH_CHANGED")
