@@ -1,9 +1,10 @@
 """The log of a data directory as backups and exports take it: beside a bus, up to a head, every record checked."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from engram_bus.errors import BackupError, DataDamaged
+from engram_bus.errors import BackupError, DataDamaged, DataDirectoryError
 from engram_bus.log.beside import Wrong, beginning_beside, raws_beside
 from engram_bus.log.contract import Epoch
 from engram_bus.log.directory import DEFAULT_TENANT, header_of, read_identity, read_tenant
@@ -33,6 +34,8 @@ class Source:
             if beginning.header != header_of(identity):
                 raise DataDamaged(f"{self._log} is another log than {folder / 'identity'} says")
             self.head = beginning.head
+            # A writer that was killed in its flush has left what a power cut could still take away.
+            _flush(self._log / "data.mdb")
 
     def records(self, after: int, chain: bytes) -> Iterator[Record]:
         """The records after a seq whose chain digest is `chain`. Raises DataDamaged, naming the unit."""
@@ -60,6 +63,17 @@ class Source:
 
     def _damaged(self, seq: int, what: str) -> DataDamaged:
         return DataDamaged(f"unit {seq} of {self.data_dir} {what}")
+
+
+def _flush(file: Path) -> None:
+    try:
+        fd = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    except OSError as exc:
+        raise DataDirectoryError(f"{file} cannot be flushed: {exc}") from exc
 
 
 def _refuse_others(data_dir: Path) -> None:
