@@ -6,7 +6,7 @@ from typing import Any, Literal, Self, TypeVar, Unpack
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-from engram_client.holds import Hold, OverRequests, OverSocket
+from engram_client.holds import Hold, OverRequests, OverSession
 from engram_client.lease import Lease, OnLost, now
 from engram_client.limits import (
     LEASE_SECONDS,
@@ -427,9 +427,9 @@ class Client:
 
         As `acquire_lock`, then refreshed by itself and released in the end. When the lock is lost (broken, released
         elsewhere by the same agent, or not refreshed in time: no bus, a frozen loop), `on_lost="cancel"` cancels the
-        block at its next await, `"raise"` lets it run; both raise LockLost at its end. With `session` it is held over a
-        WebSocket of its own, and released a few seconds after this process has died, however long the lease; over gRPC
-        there is no such thing, which is a ValueError.
+        block at its next await, `"raise"` lets it run; both raise LockLost at its end. With `session` it is tied to
+        a connection of its own (a WebSocket, or a call of gRPC), and released a few seconds after this process has
+        died, however long the lease.
         """
         request = LockRequest(
             resources=resources,
@@ -450,7 +450,8 @@ class Client:
 
     def _hold(self, request: LockRequest, *, session: bool) -> Hold:
         if session:
-            return OverSocket(self._verbs.sessions(), request, timeout_seconds=self._timeout_seconds, clock=now)
+            begin = partial(self._verbs.session, now)
+            return OverSession(begin, request, timeout_seconds=self._timeout_seconds, clock=now)
         return OverRequests(self._verbs, request)
 
     async def refresh_lock(self, lock: Lock, ttl_seconds: float | None = None) -> Lock:

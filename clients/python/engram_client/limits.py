@@ -36,11 +36,11 @@ LEASE_PAUSE_SECONDS_MAX: Final = 1.0
 LEASE_RELEASE_SECONDS: Final = 3.0
 """How long giving back may take; then the lease runs out by itself."""
 SESSION_GRACE_SECONDS: Final = 5.0
-"""How long the bus keeps a lock whose socket has gone for a new socket to take over."""
+"""How long the bus keeps a lock whose session has ended for a new session to take over."""
 SESSION_PING_SECONDS: Final = 1.0
-"""How often a lease's socket asks for a sign of life: without one, the grace may have begun."""
+"""How often a session asks for a sign of life: without one, the grace may have begun."""
 SESSION_ANSWER_SECONDS: Final = 2.0
-"""How long it waits for one, before it tries another socket."""
+"""How long it waits for one, before it tries another session."""
 
 # --- Streams ---------------------------------------------------------------------------------------------------------
 HEARTBEAT_SECONDS: Final = 15.0
@@ -98,5 +98,5 @@ assert APPEND_FRAME_BYTES_MAX < WINDOW_BYTES_MAX, "one append must fit the windo
 assert SILENCE_SECONDS > 2 * HEARTBEAT_SECONDS, "one lost heartbeat is no reason to leave"
 assert 0 < LEASE_REFRESHED_AT < 1, "a lease is refreshed before it is over"
 assert SESSION_PING_SECONDS + SESSION_ANSWER_SECONDS + LEASE_PAUSE_SECONDS_MAX < SESSION_GRACE_SECONDS, (
-    "who hears nothing more tries another socket in time"
+    "who hears nothing more tries another session in time"
 )

@@ -1,11 +1,12 @@
 """Every verb over gRPC: one call each, a stream for pipelines and subscriptions."""
 
 import builtins
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from engram_client import protobuf
-from engram_client.frames import Appended, Refused, StreamFrame
+from engram_client.errors import EngramConnectionError, InvalidRequest
+from engram_client.frames import Appended, Pong, Refused, StreamFrame
 from engram_client.grpc import Call, Grpc
 from engram_client.pb import (
     append_pb2,
@@ -30,6 +31,7 @@ from engram_client.requests import (
     ReadUnits,
     Search,
 )
+from engram_client.sessions import Conversation
 from engram_client.streams import moves
 from engram_client.values import (
     Context,
@@ -45,14 +47,14 @@ from engram_client.values import (
     Status,
     WorkUnit,
 )
-from engram_client.verbs import LockPage, OpenStream, Publisher, Publishing, keys
-from engram_client.websocket import OpenSocket
+from engram_client.verbs import LockPage, OpenStream, Publisher, Publishing, Session, keys
 
 
 class OverGrpc:
     """The verbs of one agent at the bus of a grpc or grpcs URL. Raises ValueError for what is no URL."""
 
     def __init__(self, url: str, *, agent_id: str, timeout_seconds: float) -> None:
+        self._url = url
         self._agent_id = agent_id
         self._timeout_seconds = timeout_seconds
         self._grpc = Grpc(url, agent_id=agent_id, timeout_seconds=timeout_seconds)
@@ -128,8 +130,9 @@ class OverGrpc:
 
     # --- Locks -------------------------------------------------------------------------------------------------------
 
-    async def acquire_lock(self, asked: LockRequest, *, wait_seconds: float) -> Lock:
-        request = protobuf.acquire_request(asked, wait_seconds=wait_seconds)
+    async def acquire_lock(self, asked: LockRequest, *, wait_seconds: float, session: str | None = None) -> Lock:
+        """`session` is one of this bus, held in another call."""
+        request = protobuf.acquire_request(asked, wait_seconds=wait_seconds, session=session)
         answer = await self._grpc.ask(
             "AcquireLock",
             request,
@@ -185,8 +188,19 @@ class OverGrpc:
     def publishing(self) -> Publishing:
         return _Publishing(self._grpc, agent_id=self._agent_id)
 
-    def sessions(self) -> OpenSocket:
-        raise ValueError("over gRPC no lock is tied to a connection: session=True needs an http or https URL")
+    def session(self, clock: Callable[[], float]) -> Session:
+        return _CallSession(self._signs_of_life, clock)
+
+    @asynccontextmanager
+    async def _signs_of_life(self) -> AsyncIterator["_SignsOfLife"]:
+        # On a connection of its own: over one that has died in silence, another call would not be heard of either.
+        verbs = OverGrpc(self._url, agent_id=self._agent_id, timeout_seconds=self._timeout_seconds)
+        try:
+            with verbs._grpc.talk("HoldSession") as call:
+                hello = await call.receive(lock_pb2.HoldSessionResponse, silence_seconds=self._timeout_seconds)
+                yield _SignsOfLife(call, hello.session, verbs)
+        finally:
+            await verbs.aclose()
 
 
 class _Publishing:
@@ -215,3 +229,43 @@ class _Publisher:
 
     async def receive(self) -> Sequence[Appended | Refused]:
         return protobuf.read(protobuf.answers, await self._call.receive(append_pb2.AppendStreamResponse))
+
+
+class _SignsOfLife:
+    """The call that holds a session, the session's name, and the verbs on the same connection."""
+
+    def __init__(self, call: Call, name: str, verbs: OverGrpc) -> None:
+        self._call = call
+        self.name = name
+        self.verbs = verbs
+
+    async def send(self, message: bytes) -> None:
+        await self._call.send(message)
+
+    async def receive(self) -> Pong:
+        return Pong((await self._call.receive(lock_pb2.HoldSessionResponse)).id)
+
+
+class _CallSession(Conversation[_SignsOfLife]):
+    """Only signs of life are said in its call; locks are asked for in calls of their own, which name it."""
+
+    async def acquire(self, asked: LockRequest, *, wait_seconds: float) -> Lock:
+        line = await self.opened()
+        try:
+            asking = line.verbs.acquire_lock(asked, wait_seconds=wait_seconds, session=line.name)
+            return await self.beside(asking)
+        except InvalidRequest as refusal:
+            if refusal.field != "session":
+                raise
+            raise EngramConnectionError(f"the session has ended: {refusal.message}") from refusal
+
+    async def refresh(self, lock: Lock, ttl_seconds: float | None) -> Lock:
+        line = await self.opened()
+        return await self.beside(line.verbs.refresh_lock(lock, ttl_seconds))
+
+    async def release(self, lock: Lock) -> None:
+        line = await self.opened()
+        await self.beside(line.verbs.release_lock(lock))
+
+    async def ping(self) -> None:
+        await self.ask(protobuf.sign_of_life)

@@ -1,7 +1,7 @@
 """Every verb over HTTP: requests for what is answered once, WebSocket and SSE for the rest."""
 
 import builtins
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from urllib.parse import quote
 
@@ -26,6 +26,7 @@ from engram_client.requests import (
     ReadUnits,
     Search,
 )
+from engram_client.sessions import SocketSession
 from engram_client.streams import over_sse, over_websocket, websocket_url
 from engram_client.values import (
     Context,
@@ -41,7 +42,7 @@ from engram_client.values import (
     Status,
     WorkUnit,
 )
-from engram_client.verbs import LockPage, OpenStream, Publishing, keys
+from engram_client.verbs import LockPage, OpenStream, Publishing, Session, keys
 from engram_client.websocket import OpenSocket, open_socket
 
 
@@ -167,9 +168,12 @@ class OverHttp:
                 raise ValueError(f"there is no transport {transport!r} with encoding {encoding!r}")
 
     def publishing(self) -> Publishing:
-        return OverWebSocket(self.sessions(), agent_id=self._agent_id)
+        return OverWebSocket(self._sockets(), agent_id=self._agent_id)
 
-    def sessions(self) -> OpenSocket:
+    def session(self, clock: Callable[[], float]) -> Session:
+        return SocketSession(self._sockets(), clock)
+
+    def _sockets(self) -> OpenSocket:
         """Sockets without a subscription."""
         return partial(
             open_socket,

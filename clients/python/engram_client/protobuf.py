@@ -232,9 +232,17 @@ def update_request(context_id: str, change: ContextChange) -> context_pb2.Update
     return _message(context_pb2.UpdateContextRequest, context_id=context_id, **{**_said(change), **parts})
 
 
-def acquire_request(asked: LockRequest, *, wait_seconds: float) -> lock_pb2.AcquireLockRequest:
+def acquire_request(
+    asked: LockRequest, *, wait_seconds: float, session: str | None = None
+) -> lock_pb2.AcquireLockRequest:
+    """What asks for a lock, which may be tied to a session."""
     mode = _LOCK_MODES.number(asked.mode, "mode")
-    return _message(lock_pb2.AcquireLockRequest, **{**_said(asked), "mode": mode, "wait_seconds": wait_seconds})
+    said = {**_said(asked), "mode": mode, "wait_seconds": wait_seconds, "session": session}
+    return _message(lock_pb2.AcquireLockRequest, **said)
+
+
+def sign_of_life(number: int) -> bytes:
+    return lock_pb2.HoldSessionRequest(id=number).SerializeToString()
 
 
 def refresh_request(lock: Lock, ttl_seconds: float | None) -> lock_pb2.RefreshLockRequest:

@@ -33,7 +33,6 @@ from engram_client.values import (
     Status,
     WorkUnit,
 )
-from engram_client.websocket import OpenSocket
 
 OpenStream = Callable[[str | None], AsyncGenerator[StreamFrame, None]]
 """Connects and asks for what lies after a cursor. Its frames end with an EngramError, never by themselves."""
@@ -59,6 +58,35 @@ class Publishing(Protocol):
         """It as it is sent. Raises InvalidRequest where it cannot be written."""
 
     def connect(self) -> AbstractAsyncContextManager[Publisher]: ...
+
+
+class Session(Protocol):
+    """A connection of its own that locks are tied to: the bus releases them a while after its end.
+
+    Each verb is one try, and raises EngramError: EngramConnectionError where it has ended. What has ended stays so.
+    """
+
+    @property
+    def has_ended(self) -> bool: ...
+
+    @property
+    def heard_at(self) -> float:
+        """When the newest thing was said on it that the bus has answered there; the first is to open it."""
+
+    async def acquire(self, asked: LockRequest, *, wait_seconds: float) -> Lock:
+        """Tied to it. Whoever is cancelled closes it, and so leaves the line."""
+
+    async def refresh(self, lock: Lock, ttl_seconds: float | None) -> Lock: ...
+
+    async def release(self, lock: Lock) -> None: ...
+
+    async def ping(self) -> None:
+        """Ask for a sign of life."""
+
+    async def wait_ended(self, seconds: float) -> None:
+        """Until it has ended, but no longer than that."""
+
+    async def aclose(self) -> None: ...
 
 
 class Verbs(Protocol):
@@ -110,8 +138,8 @@ class Verbs(Protocol):
 
     def publishing(self) -> Publishing: ...
 
-    def sessions(self) -> OpenSocket:
-        """What a lock may be tied to. Raises ValueError where there is no such thing."""
+    def session(self, clock: Callable[[], float]) -> Session:
+        """Begin one, which counts by this clock. What keeps it from beginning is raised to whoever asks in it."""
 
     async def aclose(self) -> None:
         """End its connections."""

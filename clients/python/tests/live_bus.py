@@ -152,3 +152,50 @@ async def breaking_wire(url: str, *, seed: int, bytes_mean: int) -> AsyncIterato
             task.cancel()
         if connections:
             await asyncio.wait(tuple(connections))
+
+
+class Falling:
+    """Another way to a bus, which may fall silent: what is connected then stays so, and hears nothing more."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.age = 0
+
+    def fall_silent(self) -> None:
+        """Those that connect from now on are carried."""
+        self.age += 1
+
+
+@asynccontextmanager
+async def silent_wire(url: str) -> AsyncIterator[Falling]:
+    """A way to `url`."""
+    wire = Falling()
+    scheme, _, address = url.partition("://")
+    host, _, port = address.rpartition(":")
+    writers: list[asyncio.StreamWriter] = []
+    carrying: set[asyncio.Task[None]] = set()
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, age: int) -> None:
+        try:
+            while (chunk := await reader.read(65_536)) and wire.age == age:
+                writer.write(chunk)
+        except OSError:
+            pass
+        if wire.age == age:
+            writer.close()
+
+    async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        bus_reader, bus_writer = await asyncio.open_connection(host, int(port))
+        writers.extend((writer, bus_writer))
+        for way in ((reader, bus_writer), (bus_reader, writer)):
+            carrying.add(asyncio.create_task(carry(*way, wire.age)))
+
+    server = await asyncio.start_server(connect, "127.0.0.1", 0)
+    try:
+        wire.url = f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        yield wire
+    finally:
+        server.close()
+        for end in writers:
+            end.transport.abort()
+        await asyncio.gather(*carrying)

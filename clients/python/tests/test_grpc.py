@@ -204,6 +204,16 @@ async def test_the_bus_is_given_the_pause_it_asks_for(serving: Serving) -> None:
     assert told.value.retry_after_seconds == 1.5
 
 
+async def test_it_is_asked_again_after_the_pause_and_not_before(serving: Serving) -> None:
+    pause = error_details_pb2.RetryInfo()
+    pause.retry_delay.FromMilliseconds(300)
+    url = await serving.start(GetStatus=[refusing("RESOURCE_EXHAUSTED", BUSY, pause), answering(STATUS)])
+    async with Client(url, agent_id="bob") as bus:
+        started = asyncio.get_running_loop().time()
+        assert (await bus.status()).ready
+        assert asyncio.get_running_loop().time() - started > 0.3
+
+
 async def test_an_answer_beyond_all_bounds_is_told(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engram_client.grpc.ANSWER_BYTES_MAX", 1_000)
     async with Client(await serving.start(GetStatus=answering(bytes(2_000))), agent_id="bob") as bus:
@@ -696,8 +706,6 @@ def test_what_is_no_url_of_a_bus_is_told(url: str) -> None:
 
 async def test_what_is_of_http_cannot_be_chosen() -> None:
     async with Client("grpc://127.0.0.1:50051", agent_id="bob") as bus:
-        with pytest.raises(ValueError, match="session=True"):
-            bus.lock("plan.md", session=True)
         with pytest.raises(ValueError, match="transport"):
             bus.subscribe("plan", transport="sse")
         with pytest.raises(ValueError, match="encoding"):

@@ -1,13 +1,16 @@
-"""A lease over a socket of its own: what it says there, and how it comes back after a cut."""
+"""A lease in a session of its own, over either transport: what it says there, and how it comes back after a cut."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
 from typing import Any
 
+import grpc_scenes
 import pytest
+from conftest import Playing
 
 from engram_client import Client, Lease
-from engram_client.errors import Deadlock, EngramConnectionError, LockHeld, LockLost, NotFound
+from engram_client.errors import Deadlock, EngramConnectionError, InvalidRequest, LockHeld, LockLost, NotFound
 
 Play = Callable[..., Awaitable[str]]
 ON_PLAN = {
@@ -20,6 +23,27 @@ ON_PLAN = {
     "expires_at": "2026-01-01T00:00:30.000000Z",
     "remaining_seconds": 30.0,
 }
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="module", autouse=True)
+async def one_loop() -> AsyncIterator[None]:
+    """For all tests: what a server of grpc has still to report when it was stopped needs its loop."""
+    yield  # noqa: PT022  # The loop lives as long as this does.
+
+
+@pytest.fixture(params=[Playing, grpc_scenes.Playing], ids=["http", "grpc"])
+async def play(request: pytest.FixtureRequest, short_pauses: None) -> AsyncIterator[Play]:
+    async with AsyncExitStack() as stack:
+        yield request.param(stack).start
+
+
+over_http = pytest.mark.parametrize("play", [Playing], ids=["http"], indirect=True)
+over_grpc = pytest.mark.parametrize("play", [grpc_scenes.Playing], ids=["grpc"], indirect=True)
 
 
 async def lock(caller: Any, operation: dict[str, Any], *, seconds: float = 30, token: int = 7, **fields: Any) -> None:
@@ -47,6 +71,7 @@ async def for_ever() -> None:
     await asyncio.Event().wait()
 
 
+@over_http
 async def test_a_session_is_said_in_frames(play: Play) -> None:
     said: list[dict[str, Any]] = []
 
@@ -81,6 +106,93 @@ async def test_a_session_is_said_in_frames(play: Play) -> None:
         {"op": "lock.refresh", "id": 2, "lock_id": "l7", **own},
         {"op": "lock.release", "id": 3, "lock_id": "l7", "agent_id": "ann"},
     ]
+
+
+@over_grpc
+async def test_a_session_is_named_in_calls(play: Play) -> None:
+    said: list[dict[str, Any]] = []
+
+    async def bus(caller: Any) -> None:
+        said.append(await caller.hear())
+        await lock(caller, said[0], seconds=0.5)
+        said.append(await caller.hear())
+        await lock(caller, said[1], seconds=40)
+        said.append(await release(caller))
+        await caller.stay()
+
+    async with (
+        Client(await play(bus), agent_id="ann") as client,
+        client.lock("plan.md", ttl_seconds=0.5, reason="r", session=True) as lease,
+    ):
+        await refreshed(lease)
+    assert [operation["op"] for operation in said] == ["lock.acquire", "lock.refresh", "lock.release"]
+    assert {operation["agent_id"] for operation in said} == {"ann"}
+    assert (said[0]["session"], said[0]["wait_seconds"]) == ("session 0", 0)
+    assert [operation["lock_id"] for operation in said[1:]] == ["l7", "l7"]
+
+
+@over_grpc
+async def test_a_session_that_the_bus_does_not_know_any_more_is_begun_anew(play: Play) -> None:
+    async def before(caller: Any) -> None:
+        await refuse(caller, await caller.hear(), "INVALID_REQUEST", field="session")
+        await caller.stay()
+
+    async def after(caller: Any) -> None:
+        operation = await caller.hear()
+        assert operation["session"] == "session 1"
+        await lock(caller, operation)
+        await release(caller)
+        await caller.stay()
+
+    async with (
+        Client(await play(before, after), agent_id="ann") as client,
+        client.lock("plan.md", session=True) as lease,
+    ):
+        assert lease.is_held
+
+
+@over_grpc
+async def test_another_mistake_in_asking_is_raised(play: Play) -> None:
+    async def bus(caller: Any) -> None:
+        await refuse(caller, await caller.hear(), "INVALID_REQUEST", field="resources")
+        await caller.stay()
+
+    async with Client(await play(bus), agent_id="ann") as client:
+        with pytest.raises(InvalidRequest):
+            async with client.lock("plan.md", session=True):
+                pytest.fail("it is not held")
+
+
+async def test_while_a_refresh_is_refused_it_is_held_as_long_as_the_bus_answers(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engram_client.holds.SESSION_PING_SECONDS", 0.05)
+    monkeypatch.setattr("engram_client.holds.SESSION_GRACE_SECONDS", 0.5)
+    refusals = 0
+
+    async def bus(caller: Any) -> None:
+        nonlocal refusals
+        await lock(caller, await caller.hear(), seconds=3)
+        over_at = asyncio.get_running_loop().time() + 1.5
+        while True:
+            operation = await caller.hear()
+            if operation["op"] == "ping":
+                await caller.say("pong", id=operation["id"], head=1)
+            elif operation["op"] == "lock.refresh" and asyncio.get_running_loop().time() < over_at:
+                refusals += 1
+                await caller.say("error", id=operation["id"], code="BUSY", message="later", retryable=True)
+            elif operation["op"] == "lock.refresh":
+                await lock(caller, operation, seconds=40)
+            else:
+                await caller.say("released", id=operation["id"], lock_id="l7", released=True)
+
+    async with (
+        Client(await play(bus), agent_id="ann") as client,
+        client.lock("plan.md", ttl_seconds=3, session=True) as lease,
+    ):
+        await refreshed(lease)
+        assert lease.is_held
+    assert refusals > 2
 
 
 async def test_after_a_cut_the_same_token_means_that_nothing_was_lost(play: Play) -> None:
@@ -124,7 +236,7 @@ async def test_after_a_cut_another_token_means_that_it_was_lost_and_the_new_lock
     assert given_back == ["l8"]
 
 
-async def test_a_new_lock_that_cannot_be_given_back_goes_with_its_socket(play: Play) -> None:
+async def test_a_new_lock_that_cannot_be_given_back_goes_with_its_session(play: Play) -> None:
     async def before(caller: Any) -> None:
         await lock(caller, await caller.hear())
         caller.cut()
@@ -206,7 +318,7 @@ async def test_a_refusal_of_the_connection_is_raised_to_who_asked(play: Play) ->
                 pytest.fail("it is not held")
 
 
-async def test_a_bus_that_says_nothing_is_asked_again_over_another_socket(play: Play) -> None:
+async def test_a_bus_that_says_nothing_is_asked_again_over_another_session(play: Play) -> None:
     async def dumb(caller: Any) -> None:
         await caller.stay()
 
@@ -222,7 +334,7 @@ async def test_a_bus_that_says_nothing_is_asked_again_over_another_socket(play: 
         assert lease.is_held
 
 
-async def test_a_refresh_without_an_answer_is_tried_again_over_another_socket(play: Play) -> None:
+async def test_a_refresh_without_an_answer_is_tried_again_over_another_session(play: Play) -> None:
     async def before(caller: Any) -> None:
         await lock(caller, await caller.hear(), seconds=1)
         assert (await caller.hear())["op"] == "lock.refresh"
@@ -241,7 +353,7 @@ async def test_a_refresh_without_an_answer_is_tried_again_over_another_socket(pl
         assert lease.is_held
 
 
-async def test_a_new_socket_that_did_not_take_the_lock_over_does_not_hold_it(play: Play) -> None:
+async def test_a_new_session_that_did_not_take_the_lock_over_does_not_hold_it(play: Play) -> None:
     said: list[str] = []
 
     async def before(caller: Any) -> None:
@@ -288,7 +400,7 @@ async def test_it_is_held_as_long_as_the_bus_answers(play: Play, monkeypatch: py
     assert len(pings) == 20
 
 
-async def test_a_frozen_loop_does_not_believe_in_its_socket(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_frozen_loop_does_not_believe_in_its_session(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engram_client.holds.SESSION_GRACE_SECONDS", 0.3)
 
     async def bus(caller: Any) -> None:
@@ -306,7 +418,7 @@ async def test_a_frozen_loop_does_not_believe_in_its_socket(play: Play, monkeypa
             await block(client)
 
 
-async def test_after_a_long_wait_the_socket_is_asked_whether_it_is_still_there(
+async def test_after_a_long_wait_the_session_is_asked_whether_it_is_still_there(
     play: Play, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("engram_client.holds.SESSION_PING_SECONDS", 0.0)
@@ -326,9 +438,10 @@ async def test_after_a_long_wait_the_socket_is_asked_whether_it_is_still_there(
     async with Client(await play(bus, after), agent_id="ann") as client:
         with pytest.raises(Deadlock):
             async with client.lock("plan.md", wait_seconds=30, session=True):
-                pytest.fail("the socket it was tied to has gone")
+                pytest.fail("the session it was tied to has ended")
 
 
+@over_http
 async def test_answers_that_nobody_waits_for_are_let_pass(play: Play) -> None:
     async def bus(caller: Any) -> None:
         operation = await caller.hear()

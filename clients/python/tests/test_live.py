@@ -109,6 +109,7 @@ async def test_read_your_writes(shared_bus: SameBus, context: str) -> None:
         assert (await bus.list(context, min_seq=unit.seq)).applied_seq >= unit.seq
         with pytest.raises(errors.MinSeqTimeout) as told:
             await bus.list(context, min_seq=unit.seq + 1_000_000, timeout_ms=10)
+        assert told.value.retry_after_seconds == 1
         assert told.value.retryable
 
 

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 import pytest
-from live_bus import LiveBus, SameBus
+from live_bus import LiveBus, SameBus, breaking_wire, silent_wire
 
 from engram_client import Client, Fence, Lease, Lock, LockMode, SyncClient
 from engram_client.errors import (
@@ -25,7 +25,9 @@ from engram_client.errors import (
 )
 
 every_way = pytest.mark.parametrize(
-    ("scheme", "session"), [("http", False), ("http", True), ("grpc", False)], ids=["http", "session", "grpc"]
+    ("scheme", "session"),
+    [("http", False), ("http", True), ("grpc", False), ("grpc", True)],
+    ids=["http", "http-session", "grpc", "grpc-session"],
 )
 
 
@@ -389,7 +391,6 @@ asyncio.run(hold())
 """
 
 
-@pytest.mark.parametrize("scheme", ["http"])
 async def test_a_session_ends_with_its_process(own_bus: LiveBus) -> None:
     with subprocess.Popen([sys.executable, "-c", HOLDER, own_bus.url], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -400,6 +401,56 @@ async def test_a_session_ends_with_its_process(own_bus: LiveBus) -> None:
             await queued(bob, "plan.md")
             process.send_signal(signal.SIGKILL)
             assert (await waiting).holder_agent == "bob"
+
+
+async def test_a_frozen_loop_has_lost_its_session_and_knows_it(own_bus: LiveBus) -> None:
+    async def block(bus: Client) -> None:
+        async with bus.lock("plan.md", ttl_seconds=600, session=True) as lease:
+            freeze(lease)
+            await for_ever()
+
+    async with Client(own_bus.url, agent_id="bob") as bob, asyncio.timeout(30):
+        async with Client(own_bus.url, agent_id="ann") as ann:
+            with pytest.raises(LockLost, match="not heard of for 5 s"):
+                await block(ann)
+        assert (await bob.acquire_lock("plan.md", wait_seconds=20)).holder_agent == "bob"
+
+
+async def test_over_a_wire_that_breaks_a_session_is_taken_over(
+    own_bus: LiveBus, short_pauses: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("engram_client.holds.SESSION_PING_SECONDS", 0.01)
+    async with (
+        breaking_wire(own_bus.url, seed=3, bytes_mean=6_000) as wire,
+        Client(wire.url, agent_id="ann", max_retries=50) as ann,
+        Client(own_bus.url, agent_id="bob") as bob,
+        asyncio.timeout(60),
+    ):
+        async with ann.lock("plan.md", ttl_seconds=600, session=True) as lease:
+            token, cuts = lease.token, wire.cuts
+            await until(lambda: wire.cuts > cuts + 10)
+            await asyncio.sleep(5.5)  # Were it tied to one that has gone, it would be released.
+            lease.check()
+            assert lease.token == token
+            assert await holders(bob, "plan.md") == ["ann"]
+        assert await holders(bob, "plan.md") == []
+
+
+async def test_over_a_wire_that_falls_silent_a_session_is_taken_over(own_bus: LiveBus, short_pauses: None) -> None:
+    async with (
+        silent_wire(own_bus.url) as wire,
+        Client(wire.url, agent_id="ann") as ann,
+        Client(own_bus.url, agent_id="bob") as bob,
+        asyncio.timeout(60),
+        ann.lock("plan.md", ttl_seconds=600, session=True) as lease,
+    ):
+        first = lease.lock
+        wire.fall_silent()
+        await until(lambda: lease.lock is not first)
+        await asyncio.sleep(5.5)
+        lease.check()
+        assert lease.token == first.fencing_token
+        assert await holders(bob, "plan.md") == ["ann"]
 
 
 # --- For threads
