@@ -218,8 +218,8 @@ class _Repair:
 
     def _plan(self, report: VerifyReport) -> _Plan:
         """What can be kept. Raises BackupError, which says what is lost, unless it may be dropped."""
-        epochs = self._own_epochs()
         beginning = beginning_beside(self._tenant / "log")
+        epochs = self._own_epochs(beginning.header)
         log_head = self._plausible(beginning.head)
         known_head = max([log_head or 0, *(log.indexed for log in report.logs)])
         merging = self._merging(epochs, log_head or 0)
@@ -248,10 +248,9 @@ class _Repair:
             return None
         return head if head <= file.stat().st_size // _RECORD_BYTES_MIN else None
 
-    def _own_epochs(self) -> tuple[Epoch, ...]:
+    def _own_epochs(self, header: LogHeader | None) -> tuple[Epoch, ...]:
         """The epochs of the log: its identity and its header agree, or the backup says which of them is right."""
         identity = read_tenant(self._tenant, DEFAULT_TENANT)
-        header = beginning_beside(self._tenant / "log").header
         if header is None or header == header_of(identity):
             return tuple(identity.epochs)
         for epochs in (tuple(header.epochs), tuple(identity.epochs)):

@@ -59,5 +59,5 @@ def verify(
 
 
 def _show(reading: "Reading") -> None:
-    if reading.seq % _SHOW_UNITS == 0:
+    if reading.seq % _SHOW_UNITS == 1:  # Pages begin there.
         print(f"{_CLEAR}reading {reading.file}, unit {reading.seq:,}", end="", file=sys.stderr, flush=True)

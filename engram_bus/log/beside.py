@@ -30,6 +30,7 @@ _FRAME = struct.Struct(">QBI")
 """The seq, what it is, and how many bytes of it follow."""
 _RAW, _WRONG = 0, 1
 _PAGE_UNITS = 500
+_END_SECONDS = 10.0
 _DEATHS_MAX = 100
 """Records that may end a reader: of a file that is worse than that, the rest is taken as lost."""
 
@@ -70,11 +71,9 @@ def raws_beside(path: Path, *, after: int, last: int) -> Iterator[tuple[int, byt
             for found in _frames(child.stdout):
                 seq = found[0]
                 yield found
-            child.wait()
         finally:
-            child.kill()
             child.stdout.close()
-            child.wait()
+            _end(child, path)
         if child.returncode == 0:
             page_units = _PAGE_UNITS
             continue
@@ -106,6 +105,16 @@ def _ask(path: Path, *arguments: str) -> subprocess.Popen[bytes]:
         stderr=subprocess.DEVNULL,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     )
+
+
+def _end(child: subprocess.Popen[bytes], path: Path) -> None:
+    """Let it end by itself, for it notices that nobody listens: killed, it would leave its place among the readers."""
+    try:
+        child.wait(_END_SECONDS)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+        _forget_dead_readers(path)
 
 
 def _ending(child: subprocess.Popen[bytes]) -> str:

@@ -50,7 +50,7 @@ def lines(tmp_path: Path) -> list[bytes]:
 # --- Round trips -----------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(commands=COMMANDS)
 def test_any_log_comes_back_unit_by_unit(commands: list[list[WorkUnit]], tmp_path: Path) -> None:
     for name in ("any", "any-imported"):

@@ -112,7 +112,7 @@ def test_an_index_that_ends_its_reader_is_moved_aside(data: Path) -> None:
     assert repair(data).report.is_whole
 
 
-@pytest.mark.parametrize("content", [None, b"", b"{"])
+@pytest.mark.parametrize("content", [None, b"{"])
 @pytest.mark.parametrize("file", ["identity", "tenants/default/identity"])
 def test_a_lost_identity_is_written_again(data: Path, file: str, content: bytes | None) -> None:
     whole = json.loads((data / file).read_bytes())
@@ -140,7 +140,7 @@ def test_an_identity_of_a_later_format_is_no_damage(data: Path) -> None:
 # --- The log ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seqs", [[5], [1], [9], [2, 3, 7], list(range(1, 10))])
+@pytest.mark.parametrize("seqs", [[1], [2, 3, 9], list(range(1, 10))])
 def test_damaged_units_come_from_a_backup(data: Path, kept: Path, seqs: Sequence[int]) -> None:
     whole, (old,) = raws_of(data), epochs_of(data)
     destroy(data, *seqs)
@@ -258,7 +258,7 @@ def test_a_lost_end_that_the_backup_has_is_filled(data: Path, kept: Path) -> Non
     assert raws_of(data) == whole
 
 
-@pytest.mark.parametrize("pages", [0, 1, 2, 3])
+@pytest.mark.parametrize("pages", [0, 2])
 def test_a_cut_log_is_made_of_its_backup_when_that_is_said(data: Path, kept: Path, pages: int) -> None:
     whole = raws_of(data)
     os.truncate(tenant(data) / "log" / "data.mdb", pages * 4_096)
