@@ -53,6 +53,7 @@ WEIGHTS = {
     "names": 4,
     "opening": 4,
     "closing": 2,
+    "ended": 2,
     "search": 3,
     "flush of search": 3,
     "other": 2,
@@ -116,8 +117,8 @@ class Story:
         return sorts
 
     def expected(self, moment: int) -> power_check.Expected:
-        told = [mark for at, mark in self._marks if at < moment]
-        return power_check.Expected([*self.round.marks, *told], refused=[mark for _, mark in self._marks])
+        told = [*self.round.marks, *(mark for _, mark in self._marks)]
+        return power_check.Expected(self.told(moment), refused=told)
 
     def told(self, moment: int) -> list[Mark]:
         return [*self.round.marks, *(mark for at, mark in self._marks if at < moment)]
@@ -131,7 +132,17 @@ class Story:
             while taken < moment:
                 disk.take(self.steps[taken])
                 taken += 1
-            yield number, moment, disk.left(dice[number], strict=number % 2 == 0), dice[number]
+            yield number, moment, disk.left(dice[number], strict=is_strict(number)), dice[number]
+
+
+def is_strict(number: int) -> bool:
+    """Whether an image's names are lost as POSIX allows it, or as usual."""
+    return number % 2 == 0
+
+
+def is_searched(number: int) -> bool:
+    """Whether an image is searched too, of both sorts: that costs more than all the rest."""
+    return number // 2 % SEARCH_EVERY == 0
 
 
 def _sort(step: Step, *, is_log: bool, is_flush: bool, is_meta: bool) -> str:
@@ -176,7 +187,7 @@ class Checks:
         while len(self._running) >= self._jobs:
             yield from self._end(story, *self._running.pop(0))
         ours, theirs = multiprocessing.Pipe(duplex=False)
-        search = number % SEARCH_EVERY == 0
+        search = is_searched(number)
         process = multiprocessing.get_context("fork").Process(
             target=_check_in_child, args=(theirs, story, moment, path, dice, search)
         )
@@ -195,7 +206,7 @@ class Checks:
             why = said.recv()
         except EOFError:
             process.join()
-            why = f"checking it ended in {signal.Signals(-(process.exitcode or 0)).name}"
+            why = f"checking it ended with {process.exitcode}"
         process.join()
         shutil.rmtree(path)
         if why is not None:
@@ -254,7 +265,6 @@ class Run:
         self._plan = plan
         self._checks = Checks(jobs)
         self._plant = plant
-        self._files = Path(tempfile.mkdtemp(prefix="engram-images-", dir=_fast()))
 
     def run(self, images: int, *, failures_max: int) -> None:
         begun: dict[str, bytes | None] = {}
@@ -265,17 +275,17 @@ class Run:
             story = play(self._path / f"round-{number}", begun, about, self._plan)
             count = min(ROUND_IMAGES, images - self.images)
             self._say(story, number)
-            self._check(story, count, failures_max)
+            with tempfile.TemporaryDirectory(prefix="engram-images-", dir=_fast()) as files:
+                self._check(story, count, Path(files), failures_max)
             *_, (_, moment, begun, _) = story.images([count])  # One more: on it goes on.
             marks = story.told(moment)
             if not self.failures and not self._keeps:
                 shutil.rmtree(story.path)
             number += 1
-        shutil.rmtree(self._files)
 
-    def _check(self, story: Story, count: int, failures_max: int) -> None:
+    def _check(self, story: Story, count: int, files: Path, failures_max: int) -> None:
         for number, moment, image, dice in story.images(range(count)):
-            path = self._files / str(number)
+            path = files / str(number)
             written(image, path)
             self.images += 1
             self.failures += self._checks.begin(story, number, moment, path, dice)
@@ -309,7 +319,7 @@ def again(path: Path, number: int) -> int:
         shutil.rmtree(one, ignore_errors=True)
         written(image, one)
     print(f"power was lost before step {moment}, {story.steps[moment : moment + 1]!r:.200}; the image is {left}")
-    why = checked(story, moment, copy, dice, search=number % SEARCH_EVERY == 0)
+    why = checked(story, moment, copy, dice, search=is_searched(number))
     print(why or "it is whole")
     return why is not None
 

@@ -56,7 +56,7 @@ def _traceable() -> None:
         pytest.skip(str(exc))
 
 
-def lose_power(*arguments: str, timeout: float = 110) -> subprocess.CompletedProcess[str]:
+def lose_power(*arguments: str, timeout: float = 280) -> subprocess.CompletedProcess[str]:
     ended = subprocess.run(
         [sys.executable, "-m", "tests.simulation.power_loss", *arguments],
         capture_output=True,
@@ -85,6 +85,7 @@ def short(_traceable: None, tmp_path_factory: pytest.TempPathFactory) -> Short:
     return Short(ended, path / "round-0")
 
 
+@pytest.mark.timeout(300)
 def test_images_of_a_short_run_are_whole(short: Short) -> None:
     assert short.ended.returncode == 0
     assert f"{IMAGES} images, 0 of them wrong" in short.ended.stdout
