@@ -41,7 +41,8 @@ def test_no_two_errors_share_a_code() -> None:
 def test_every_error_stands_in_the_tree_at_the_top() -> None:
     drawn = re.findall(r"[├└]── (\w+)", errors.__doc__ or "")
     classes = [node.name for node in ast.parse(inspect.getsource(errors)).body if isinstance(node, ast.ClassDef)]
-    assert drawn == [name for name in classes if name not in ("EngramError", "DataDirectoryError")]
+    told = [name for name in classes if issubclass(getattr(errors, name), EngramError)]
+    assert drawn == [name for name in told if name != "EngramError"], "the others never reach a caller"
 
 
 def test_an_error_holds_what_a_caller_can_act_on() -> None:
