@@ -411,7 +411,7 @@ async def test_a_frozen_loop_has_lost_its_session_and_knows_it(own_bus: LiveBus)
 
     async with Client(own_bus.url, agent_id="bob") as bob, asyncio.timeout(30):
         async with Client(own_bus.url, agent_id="ann") as ann:
-            with pytest.raises(LockLost, match="not heard of for 5 s"):
+            with pytest.raises(LockLost, match="not heard of"):
                 await block(ann)
         assert (await bob.acquire_lock("plan.md", wait_seconds=20)).holder_agent == "bob"
 
