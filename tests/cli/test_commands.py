@@ -140,7 +140,7 @@ def test_without_a_bus_it_says_so_and_what_to_do(command: list[str], tmp_path_fa
 
 
 def test_what_is_not_an_url_and_what_is_not_a_bus_is_told() -> None:
-    assert "not an http or https URL. Is --url bus right?" in engram("status", "--url", "bus").stderr
+    assert "not an http, https, grpc or grpcs URL. Is --url bus right?" in engram("status", "--url", "bus").stderr
     assert "is not a URL: Invalid port" in engram("status", "--url", "http://127.0.0.1:80:").stderr
 
     class Other(BaseHTTPRequestHandler):
