@@ -9,7 +9,7 @@ import lmdb
 import pytest
 
 from engram_bus.limits import KIB, LOG_SIZE_BYTES_MAX
-from engram_bus.log.directory import DataDirectory
+from engram_bus.log.directory import DataDirectory, mark_index
 from engram_bus.log.index import Table
 from engram_bus.log.lmdb import LmdbLog
 
@@ -44,6 +44,8 @@ def tampering(path: Path, part: str, table: Table | None = None) -> Iterator[lmd
             yield txn
     finally:
         env.close()
+        if part == "index":
+            mark_index(tenant(path) / part, clean=False)  # Else the next start folds it again.
 
 
 def stored(txn: lmdb.Transaction, key: bytes) -> bytes:

@@ -27,10 +27,12 @@ import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
+from zlib import crc32
 
 import msgspec
 
 from engram_bus.errors import DataDamaged, DataDirectoryError
+from engram_bus.limits import MIB
 from engram_bus.log.contract import Epoch
 
 log = logging.getLogger(__name__)
@@ -76,6 +78,9 @@ class IndexMark(msgspec.Struct, frozen=True):
     format: int
     boot: str
     clean: bool
+    crc: int | None = None
+    """CRC-32 of the index's file as it was closed: LMDB has no checksums, and what a damaged page does not lead to any
+    more would be taken for new. None where it is open, and of earlier versions."""
 
 
 T = TypeVar("T", Identity, TenantIdentity)
@@ -222,18 +227,42 @@ def header_of(identity: TenantIdentity) -> LogHeader:
 
 def index_is_trusted(path: Path) -> bool:
     """Whether the index in `path` is whole, as far as its mark says."""
+    mark = _index_mark(path)
+    return mark is not None and (mark.clean or mark.boot == boot_id())
+
+
+def index_is_as_closed(path: Path) -> bool:
+    """Whether the file of an index that was closed cleanly is the one that was closed; reads all of it."""
+    mark = _index_mark(path)
+    try:
+        return mark is None or mark.crc is None or mark.crc == _crc(path / "data.mdb")
+    except OSError:
+        return False
+
+
+def _index_mark(path: Path) -> IndexMark | None:
     try:
         mark = msgspec.json.decode((path / "mark").read_bytes(), type=IndexMark)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
-        return False
-    return mark.format == INDEX_FORMAT and (mark.clean or mark.boot == boot_id())
+        return None
+    return mark if mark.format == INDEX_FORMAT else None
+
+
+def _crc(file: Path) -> int:
+    crc = 0
+    with file.open("rb") as content:
+        while part := content.read(MIB):
+            crc = crc32(part, crc)
+    return crc
 
 
 def mark_index(path: Path, *, clean: bool) -> None:
-    """Say so durably. Where that is not possible there is no mark afterwards: the index is then folded again."""
+    """Say so durably, of a closed index where it is clean. Where that is not possible there is no mark afterwards: the
+    index is then folded again."""
     file = path / "mark"
     try:
-        write_durably(file, msgspec.json.encode(IndexMark(INDEX_FORMAT, boot_id(), clean)))
+        crc = _crc(path / "data.mdb") if clean else None
+        write_durably(file, msgspec.json.encode(IndexMark(INDEX_FORMAT, boot_id(), clean, crc)))
     except OSError as exc:
         log.warning("%s cannot be written, the next start folds the index again: %s", file, exc)
         file.unlink(missing_ok=True)

@@ -38,6 +38,7 @@ from engram_bus.log.directory import (
     LogHeader,
     establish_tenant,
     header_of,
+    index_is_as_closed,
     index_is_trusted,
     is_read_only,
     load_tenant,
@@ -129,7 +130,7 @@ class LmdbLog:
         except (lmdb.Error, LogDamaged, StorageFull) as exc:
             self._env.close()
             error = DataDirectoryError if isinstance(exc, StorageFull) else DataDamaged
-            raise error(f"{self._path}: {exc}") from exc
+            raise error(f"{self._path / 'log' if isinstance(exc, LogDamaged) else self._path}: {exc}") from exc
         except BaseException:
             self._env.close()
             raise
@@ -214,7 +215,13 @@ class LmdbLog:
             raise StorageFull(f"no room for the log in {self._path}: {exc}") from exc
         if exc.code in _READ_ONLY:
             raise StorageReadOnly(f"{self._path} refuses writes: {exc}") from exc
-        self._failed = StorageFailed(f"the disk of {self._path} failed: {exc}; appends go on after a restart")
+        if isinstance(exc, _NOT_LMDB):  # What says which of its pages are free is read by writes alone.
+            file = self._path / "log" / "data.mdb"
+            self._failed = StorageFailed(
+                f"{file} is damaged and takes no appends: {exc}; `engram repair` makes it whole"
+            )
+        else:
+            self._failed = StorageFailed(f"the disk of {self._path} failed: {exc}; appends go on after a restart")
         raise self._failed from exc
 
     def _unreadable(self, exc: lmdb.Error, seq: int | None = None) -> EngramError:
@@ -494,6 +501,9 @@ class LmdbLog:
         try:
             if not index_is_trusted(path):
                 _empty(path)
+            elif not index_is_as_closed(path):
+                log.warning("%s is not as it was closed: it is folded again", path)
+                _empty(path)
             try:
                 return self._open_index_to_write(path)
             except (_IndexUnusableError, lmdb.Error) as exc:
@@ -519,7 +529,7 @@ class LmdbLog:
         return env, tables
 
     def _open_index_to_read(self, path: Path) -> tuple[lmdb.Environment, dict[Table, lmdb._Database]]:
-        if not index_is_trusted(path):
+        if not index_is_trusted(path) or not index_is_as_closed(path):
             raise DataDirectoryError(f"{path} is not whole and cannot be folded on a read-only file system")
         env = _open(path, self._size_bytes_max, writable=False, sync=False, tables=len(Table))
         try:
@@ -818,12 +828,11 @@ def _refuse_foreign(header: bytes, expected: LogHeader, path: Path) -> None:
 
 def _raws(cursor: lmdb.Cursor, first: int, last: int) -> Iterator[tuple[int, bytes]]:
     """The raw records `first` to `last`. Raises RecordError at the first that is missing."""
-    found = cursor.set_key(seq_key(first))
     for seq in range(first, last + 1):
-        if not found or cursor.key() != seq_key(seq):
+        # Never `next`: at a page that is no leaf it ends the process (an assertion of LMDB), where this raises.
+        if not cursor.set_key(seq_key(seq)):
             raise RecordError("is missing")
         yield seq, bytes(cursor.value())
-        found = cursor.next()
 
 
 def _context_seqs(

@@ -231,9 +231,20 @@ class _Walk:
             if (wrong := self.history.take(record)) is not None:
                 self._log_damage(wrong, seq)
                 return
+            if not self._is_found(record):
+                self._log_damage("is there, and is not found by its seq", seq)
+                return
             yield record
         if self.history.group_open:
             self._log_damage("the command it is part of was not recorded whole", self.head)
+
+    def _is_found(self, record: Record) -> bool:
+        """Whether the tree's branches lead to it: one record after the other is read without them."""
+        assert self.log is not None
+        try:
+            return self.log.raw(record.unit.seq) == record.raw
+        except RecordError:
+            return False
 
     def _look_up(self, page: Sequence[Record]) -> None:
         """Each record is found under each of its keys."""

@@ -15,6 +15,7 @@ from engram_bus.log.contract import Epoch
 from engram_bus.log.directory import (
     DataDirectory,
     TenantIdentity,
+    index_is_as_closed,
     index_is_trusted,
     load_tenant,
     mark_index,
@@ -205,6 +206,7 @@ def test_an_index_is_trusted_in_the_same_boot_or_after_a_clean_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert not index_is_trusted(tmp_path)
+    (tmp_path / "data.mdb").touch()
     mark_index(tmp_path, clean=False)
     assert index_is_trusted(tmp_path)
     monkeypatch.setattr(directory, "boot_id", lambda: "another boot")
@@ -212,6 +214,25 @@ def test_an_index_is_trusted_in_the_same_boot_or_after_a_clean_end(
     mark_index(tmp_path, clean=True)
     monkeypatch.setattr(directory, "boot_id", lambda: "a third boot")
     assert index_is_trusted(tmp_path)
+
+
+def test_an_index_is_the_one_that_was_closed_as_long_as_no_bit_of_it_changed(tmp_path: Path) -> None:
+    assert index_is_as_closed(tmp_path)
+    (tmp_path / "data.mdb").write_bytes(b"index")
+    mark_index(tmp_path, clean=True)
+    assert index_is_as_closed(tmp_path)
+    (tmp_path / "data.mdb").write_bytes(b"indeX")
+    assert not index_is_as_closed(tmp_path)
+    (tmp_path / "data.mdb").unlink()
+    assert not index_is_as_closed(tmp_path)
+    mark_index(tmp_path, clean=False)
+    assert index_is_as_closed(tmp_path)
+
+
+def test_a_mark_of_an_earlier_version_is_taken_at_its_word(tmp_path: Path) -> None:
+    (tmp_path / "mark").write_text('{"format":1,"boot":"x","clean":true}')
+    assert index_is_trusted(tmp_path)
+    assert index_is_as_closed(tmp_path)
 
 
 @pytest.mark.parametrize("mark", [b"", b"{", b"\xff", b'{"format": 2, "boot": "x", "clean": true}'])
@@ -222,6 +243,7 @@ def test_an_index_with_an_odd_mark_is_not_trusted(tmp_path: Path, mark: bytes) -
 
 def test_a_mark_that_cannot_be_written_is_taken_away(tmp_path: Path) -> None:
     """A full disk: better folded again than trusted by mistake."""
+    (tmp_path / "data.mdb").touch()
     mark_index(tmp_path, clean=True)
     (tmp_path / "mark.new").mkdir()
     mark_index(tmp_path, clean=False)

@@ -257,3 +257,16 @@ def raise_map_full(record: object) -> None:
 def kill_minus_9(path: Path) -> None:
     """As if the process had not closed it: the mark of a clean end is not there."""
     directory.mark_index(tenant(path) / "index", clean=False)
+
+
+def test_a_key_that_a_damaged_index_does_not_lead_to_is_found_all_the_same(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is not found cannot be checked against its record, and would be done again: the index is folded again."""
+    fill(tmp_path)
+    file = tenant(tmp_path) / "index" / "data.mdb"
+    key = idempotency_key("ann", "k")
+    file.write_bytes(file.read_bytes().replace(key, bytes([key[0] ^ 1]) + key[1:]))
+    with opened(tmp_path) as log:
+        assert log.seq_of_key("ann", "k") == 1
+    assert "is not as it was closed: it is folded again" in caplog.text

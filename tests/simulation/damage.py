@@ -1,0 +1,225 @@
+"""Data directories, and each kind of damage to each of their files."""
+
+import asyncio
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from random import Random
+from typing import NamedTuple
+
+import msgspec
+
+from engram_bus.embedded import Bus
+from engram_bus.projections.follower import Follower
+from engram_bus.projections.runner import Runner
+from engram_bus.projections.search.embedders import StaticEmbedder
+from engram_bus.projections.search.engine import SearchIndex
+from engram_bus.projections.search.keywords import VERSION
+from engram_bus.units import Draft, Relationship, RelationshipType, UnitType
+from tests.disk import opened, tenant
+from tests.simulation.damage_pages import PAGE_BYTES, Span, pages, places
+
+UNITS = 240
+OLDER_UNITS = 170
+CONTEXTS = 4
+BIG_BYTES = 9_000
+HELD_SECONDS = 3_600
+LOG = "tenants/default/log/data.mdb"
+INDEX = "tenants/default/index/data.mdb"
+MARK = "tenants/default/index/mark"
+SEARCH = "tenants/default/search/"
+_EMBEDDER = StaticEmbedder()
+
+
+class Worlds(NamedTuple):
+    """A closed data directory, what it was a while before, and another one."""
+
+    data: Path
+    older: Path
+    other: Path
+
+
+class Case(NamedTuple):
+    """One file, one kind of damage to it; `seed` says which byte, page or bit."""
+
+    file: str
+    kind: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.kind} (seed {self.seed})"
+
+
+# --- What is damaged -------------------------------------------------------------------------------------------------
+
+
+def make_worlds(path: Path) -> Worlds:
+    worlds = Worlds(path / "data", path / "older", path / "other")
+    asyncio.run(_fill(worlds.data, 1, OLDER_UNITS, "ann"))
+    with searched(worlds.data):
+        pass
+    shutil.copytree(worlds.data, worlds.older)
+    asyncio.run(_fill(worlds.data, OLDER_UNITS + 1, UNITS, "ann"))
+    with searched(worlds.data):
+        pass
+    asyncio.run(_fill(worlds.other, 1, UNITS, "eve"))
+    with searched(worlds.other):
+        pass
+    with opened(worlds.data) as log:
+        kept = [log.record(seq).raw for seq in range(1, log.head + 1)]
+    (path / "records").write_bytes(msgspec.msgpack.encode(kept))
+    return worlds
+
+
+async def _fill(path: Path, first: int, last: int, agent_id: str) -> None:
+    async with Bus.open(path) as bus:
+        for number in range(first, last + 1):
+            size_bytes = BIG_BYTES if number % 40 == 7 else 120
+            before = [] if bus.head == 0 else [Relationship(bus.log.record(1).unit.id, RelationshipType.REFERENCES)]
+            await bus.append(
+                f"c{number % CONTEXTS}",
+                f"{agent_id} said number{number} " + "and more " * (size_bytes // 9),
+                agent_id=agent_id,
+                relationships=before if number % 3 == 0 else [],
+                resources=[f"file{number % 5}.py"],
+                idempotency_key=f"k{number}" if number % 2 else None,
+            )
+        drafts = [Draft(context_id="batch", agent_id=agent_id, type=UnitType.MESSAGE, payload=b"of") for _ in range(3)]
+        await bus.append_bulk(drafts, atomic=True, idempotency_key=f"batch{last}")
+        await bus.acquire_lock(f"held/{last}", agent_id=agent_id, ttl_seconds=HELD_SECONDS)
+
+
+@contextmanager
+def searched(path: Path) -> Iterator[SearchIndex]:
+    """The search index, opened as its process does, and up to the head."""
+    follower = Follower(tenant(path))
+    try:
+        name = f"{VERSION}-{_EMBEDDER.name}"
+        runner = Runner(follower, tenant(path) / "search", name, lambda at: SearchIndex(at, _EMBEDDER, follower))
+        while runner.is_behind:
+            runner.step()
+        runner._commit()
+        yield runner.projection
+        runner.projection.close()
+    finally:
+        follower.close()
+
+
+# --- Damage ----------------------------------------------------------------------------------------------------------
+
+
+def cases(data: Path, *, seeds: int) -> Iterator[Case]:
+    """Every kind of damage to every file; where chance has a part in it, with so many seeds."""
+    for file in files(data):
+        content = (data / file).read_bytes()
+        for kind in _kinds(file, content):
+            is_drawn = kind.startswith(("flip", "zero", "swap two"))
+            for seed in range(seeds if is_drawn else 1):
+                yield Case(file, kind, seed)
+    yield Case("keys", "make a file of it", 0)
+    yield Case("keys", "delete", 0)
+
+
+def files(data: Path) -> list[str]:
+    """All of a directory but LMDB's own lock files, which say who reads just now."""
+    found = (file for file in data.rglob("*") if file.is_file() and file.name != "lock.mdb")
+    return sorted(str(file.relative_to(data)) for file in found)
+
+
+def _kinds(file: str, content: bytes) -> Iterator[str]:
+    yield from _CHANGES
+    yield from _REPLACEMENTS
+    if content:
+        yield "flip a bit"
+    if len(content) >= PAGE_BYTES:
+        yield "zero a page"
+    if len(content) >= 2 * PAGE_BYTES:
+        yield "swap two pages"
+    if file.endswith(".mdb"):
+        yield from (f"flip a bit of {kind}" for kind in places(content, has_records=file == LOG))
+
+
+def inflict(case: Case, at: Path, worlds: Worlds) -> None:
+    """Damage the copy of a data directory that lies at a path."""
+    file = at / case.file
+    dice = Random(f"{case.file} {case.kind} {case.seed}")
+    if case.kind in _REPLACEMENTS:
+        _REPLACEMENTS[case.kind](file, case.file, worlds)
+    elif case.kind == "make a file of it":
+        file.rmdir()
+        file.write_bytes(b"")
+    elif case.kind in _CHANGES:
+        file.write_bytes(_CHANGES[case.kind](file.read_bytes()))
+    else:
+        file.write_bytes(_drawn(case, file.read_bytes(), dice))
+
+
+def _drawn(case: Case, content: bytes, dice: Random) -> bytes:
+    damaged = bytearray(content)
+    match case.kind:
+        case "zero a page":
+            page = dice.choice(list(pages(content)))
+            damaged[page.first : page.end] = bytes(PAGE_BYTES)
+        case "swap two pages":
+            one, other = dice.sample(list(pages(content)), 2)
+            damaged[one.first : one.end] = content[other.first : other.end]
+            damaged[other.first : other.end] = content[one.first : one.end]
+        case "flip a bit":
+            _flip(damaged, Span(0, len(content)), dice)
+        case _:
+            kind = case.kind.removeprefix("flip a bit of ")
+            _flip(damaged, dice.choice(places(content, has_records=case.file == LOG)[kind]), dice)
+    return bytes(damaged)
+
+
+def _flip(content: bytearray, span: Span, dice: Random) -> None:
+    content[dice.randrange(span.first, span.end)] ^= 1 << dice.randrange(8)
+
+
+_CHANGES: dict[str, Callable[[bytes], bytes]] = {
+    "truncate to nothing": lambda content: b"",
+    "truncate to half": lambda content: content[: len(content) // 2],
+    "truncate by a page": lambda content: content[:-PAGE_BYTES],
+    "truncate by a byte": lambda content: content[:-1],
+    "append garbage": lambda content: content + Random(0).randbytes(5_000),
+}
+
+
+def _take_from(world: Path, file: Path, name: str) -> None:
+    """The file of another directory in the place of this one, if it has one."""
+    name = _alike(world, name)
+    if name:
+        shutil.copyfile(world / name, file)
+    else:
+        file.unlink()
+
+
+def _alike(world: Path, name: str) -> str:
+    """The same file of another directory: tantivy's have random names."""
+    if (world / name).is_file():
+        return name
+    ending = Path(name).suffix
+    found = [one for one in files(world) if one.startswith(SEARCH) and ending and one.endswith(ending)]
+    return found[0] if found else ""
+
+
+def _make_directory(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+def _delete(file: Path) -> None:
+    if file.is_dir():
+        file.rmdir()
+    else:
+        os.unlink(file)  # noqa: PTH108 (as it is read: a file is deleted)
+
+
+_REPLACEMENTS: dict[str, Callable[[Path, str, Worlds], None]] = {
+    "delete": lambda file, _, __: _delete(file),
+    "make a directory of it": lambda file, _, __: _make_directory(file),
+    "replace by its older copy": lambda file, name, worlds: _take_from(worlds.older, file, name),
+    "replace by another directory's": lambda file, name, worlds: _take_from(worlds.other, file, name),
+}
