@@ -198,14 +198,15 @@ class GrpcServer:
 
     async def _hold_session(self, _: Any, context: Context) -> None:
         session = self._bus.new_session()
-        self._verbs.sessions.add(session)
+        over = self._verbs.sessions[session] = asyncio.get_running_loop().create_future()
         try:
             await context.write(lock_pb2.HoldSessionResponse(session=session).SerializeToString())
             while (request := await self._read_on(context)) is not None:
                 sign = parse(lock_pb2.HoldSessionRequest, request)
                 await context.write(lock_pb2.HoldSessionResponse(session=session, id=sign.id).SerializeToString())
         finally:
-            self._verbs.sessions.discard(session)
+            del self._verbs.sessions[session]
+            over.set_result(None)
             self._bus.end_session(session)
 
     async def _read_on(self, context: Context) -> bytes | None:

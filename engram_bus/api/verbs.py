@@ -1,5 +1,6 @@
 """Every verb that answers once, as a message in and a message out; who carries them (gRPC) is not known here."""
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, NamedTuple, Protocol
@@ -12,9 +13,9 @@ from engram_bus.api import messages
 from engram_bus.api.health import Health, search_status
 from engram_bus.bus.writer import Answer
 from engram_bus.codec import acting, lock_on, milliseconds
-from engram_bus.decisions.locks import GRANTED, change_of
+from engram_bus.decisions.locks import CANCELLED, GRANTED, change_of
 from engram_bus.embedded import Bus
-from engram_bus.errors import EngramError, InvalidRequest, TooLarge
+from engram_bus.errors import EngramError, InvalidRequest, TooLarge, WaitEnded
 from engram_bus.limits import (
     BULK_BYTES_MAX,
     BULK_UNITS_MAX,
@@ -36,7 +37,7 @@ from engram_bus.protobuf import (
     units_field,
 )
 from engram_bus.router.filters import make_filter
-from engram_bus.units import Append, AppendAtomic, BreakLock, RefreshLock, ReleaseLock
+from engram_bus.units import AcquireLock, Append, AppendAtomic, BreakLock, RefreshLock, ReleaseLock
 
 SERVICE: Final = bus_pb2.DESCRIPTOR.services_by_name["EngramBus"]
 
@@ -77,8 +78,8 @@ class Verbs:
     """The verbs of one bus. Each method below is one of the service, in its order."""
 
     def __init__(self, bus: Bus, health: Health) -> None:
-        self.sessions: set[str] = set()
-        """Those that are open."""
+        self.sessions: dict[str, asyncio.Future[None]] = {}
+        """Those that are open, and when they end."""
         self._bus = bus
         self._health = health
 
@@ -209,8 +210,7 @@ class Verbs:
     async def _acquire_lock(self, asked: lock_pb2.AcquireLockRequest, caller: Caller) -> bytes:
         if asked.HasField("session") and asked.session not in self.sessions:
             raise InvalidRequest(f"session {asked.session[:64]!r} is not open here", field="session")
-        # A call that is cancelled or runs out of time is cancelled here, and so leaves the line.
-        answer = await self._bus.execute_lock(messages.acquire_from(asked, agent_id=_agent(asked, caller)))
+        answer = await self._held(messages.acquire_from(asked, agent_id=_agent(asked, caller)))
         assert answer.lock is not None, "an acquire answers with its lock"
         held = lock_pb2.AcquireLockResponse(
             locks=messages.locks(answer.lock),
@@ -218,6 +218,18 @@ class Verbs:
             applied_seq=self._bus.head,
         )
         return held.SerializeToString()
+
+    async def _held(self, command: AcquireLock) -> Answer:
+        """The answer. Who does not want it any more leaves the line: a call that is cancelled or runs out of time (then
+        this is cancelled), and one whose session ends, which could not be released any more."""
+        if command.session is None:
+            return await self._bus.execute_lock(command)
+        over = self.sessions[command.session]
+        with self._bus.asking(command) as answered:
+            await asyncio.wait((answered, over), return_when=asyncio.FIRST_COMPLETED)
+            if not answered.done():
+                raise WaitEnded("the session that it is tied to has ended", why=CANCELLED)
+            return answered.result()
 
     async def _refresh_lock(self, asked: lock_pb2.RefreshLockRequest, caller: Caller) -> bytes:
         command = RefreshLock(

@@ -242,6 +242,19 @@ def test_a_lock_that_is_asked_for_again_in_time_outlives_its_session() -> None:
         second.call.cancel()
 
 
+def test_who_waits_for_a_lock_of_a_session_waits_no_longer_than_it_lives() -> None:
+    with LiveBus() as bus, calls(bus.grpc_address) as ann, calls(bus.grpc_address) as eve:
+        ann.call("AcquireLock", resources=["a"], agent_id="bob")
+        session = Session(eve)
+        waiting = ann.begin("AcquireLock", resources=["a"], session=session.name, wait_seconds=60)
+        bus.wait(lambda inner: inner.lock("a").queue_length == 1)
+        session.end()
+        with pytest.raises(grpc.RpcError) as ended:
+            waiting.result()
+        assert Refused(ended.value).code == "WAIT_ENDED"
+        bus.wait(lambda inner: inner.lock("a").queue_length == 0)
+
+
 def test_a_session_is_told_of_the_stop(tmp_path: Path) -> None:
     with LiveBus(tmp_path / "data") as bus, calls(bus.grpc_address) as ann:
         session = Session(ann)
