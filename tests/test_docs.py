@@ -1,4 +1,4 @@
-"""What README and ARCHITECTURE claim is there: every setting, command, path, target and folder they name."""
+"""What README, ARCHITECTURE and RELIABILITY claim is there: settings, commands, paths, targets, folders and files."""
 
 import re
 from pathlib import Path
@@ -12,6 +12,7 @@ from engram_bus.settings import Settings
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text()
+RELIABILITY = (ROOT / "RELIABILITY.md").read_text()
 CHANGELOG = (ROOT / "CHANGELOG.md").read_text()
 
 
@@ -66,3 +67,14 @@ def test_the_changelog_has_this_version() -> None:
     from engram_bus import __version__
 
     assert f"[{__version__}]" in CHANGELOG
+
+
+def test_every_file_that_reliability_names_exists() -> None:
+    named = set(re.findall(r"`([a-z]+/[\w/.]+)`", RELIABILITY))
+    assert len(named) > 30
+    assert [name for name in sorted(named) if not (ROOT / name).is_file()] == []
+
+
+def test_every_make_target_that_reliability_names_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"`make ([a-z-]+)`", RELIABILITY)) <= targets

@@ -42,6 +42,9 @@ class Matrix(NamedTuple):
         verified = self.looker.look("verify", at)
         is_search = case.file.startswith(SEARCH)
         seen = self.looker.look("search" if is_search else "start", at)
+        if verified.outcome == "whole" and seen.outcome not in ("exact", "refused"):
+            # A pointer may lead to an old copy of the very same page, until an append writes over that one.
+            verified = self.looker.look("verify", at)
         lost = sorted(before.items() - _kept(at).items())
         wrong = _wrong(case, seen, verified, self.answers) or (f"{lost[0][0]} was changed" if lost else "")
         shutil.rmtree(at)
