@@ -16,7 +16,7 @@ import pytest
 from engram_bus.decisions.contexts import Contexts
 from engram_bus.decisions.locks import Locks
 from engram_bus.embedded import Bus
-from engram_bus.errors import LockHeld
+from engram_bus.errors import LockHeld, LogDamaged
 from engram_bus.log import directory
 from engram_bus.log.contract import Snapshot
 from engram_bus.log.index import Table, context_key, seq_key, target_prefix
@@ -25,6 +25,7 @@ from engram_bus.log.verify import Damage, LogReport, walk
 from engram_bus.units import WorkUnit
 from engram_bus.verify import Reading, VerifyReport, verify
 from tests.disk import image, opened, stored, tampering, tenant
+from tests.simulation.damage_pages import places
 from tests.values import SALT, sealed, unit, unit_id
 
 CONTEXTS = Contexts.name
@@ -322,6 +323,38 @@ def units_of_child(path: Path) -> list[bytes]:
         return units_of(copy)
     finally:
         shutil.rmtree(copy)
+
+
+@pytest.fixture
+def tall(tmp_path: Path) -> Path:
+    """A closed log of more records than one page holds."""
+    with opened(tmp_path / "tall") as log:
+        for seq in range(1, 101):
+            log.append(sealed(log, [unit(seq, version=seq, payload=b"x" * 100)]))
+    return tmp_path / "tall"
+
+
+def test_a_record_that_no_branch_leads_to_is_named(tall: Path) -> None:
+    """One after the other they are all there; a look-up by seq takes the branches."""
+    file = tenant(tall) / "log" / "data.mdb"
+    content = bytearray(file.read_bytes())
+    content[places(bytes(content), has_records=True)["branch page: key"][1].end - 1] -= 3
+    file.write_bytes(content)
+    assert "is not found by its seq" in looked_at(tall).damage[0].what
+
+
+def test_a_page_that_is_no_leaf_is_damage_and_ends_nobody(tall: Path) -> None:
+    file = tenant(tall) / "log" / "data.mdb"
+    content = bytearray(file.read_bytes())
+    leaf = places(bytes(content), has_records=True)["leaf page: header"][3].first
+    content[leaf : leaf + PAGE_BYTES] = bytes(PAGE_BYTES)
+    file.write_bytes(content)
+    with opened(tall) as log:
+        whole = log.read(0, units_max=1_000, bytes_max=10**6)
+        assert 0 < len(whole) < 100
+        with pytest.raises(LogDamaged):
+            log.read(len(whole), units_max=1_000, bytes_max=10**6)
+    assert looked_at(tall).damage[0].seq == len(whole) + 1
 
 
 # --- Damage of what is derived ---------------------------------------------------------------------------------------
