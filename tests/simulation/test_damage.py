@@ -61,7 +61,8 @@ def _kept(at: Path) -> dict[str, bytes]:
 def _wrong(case: Case, seen: Seen, verified: Seen, answers: str) -> str:
     if seen.outcome in ("wrong", "died", "hung"):
         return f"{seen.outcome}: {seen.said}"
-    if seen.answers and seen.answers != answers:
+    # Search's files have checksums of their own: a whole file of another index is taken (RELIABILITY.md has it).
+    if seen.answers and seen.answers != answers and not case.kind.startswith("replace by"):
         return "search answers otherwise"
     if verified.outcome in ("hung", "wrong"):
         return f"verify {verified.outcome}: {verified.said}"
