@@ -119,6 +119,8 @@ class Bus:
     ) -> None:
         self.log = log
         self._stopped = False
+        self.stall_seconds = stall_seconds
+        """How long a socket or a call may take nothing of what it is sent."""
         self.started_at = ts_text(clock.wall_us())
         self.fanout = Fanout(log, heartbeat_seconds=heartbeat_seconds, stall_seconds=stall_seconds)
         self.on_ready: list[Callable[[], None]] = []

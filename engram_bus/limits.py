@@ -66,7 +66,7 @@ SEARCH_ANSWER_SECONDS_MAX: Final = 8.0
 for a request, and are to be told before they give up."""
 SEARCHES_MAX: Final = 256
 """Searches that wait for an answer; beyond, BUSY: they are answered one after another, a usual one within 20 ms."""
-SEARCH_PAGE_BYTES_MAX: Final = 4 * MIB
+SEARCH_PAGE_BYTES_MAX: Final = 3 * MIB
 """Of units on a page of search: they are written in one turn of the loop, about 20 ms."""
 SEARCH_STEP_BYTES: Final = 256 * KIB
 """Read for an answer in one turn of the loop, about a millisecond: 200 units may be 200 MiB."""
@@ -81,6 +81,16 @@ BODY_WIRE_BYTES_MAX: Final = 2 * BULK_BYTES_MAX
 KEEP_ALIVE_SECONDS: Final = 75.0
 CONNECTIONS_MAX: Final = 20_000
 """Open sockets of one process: the usual file limit of a service."""
+
+# --- gRPC ------------------------------------------------------------------------------------------------------------
+GRPC_ANSWER_BYTES_MAX: Final = 3 * MIB
+"""Of units or contexts in one answer, beyond the first: clients out of the box read messages of up to 4 MiB."""
+GRPC_MESSAGE_BYTES_MAX: Final = 256
+"""Of a status's own text, which triples where it is no ASCII."""
+GRPC_ERROR_BYTES_MAX: Final = 4 * KIB
+"""Of the error in a status: clients out of the box refuse metadata of more than 8 KiB, and take no trailer apart."""
+GRPC_ITEM_ERROR_BYTES_MAX: Final = 1 * KIB
+"""Of the error of one unit of a batch."""
 
 # --- One context -----------------------------------------------------------------------------------------------------
 CONTEXT_AGENTS_MAX: Final = 10_000
@@ -213,6 +223,9 @@ assert CATCH_UP_BYTES <= FRAME_BYTES_MAX, "one page of catching up is one frame"
 assert LEAVE_SECONDS_MAX < DRAIN_SECONDS_MAX, "who is told to go is cut before the stop gives up waiting"
 assert 2 * SOCKET_STALL_SECONDS < PEER_SILENT_SECONDS
 assert PAGE_UNITS_MAX <= SCAN_UNITS_MAX
+assert PAYLOAD_BYTES_MAX < GRPC_ANSWER_BYTES_MAX
+assert SEARCH_PAGE_BYTES_MAX <= GRPC_ANSWER_BYTES_MAX
+assert BULK_UNITS_MAX * GRPC_ITEM_ERROR_BYTES_MAX < GRPC_ANSWER_BYTES_MAX, "a batch may be refused unit by unit"
 assert SEARCH_STEP_BYTES <= SEARCH_PAGE_BYTES_MAX <= PAGE_BYTES_MAX
 assert LOCK_TEND_UNITS_MAX <= BATCH_UNITS_MAX - BULK_UNITS_MAX, "beside it, one bulk still fits a commit"
 assert LOCK_BREAK_MAX <= BULK_UNITS_MAX

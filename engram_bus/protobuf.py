@@ -6,6 +6,7 @@ from typing import Final, TypeVar
 
 import msgspec
 from google.protobuf.message import DecodeError, Message
+from google.protobuf.struct_pb2 import Value
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.protobuf.unknown_fields import UnknownFieldSet
 
@@ -89,6 +90,16 @@ def unit_bytes(entry: Entry) -> bytes:
     if encoded is None:
         encoded = entry.protobuf = unit_message(entry.unit).SerializeToString()
     return encoded
+
+
+def fitting(entries: Sequence[Entry], bytes_max: int) -> int:
+    """How many of these units, at least the first, take so many bytes."""
+    size_bytes = 0
+    for count, entry in enumerate(entries):
+        size_bytes += len(unit_bytes(entry))
+        if size_bytes > bytes_max and count:
+            return count
+    return len(entries)
 
 
 def units_field(entries: Sequence[Entry]) -> list[bytes]:
@@ -216,6 +227,44 @@ def _relationships(asked: append_pb2.AppendRequest) -> list[Relationship]:
 
 
 # --- What goes wrong -------------------------------------------------------------------------------------------------
+
+
+def bounded(message: error_pb2.Error, bytes_max: int) -> error_pb2.Error:
+    """The same refusal where there is little room: text is cut, lists (a circle of waits) lose their ends, and then
+    `details` says that it was `truncated`."""
+    if message.ByteSize() <= bytes_max:
+        return message
+    short = error_pb2.Error()
+    short.CopyFrom(message)
+    short.details["truncated"] = True
+    for text_max, list_max in ((512, 16), (256, 8), (128, 4), (64, 1)):
+        short.message = shortened(short.message, 2 * text_max)
+        for value in short.details.fields.values():
+            _shorten(value, text_max, list_max)
+        if short.ByteSize() <= bytes_max:
+            break
+    return short
+
+
+def shortened(text: str, bytes_max: int) -> str:
+    """A text of at most so many bytes, cut between characters."""
+    encoded = text.encode()
+    return text if len(encoded) <= bytes_max else encoded[: bytes_max - 3].decode(errors="ignore") + "..."
+
+
+def _shorten(value: Value, text_max: int, list_max: int) -> None:
+    match value.WhichOneof("kind"):
+        case "string_value":
+            value.string_value = shortened(value.string_value, text_max)
+        case "list_value":
+            del value.list_value.values[list_max:]
+            for inner in value.list_value.values:
+                _shorten(inner, text_max, list_max)
+        case "struct_value":
+            for inner in value.struct_value.fields.values():
+                _shorten(inner, text_max, list_max)
+        case _:
+            pass  # Numbers are short.
 
 
 def error_message(error: EngramError) -> error_pb2.Error:

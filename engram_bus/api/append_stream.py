@@ -5,15 +5,16 @@ from collections.abc import Awaitable, Callable
 
 from engram_bus.bus.writer import Answer
 from engram_bus.embedded import Bus
-from engram_bus.errors import EngramError, ShuttingDown, TooLarge
+from engram_bus.errors import EngramError, ShuttingDown, SlowConsumer, TooLarge
 from engram_bus.limits import (
     BULK_BYTES_MAX,
     BULK_UNITS_MAX,
+    GRPC_ITEM_ERROR_BYTES_MAX,
     STREAM_PENDING_BYTES_MAX,
     STREAM_PENDING_MAX,
 )
 from engram_bus.pb import append_pb2
-from engram_bus.protobuf import append_from_message, error_message, parse
+from engram_bus.protobuf import append_from_message, bounded, error_message, parse
 
 Read = Callable[[], Awaitable[bytes | None]]
 """The next message, or None when the client has said everything."""
@@ -101,7 +102,11 @@ class AppendStream:
         while self._results:
             results, self._results = self._results, []
             size_bytes, self._result_bytes = self._result_bytes, 0
-            await write(append_pb2.AppendStreamResponse(results=results).SerializeToString())
+            try:
+                async with asyncio.timeout(self._bus.stall_seconds):
+                    await write(append_pb2.AppendStreamResponse(results=results).SerializeToString())
+            except TimeoutError:
+                raise SlowConsumer(f"no answer was taken for {self._bus.stall_seconds:g} s") from None
             self._pending -= len(results)
             self._pending_bytes -= size_bytes
             if self._room is not None and not self._room.done():
@@ -110,7 +115,9 @@ class AppendStream:
 
 def _result(item_id: int, outcome: Answer | EngramError, durability: str) -> append_pb2.AppendStreamResult:
     if isinstance(outcome, EngramError):
-        return append_pb2.AppendStreamResult(id=item_id, error=error_message(outcome))
+        return append_pb2.AppendStreamResult(
+            id=item_id, error=bounded(error_message(outcome), GRPC_ITEM_ERROR_BYTES_MAX)
+        )
     unit = outcome.entries[0].unit
     receipt = append_pb2.Receipt(
         unit_id=unit.id,

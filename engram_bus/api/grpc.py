@@ -1,8 +1,9 @@
 """The door to gRPC: calls to verbs and streams, refusals to statuses, and the services beside our own."""
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from typing import Any, Final, NoReturn
 
@@ -27,13 +28,15 @@ from engram_bus.limits import (
     BODY_WIRE_BYTES_MAX,
     CONNECTIONS_MAX,
     DRAIN_SECONDS_MAX,
+    GRPC_ERROR_BYTES_MAX,
+    GRPC_MESSAGE_BYTES_MAX,
     HEADER_BYTES_MAX,
     HEARTBEAT_SECONDS,
     PEER_SILENT_SECONDS,
     RETRY_AFTER_SECONDS,
 )
 from engram_bus.pb import lock_pb2, subscription_pb2
-from engram_bus.protobuf import error_message, parse
+from engram_bus.protobuf import bounded, error_message, parse, shortened
 from engram_bus.subscribers.grpc_stream import Stream
 from engram_bus.subscribers.requests import from_message
 
@@ -68,6 +71,8 @@ class GrpcServer:
         self._verbs = Verbs(bus, health_of_bus)
         self._appending: set[AppendStream] = set()
         self._stopping: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._under_way = 0
+        self._idle: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._telling: asyncio.Future[None] | None = None
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=CONNECTIONS_MAX)
@@ -106,10 +111,15 @@ class GrpcServer:
             stream.goaway()
 
     async def stop(self) -> None:
-        """Take no more calls, wait a while for those under way, and cut the rest."""
+        """Take no more calls, wait a while for those of ours that are under way, and cut the rest: who watches health
+        or reflects would stay for ever."""
         self._bus.on_ready.remove(self._tell_health_soon)
         await self._health.enter_graceful_shutdown()
-        await self._server.stop(DRAIN_SECONDS_MAX)
+        stopping = asyncio.ensure_future(self._server.stop(DRAIN_SECONDS_MAX))
+        if self._under_way:
+            await asyncio.wait((stopping, self._idle), return_when=asyncio.FIRST_COMPLETED)
+        await self._server.stop(None)
+        await stopping
 
     # --- Calls -------------------------------------------------------------------------------------------------------
 
@@ -131,7 +141,22 @@ class GrpcServer:
         assert handlers.keys() == {method.name for method in SERVICE.methods}, "every method has a handler"
         return grpc.method_handlers_generic_handler(SERVICE.full_name, handlers)
 
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        """A call of ours is under way."""
+        self._under_way += 1
+        try:
+            yield
+        finally:
+            self._under_way -= 1
+            if self._under_way == 0 and self._stopping.done() and not self._idle.done():
+                self._idle.set_result(None)
+
     async def _answer(self, name: str, verb: Verb, request: bytes, context: Context) -> bytes:
+        with self._counted():
+            return await self._answered(name, verb, request, context)
+
+    async def _answered(self, name: str, verb: Verb, request: bytes, context: Context) -> bytes:
         started = clock.monotonic_seconds()
         try:
             answer = await verb(request, _Caller(context))
@@ -149,7 +174,9 @@ class GrpcServer:
         """End the call with a status that holds the refusal."""
         status = rpc_status.to_status(
             status_pb2.Status(
-                code=grpc.StatusCode[refusal.grpc].value[0], message=refusal.message, details=_details(refusal)
+                code=grpc.StatusCode[refusal.grpc].value[0],
+                message=shortened(refusal.message, GRPC_MESSAGE_BYTES_MAX),
+                details=_details(refusal),
             )
         )
         reflected = (
@@ -170,23 +197,30 @@ class GrpcServer:
     ) -> None:
         """A call that answers more than once. What is asked is its request, or (several are read from the context) an
         iterator that nobody needs."""
+        with self._counted():
+            await self._streamed(name, serve, asked, context)
+
+    async def _streamed(
+        self, name: str, serve: Callable[[Any, Context], Awaitable[None]], asked: Any, context: Context
+    ) -> None:
         started = clock.monotonic_seconds()
-        status = "CANCELLED"
+        status, refusal = "CANCELLED", None
         try:
             self._require_open()
             await serve(asked, context)
             status = "OK"
         except EngramError as exc:
-            status = exc.grpc
-            await self._refuse(context, exc)
+            refusal = exc
         except grpc.aio.InternalError:
-            return  # The client has left, and what was written to it failed.
+            pass  # The client has left, and what was written to it failed.
         except Exception as exc:
             refusal = _mistake(name, exc)
-            status = refusal.grpc
-            await self._refuse(context, refusal)
         finally:
-            self._metrics.called(name, status, clock.monotonic_seconds() - started)
+            self._metrics.called(name, status if refusal is None else refusal.grpc, clock.monotonic_seconds() - started)
+        if refusal is not None:
+            # (Who takes nothing takes no end either: this then waits until the client has left.)
+            with contextlib.suppress(grpc.aio.InternalError):
+                await self._refuse(context, refusal)
 
     async def _append_stream(self, _: Any, context: Context) -> None:
         stream = AppendStream(self._bus, agent_id=_Caller(context).agent_id)
@@ -253,7 +287,7 @@ class _Caller:
 
 def _details(refusal: EngramError) -> list[any_pb2.Any]:
     """The refusal as every transport tells it, and when to come back, where that makes sense."""
-    details: list[Message] = [error_message(refusal)]
+    details: list[Message] = [bounded(error_message(refusal), GRPC_ERROR_BYTES_MAX)]
     if isinstance(refusal, Unavailable) and refusal.retryable:
         details.append(error_details_pb2.RetryInfo(retry_delay=Duration(seconds=RETRY_AFTER_SECONDS)))
     packed = [any_pb2.Any() for _ in details]

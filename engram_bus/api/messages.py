@@ -172,6 +172,8 @@ _AS_THEY_ARE = (
 
 def search_from(asked: search_pb2.SearchRequest) -> SearchIn:
     """What a message asks for. Raises InvalidRequest."""
+    if not asked.HasField("query"):
+        raise InvalidRequest("query is missing", field="query")
     return SearchIn(
         query=asked.query,
         mode=one_of(asked.mode, MODES, "mode"),

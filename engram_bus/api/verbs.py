@@ -20,17 +20,22 @@ from engram_bus.limits import (
     BULK_BYTES_MAX,
     BULK_UNITS_MAX,
     CONTEXT_REQUEST_BYTES_MAX,
+    GRPC_ANSWER_BYTES_MAX,
+    GRPC_ITEM_ERROR_BYTES_MAX,
     LOCK_REQUEST_BYTES_MAX,
     MIN_SEQ_TIMEOUT_MS_DEFAULT,
     PAGE_UNITS_DEFAULT,
     SEARCH_REQUEST_BYTES_MAX,
     UNIT_REQUEST_BYTES_MAX,
 )
+from engram_bus.log.contract import cursor_text
 from engram_bus.pb import append_pb2, bus_pb2, context_pb2, lock_pb2, read_pb2, search_pb2, status_pb2
 from engram_bus.projections.search.requests import answer as search_out
 from engram_bus.protobuf import (
     append_from_message,
+    bounded,
     error_message,
+    fitting,
     parse,
     relationship_of,
     unit_message,
@@ -124,14 +129,24 @@ class Verbs:
         return self._bulk_answer([Answer((entry,)) for entry in answer.entries], replayed=answer.replayed)
 
     def _bulk_answer(self, outcomes: list[Answer | EngramError], *, replayed: bool) -> bytes:
-        results = [
-            append_pb2.AppendResult(error=error_message(outcome.at(index)))
-            if isinstance(outcome, EngramError)
-            else append_pb2.AppendResult(work_unit=unit_message(outcome.entries[0].unit))
-            for index, outcome in enumerate(outcomes)
-        ]
+        entries = [outcome.entries[0] for outcome in outcomes if isinstance(outcome, Answer)]
+        without_payloads = fitting(entries, GRPC_ANSWER_BYTES_MAX) < len(entries)
+        results = []
+        for index, outcome in enumerate(outcomes):
+            if isinstance(outcome, EngramError):
+                error = bounded(error_message(outcome.at(index)), GRPC_ITEM_ERROR_BYTES_MAX)
+                results.append(append_pb2.AppendResult(error=error))
+                continue
+            unit = unit_message(outcome.entries[0].unit)
+            if without_payloads:
+                unit.ClearField("payload")
+            results.append(append_pb2.AppendResult(work_unit=unit))
         answer = append_pb2.AppendBulkResponse(
-            results=results, durability=self._bus.durability, replayed=replayed, applied_seq=self._bus.head
+            results=results,
+            durability=self._bus.durability,
+            replayed=replayed,
+            applied_seq=self._bus.head,
+            without_payloads=without_payloads,
         )
         return answer.SerializeToString()
 
@@ -161,8 +176,12 @@ class Verbs:
             if narrows
             else None,
         )
-        rest = read_pb2.ListResponse(next_page=page.next_page, applied_seq=page.applied_seq)
-        return b"".join((*units_field(page.entries), rest.SerializeToString()))
+        count = fitting(page.entries, GRPC_ANSWER_BYTES_MAX)
+        next_page = page.next_page
+        if count < len(page.entries):
+            next_page = cursor_text(self._bus.epoch, page.entries[count - 1].seq)
+        rest = read_pb2.ListResponse(next_page=next_page, applied_seq=page.applied_seq)
+        return b"".join((*units_field(page.entries[:count]), rest.SerializeToString()))
 
     async def _related(self, asked: read_pb2.RelatedRequest, caller: Caller) -> bytes:
         await self._reached(asked)
@@ -172,10 +191,11 @@ class Verbs:
             depth=asked.depth if asked.HasField("depth") else 1,
             types=[relationship_of(number) for number in asked.type],
         )
+        count = fitting([one.entry for one in page.related], GRPC_ANSWER_BYTES_MAX)
         found = read_pb2.RelatedResponse(
-            related=[messages.related(one) for one in page.related],
+            related=[messages.related(one) for one in page.related[:count]],
             missing=page.missing,
-            truncated=page.truncated,
+            truncated=page.truncated or count < len(page.related),
             applied_seq=page.applied_seq,
         )
         return found.SerializeToString()
@@ -198,11 +218,14 @@ class Verbs:
     async def _list_contexts(self, asked: context_pb2.ListContextsRequest, caller: Caller) -> bytes:
         await self._reached(asked)
         page = self._bus.contexts(limit=_limit(asked), page=_page(asked), prefix=asked.prefix)
-        found = context_pb2.ListContextsResponse(
-            contexts=[messages.context(one) for one in page.contexts],
-            next_page=page.next_page,
-            applied_seq=page.applied_seq,
-        )
+        found = context_pb2.ListContextsResponse(next_page=page.next_page, applied_seq=page.applied_seq)
+        size_bytes = 0
+        for context in map(messages.context, page.contexts):
+            size_bytes += context.ByteSize()
+            if size_bytes > GRPC_ANSWER_BYTES_MAX and found.contexts:
+                found.next_page = found.contexts[-1].id
+                break
+            found.contexts.append(context)
         return found.SerializeToString()
 
     # --- Locks -------------------------------------------------------------------------------------------------------

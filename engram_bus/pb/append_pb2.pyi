@@ -78,16 +78,18 @@ class AppendBulkRequest(_message.Message):
     def __init__(self, appends: _Optional[_Iterable[_Union[AppendRequest, _Mapping]]] = ..., atomic: _Optional[bool] = ..., idempotency_key: _Optional[str] = ...) -> None: ...
 
 class AppendBulkResponse(_message.Message):
-    __slots__ = ("results", "durability", "replayed", "applied_seq")
+    __slots__ = ("results", "durability", "replayed", "applied_seq", "without_payloads")
     RESULTS_FIELD_NUMBER: _ClassVar[int]
     DURABILITY_FIELD_NUMBER: _ClassVar[int]
     REPLAYED_FIELD_NUMBER: _ClassVar[int]
     APPLIED_SEQ_FIELD_NUMBER: _ClassVar[int]
+    WITHOUT_PAYLOADS_FIELD_NUMBER: _ClassVar[int]
     results: _containers.RepeatedCompositeFieldContainer[AppendResult]
     durability: str
     replayed: bool
     applied_seq: int
-    def __init__(self, results: _Optional[_Iterable[_Union[AppendResult, _Mapping]]] = ..., durability: _Optional[str] = ..., replayed: _Optional[bool] = ..., applied_seq: _Optional[int] = ...) -> None: ...
+    without_payloads: bool
+    def __init__(self, results: _Optional[_Iterable[_Union[AppendResult, _Mapping]]] = ..., durability: _Optional[str] = ..., replayed: _Optional[bool] = ..., applied_seq: _Optional[int] = ..., without_payloads: _Optional[bool] = ...) -> None: ...
 
 class AppendResult(_message.Message):
     __slots__ = ("work_unit", "error")

@@ -32,7 +32,7 @@ class Refused(Exception):
         status = rpc_status.from_call(error)
         if status is not None:
             assert status.details[0].Unpack(self.error)
-            assert status.message == self.error.message
+            assert self.error.message.startswith(status.message.removesuffix("..."))
             retry = error_details_pb2.RetryInfo()
             if len(status.details) > 1 and status.details[1].Unpack(retry):
                 self.retry_seconds = retry.retry_delay.seconds

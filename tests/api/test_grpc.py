@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from engram_bus.errors import StorageFailed
-from engram_bus.limits import BULK_BYTES_MAX, BULK_UNITS_MAX, STREAM_PENDING_MAX, UNIT_REQUEST_BYTES_MAX
+from engram_bus.limits import (
+    BULK_BYTES_MAX,
+    BULK_UNITS_MAX,
+    DRAIN_SECONDS_MAX,
+    STREAM_PENDING_MAX,
+    UNIT_REQUEST_BYTES_MAX,
+)
 from engram_bus.log.memory import MemoryLog
 from engram_bus.pb import append_pb2, lock_pb2
 from tests.api.calls import METHODS, SERVICE, Calls, Refused, calls
@@ -155,6 +162,82 @@ def test_status_is_that_of_http(shared_bus: LiveBus, ann: Calls) -> None:
     over_http, over_grpc = shared_bus.http.get("/status").json(), ann.call("GetStatus")
     for name in ("version", "epoch", "durability", "ready", "contexts"):
         assert getattr(over_grpc, name) == over_http[name], name
+
+
+# --- What clients out of the box can read ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def plain(shared_bus: LiveBus) -> Iterator[Calls]:
+    """A channel without a single option: messages of up to 4 MiB, metadata of up to 8 KiB."""
+    with grpc.insecure_channel(shared_bus.grpc_address) as channel:
+        yield Calls(channel)
+
+
+def test_an_answer_of_many_large_units_is_a_shorter_page(plain: Calls) -> None:
+    for n in range(6):
+        plain.call("Append", context_id="grpc/large", payload=b"%d" % n + b"x" * 1_000_000)
+    heard, page = [], None
+    while True:
+        answer = plain.call("List", context_id="grpc/large", **({} if page is None else {"page": page}))
+        heard += [unit.payload[:1] for unit in answer.work_units]
+        if not answer.HasField("next_page"):
+            break
+        page = answer.next_page
+    assert heard == [b"%d" % n for n in range(6)]
+    newest = plain.call("List", context_id="grpc/large", reverse=True)
+    assert [unit.payload[:1] for unit in newest.work_units] == [b"5", b"4", b"3"]
+    rest = plain.call("List", context_id="grpc/large", reverse=True, page=newest.next_page)
+    assert [unit.payload[:1] for unit in rest.work_units] == [b"2", b"1", b"0"]
+
+
+def test_a_large_batch_is_answered_without_its_payloads(plain: Calls) -> None:
+    appends = [append_pb2.AppendRequest(context_id="grpc/heavy", payload=b"x" * 900_000) for _ in range(5)]
+    for atomic in (False, True):
+        answer = plain.call("AppendBulk", appends=appends, atomic=atomic)
+        assert answer.without_payloads
+        assert {one.work_unit.payload for one in answer.results} == {b""}
+        assert all(one.work_unit.seq for one in answer.results)
+    assert not plain.call("AppendBulk", appends=appends[:3]).without_payloads
+
+
+@pytest.mark.parametrize("letter", ["x", "ж"])
+def test_a_refusal_with_the_longest_names_reaches_everyone(plain: Calls, letter: str) -> None:
+    size = len(letter.encode())
+    resource, agent = f"l{letter * (1_000 // size)}", letter * (240 // size)
+    plain.call("AcquireLock", resources=[resource], agent_id=agent, reason=letter * (1_000 // size), ttl_seconds=600)
+    for _ in range(30):
+        with pytest.raises(Refused) as refused:
+            plain.call("AcquireLock", resources=[resource])
+        assert (refused.value.status, refused.value.code) == ("FAILED_PRECONDITION", "LOCK_HELD")
+        assert refused.value.error.details["holder_agent"] == agent
+
+
+def test_a_long_circle_is_told_as_far_as_there_is_room(shared_bus: LiveBus, plain: Calls) -> None:
+    agents = 48
+    names = [f"repo/services/payments/src/main/module_{one}.py" for one in range(agents)]
+    for one in range(agents):
+        plain.call("AcquireLock", resources=[names[one]], agent_id=f"coding-agent-{one}", ttl_seconds=600)
+    waiting = [
+        plain.begin("AcquireLock", resources=[names[one + 1]], agent_id=f"coding-agent-{one}", wait_seconds=60)
+        for one in range(agents - 1)
+    ]
+    shared_bus.wait(lambda bus: all(bus.lock(name).queue_length == 1 for name in names[1:]))
+    last = {"resources": [names[0]], "agent_id": f"coding-agent-{agents - 1}", "wait_seconds": 60}
+    for _ in range(10):
+        with pytest.raises(Refused) as refused:
+            plain.call("AcquireLock", **last)
+        assert (refused.value.status, refused.value.code) == ("ABORTED", "DEADLOCK")
+        assert refused.value.error.details["truncated"]
+        assert 1 <= len(refused.value.error.details["cycle"]) < agents
+    for call in waiting:
+        call.cancel()
+
+
+def test_a_search_says_what_it_looks_for(ann: Calls) -> None:
+    with pytest.raises(Refused) as refused:
+        ann.call("Search")
+    assert (refused.value.code, refused.value.error.field) == ("INVALID_REQUEST", "query")
 
 
 # --- Waiting for locks -----------------------------------------------------------------------------------------------
@@ -336,6 +419,18 @@ def _settled(bus: LiveBus) -> int:
     return bus.call(lambda inner: inner.writer.state.contexts.version("grpc/greedy"))
 
 
+def test_who_takes_no_answer_for_too_long_is_ended() -> None:
+    endless = (message(range(at, at + 100), "grpc/frozen") for at in range(0, 1_000_000, 100))
+    with LiveBus(stall_seconds=1) as bus, calls(bus.grpc_address, grows=False) as eve:
+        call = eve.stream(endless, timeout=60)
+        bus.wait(lambda inner: inner.writer.state.contexts.version("grpc/frozen") > 0)
+        # Its memory is given back: the call is over, though nobody reads that.
+        deadline = time.monotonic() + 20
+        while 'method="AppendStream",status="UNAVAILABLE"' not in bus.http.get("/metrics").text:
+            assert time.monotonic() < deadline, "it was never ended"
+        call.cancel()
+
+
 # --- Health and reflection -------------------------------------------------------------------------------------------
 
 
@@ -425,6 +520,18 @@ def test_a_waiter_is_told_of_the_stop(tmp_path: Path) -> None:
         with pytest.raises(grpc.RpcError) as ended:
             waiting.result()
         assert Refused(ended.value).code == "SHUTTING_DOWN"
+
+
+def test_a_stop_does_not_wait_for_who_watches_health_or_reflects(tmp_path: Path) -> None:
+    with LiveBus(tmp_path / "data") as bus, calls(bus.grpc_address) as ann:
+        watched = health_pb2_grpc.HealthStub(ann.channel).Watch(health_pb2.HealthCheckRequest(), timeout=60)
+        next(watched)
+        ProtoReflectionDescriptorDatabase(ann.channel).get_services()
+        began = time.monotonic()
+        bus.stop()
+        assert time.monotonic() - began < DRAIN_SECONDS_MAX
+        with pytest.raises(grpc.RpcError):
+            list(watched)
 
 
 def test_calls_are_counted(shared_bus: LiveBus, ann: Calls) -> None:

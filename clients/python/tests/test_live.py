@@ -360,3 +360,11 @@ def test_a_loop_that_ends_leaves_nothing_to_the_next(running_bus: LiveBus) -> No
     for _ in range(20):
         asyncio.run(run())
     assert left_over == []
+
+
+async def test_a_large_bulk_is_answered_with_its_payloads(shared_bus: SameBus, context: str) -> None:
+    drafts = [Draft(context, bytes([n]) * 900_000) for n in range(6)]
+    async with Client(shared_bus.url, agent_id="ann") as bus:
+        outcomes = await bus.append_bulk(drafts)
+    told = [outcome.payload for outcome in outcomes if isinstance(outcome, WorkUnit)]
+    assert told == [draft.payload for draft in drafts]
