@@ -126,7 +126,7 @@ def test_verify_of_what_is_no_data_directory(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "missing"):
         refused = engram("verify", str(path))
         assert refused.returncode == 2
-        assert f"{path} is not a data directory" in refused.stderr
+        assert f"{path} is no data directory" in refused.stderr
 
 
 @pytest.mark.parametrize(("name", "count"), [("fleet", 162), ("airline", 277)])
