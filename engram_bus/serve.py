@@ -81,10 +81,12 @@ class _Server(uvicorn.Server):
         server = GrpcServer(self._bus, self._health, self._api.metrics, reflects=address.reflects)
         port = GRPC_PORT if address.port is None else address.port
         try:
+            # Looked at first: where it is taken, gRPC itself would write to stderr, whatever the log level.
+            _listen(address.host, port, "--grpc-port").close()
             self._health.grpc_port = await server.start(address.host, port)
-        except OSError as exc:
+        except (PortTaken, OSError) as exc:
             if address.port is not None:
-                raise PortTaken(f"{exc} for gRPC: choose another with --grpc-port, or --no-grpc") from exc
+                raise PortTaken(str(exc)) from exc
             self._health.grpc_detail = f"port {port} is taken"
             log.warning("no gRPC: port %d is taken; choose another with --grpc-port", port)
             return
@@ -184,7 +186,7 @@ def _config(api: HttpApi, bounds: Bounds) -> uvicorn.Config:
     )
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int, flag: str = "--port") -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -192,7 +194,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.bind((host, port))
     except OSError as exc:
         listener.close()
-        raise PortTaken(f"cannot listen on {host}:{port}: {exc.strerror}. Choose another with --port.") from exc
+        raise PortTaken(f"cannot listen on {host}:{port}: {exc.strerror}. Choose another with {flag}.") from exc
     listener.set_inheritable(True)
     return listener
 
