@@ -78,11 +78,11 @@ class _Server(uvicorn.Server):
 
     async def _start_grpc(self, address: GrpcAddress) -> None:
         """Raises PortTaken where a port was asked for."""
-        server = GrpcServer(self._bus, self._health, self._api.metrics, reflects=address.reflects)
         port = GRPC_PORT if address.port is None else address.port
         try:
             # Looked at first: where it is taken, gRPC itself would write to stderr, whatever the log level.
             _listen(address.host, port, "--grpc-port").close()
+            server = GrpcServer(self._bus, self._health, self._api.metrics, reflects=address.reflects)
             self._health.grpc_port = await server.start(address.host, port)
         except (PortTaken, OSError) as exc:
             if address.port is not None:
