@@ -117,6 +117,21 @@ tools-foreign:
 tools-bench tools-faults:
 	$(call debian,cc:gcc cc:libc6-dev)
 
+# What the bus is measured beside. Redis is Debian's; the others are built by Go at these versions, where there is a Go.
+NATS_SERVER := github.com/nats-io/nats-server/v2@v2.15.2
+CENTRIFUGO := github.com/centrifugal/centrifugo/v6@v6.9.1
+PEERS := .benchmarks/peers
+
+.PHONY: tools-peers
+tools-peers: tools-bench ## install the brokers that benchmarks/bench_brokers.py measures beside the bus
+	$(call debian,redis-server:redis-server)
+	@command -v go >/dev/null || { echo "no Go: the bus is measured beside Redis alone"; exit; }; \
+	for peer in $(NATS_SERVER) $(CENTRIFUGO); do \
+		stamp=$(PEERS)/.$$(basename $$peer | tr / -)-$$(echo $$peer | cksum | cut -d' ' -f1); \
+		test -e $$stamp && continue; \
+		echo "building $$peer"; GOBIN=$(CURDIR)/$(PEERS) go install $$peer && touch $$stamp || exit; \
+	done
+
 $(FOREIGN)/node_modules/.stamp: $(FOREIGN)/package-lock.json
 	cd $(FOREIGN) && npm ci --no-audit --no-fund
 	@touch $@

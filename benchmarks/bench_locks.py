@@ -3,25 +3,19 @@
 python -m benchmarks.bench_locks [--small]
 
 Redis (AOF, flushed on every write) and etcd stand beside it in the same rounds where they are installed
-(`apt-get install redis-server etcd-server`); etcd has fair queues and revisions too, Redis neither.
+(`make tools-peers`; etcd: Debian's etcd-server); etcd has fair queues and revisions too, Redis neither.
 """
 
 import contextlib
-import json
-import shutil
-import socket
-import subprocess
 import sys
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from statistics import median
 from typing import Any
 
 import uvloop
 
-from benchmarks import lock_load
+from benchmarks import lock_load, peers
 from benchmarks.harness import machine, percentiles_us, report, scratch, served
 from benchmarks.lock_load import Client, Http, Redis, WebSocket, Wire
 
@@ -47,14 +41,15 @@ def main() -> None:
             "http": (bus, Http, lambda number: lock_load.HttpLocks(number, shared_name="plan.md")),
             "websocket": (bus, WebSocket, lambda number: lock_load.WebSocketLocks(number, shared_name="plan.md")),
         }
-        if (redis := stack.enter_context(_redis(directory))) is not None:
-            loads["redis lock"] = (redis, Redis, lock_load.RedisLocks)
-        if (etcd := stack.enter_context(_etcd(directory))) is not None:
-            loads["etcd lock"] = (etcd, Http, lambda number: lock_load.EtcdLocks(number, lease=_lease(etcd)))
+        if (redis := stack.enter_context(peers.redis(directory))) is not None:
+            loads["redis lock"] = (redis.address, Redis, lock_load.RedisLocks)
+        if (etcd := stack.enter_context(peers.etcd(directory))) is not None:
+            address, lease = etcd.address, peers.etcd_lease
+            loads["etcd lock"] = (address, Http, lambda number: lock_load.EtcdLocks(number, lease=lease(address)))
             contended["etcd"] = (
-                etcd,
+                address,
                 Http,
-                lambda number: lock_load.EtcdLocks(number, lease=_lease(etcd), shared_name="plan.md"),
+                lambda number: lock_load.EtcdLocks(number, lease=lease(address), shared_name="plan.md"),
             )
         figures = {
             "machine": machine(directory),
@@ -126,67 +121,6 @@ def _handover(load: Load, *, turns: int) -> dict[str, Any]:
 
     uvloop.run(lock_load.run(address, wire, [Watching(0), Watching(1)], count=turns))
     return {"handovers": len(grants), "release_sent_to_grant_read_us": percentiles_us(grants)}
-
-
-@contextlib.contextmanager
-def _redis(directory: Path) -> Iterator[Address | None]:
-    if shutil.which("redis-server") is None:
-        yield None
-        return
-    port, data = _free_port(), directory / "redis"
-    data.mkdir()
-    durable = ["--appendonly", "yes", "--appendfsync", "always", "--save", ""]
-    command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--dir", str(data), *durable]
-    with _running(command, ("127.0.0.1", port)) as address:
-        yield address
-
-
-@contextlib.contextmanager
-def _etcd(directory: Path) -> Iterator[Address | None]:
-    if shutil.which("etcd") is None:
-        yield None
-        return
-    port, peer = _free_port(), f"http://127.0.0.1:{_free_port()}"
-    url = f"http://127.0.0.1:{port}"
-    command = ["etcd", "--data-dir", str(directory / "etcd"), "--log-level", "error"]
-    command += ["--listen-client-urls", url, "--advertise-client-urls", url, "--listen-peer-urls", peer]
-    command += ["--initial-advertise-peer-urls", peer, "--initial-cluster", f"default={peer}"]
-    with _running(command, ("127.0.0.1", port)) as address:
-        _lease(address)  # Answered only once it has a leader: itself.
-        yield address
-
-
-@contextlib.contextmanager
-def _running(command: list[str], address: Address) -> Iterator[Address]:
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        until = time.monotonic() + 20
-        while not _listens(address):
-            assert process.poll() is None, f"{command[0]} ended"
-            assert time.monotonic() < until, f"{command[0]} does not listen"
-            time.sleep(0.05)
-        yield address
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
-
-
-def _listens(address: Address) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(address, timeout=1):
-        return True
-    return False
-
-
-def _lease(address: Address) -> str:
-    request = urllib.request.Request(f"http://{address[0]}:{address[1]}/v3/lease/grant", data=b'{"TTL":600}')
-    with urllib.request.urlopen(request, timeout=20) as answer:
-        return str(json.load(answer)["ID"])
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import uvloop
 
-from benchmarks.harness import ROOT, Served, cpu_seconds, machine, percentiles_us, report, scratch, serving
+from benchmarks.harness import ROOT, Served, caught_up, cpu_seconds, machine, percentiles_us, report, scratch, serving
 from benchmarks.lock_load import UPGRADE, Client, Exchange, Http, WebSocket, Wire, frame, http, run
 from benchmarks.search_texts import grown, recorded, remembered
 
@@ -109,7 +109,7 @@ def _appends(
     for turn in range(rounds):
         for name in (*buses,) if turn % 2 == 0 else (*reversed(buses),):
             bus = buses[name]
-            _caught_up(buses["on"])
+            caught_up(buses["on"].host, buses["on"].port)
             before = cpu_seconds(bus.pid)
             found, took = uvloop.run(
                 run((bus.host, bus.port), WebSocket, _appenders(texts, clients, count), count=count)
@@ -118,7 +118,7 @@ def _appends(
             times[name] += found["append"]
             rates[name].append(clients * count / took)
             if name == "on":
-                behind.append(_caught_up(bus))
+                behind.append(caught_up(bus.host, bus.port))
     return {
         **{
             f"search_{name}": {
@@ -187,7 +187,7 @@ def _stalls(buses: dict[str, Served], texts: Sequence[str], *, seconds: float, r
     for _ in range(rounds):
         for name, (bus, some) in loads.items():
             if name != CATCHES_UP:
-                _caught_up(buses["on"])
+                caught_up(buses["on"].host, buses["on"].port)
             with _pinged(buses[bus], seconds) as waited:
                 uvloop.run(_loaded(buses[bus], some, seconds))
             waits[name] += waited
@@ -244,29 +244,6 @@ def _ping(host: str, port: str, seconds: str) -> None:
             waits.append(time.perf_counter() - started)
             time.sleep(PING_SECONDS)
     print(json.dumps(waits), flush=True)
-
-
-# --- The buses -------------------------------------------------------------------------------------------------------
-
-
-def _caught_up(bus: Served) -> float:
-    """Return when the index has taken in all of the log; how many seconds that took."""
-    started = time.perf_counter()
-    while True:
-        status = _status(bus)
-        if status["search"]["taken_seq"] >= status["head"]:
-            return time.perf_counter() - started
-        time.sleep(0.02)
-
-
-def _status(bus: Served) -> dict[str, Any]:
-    with socket.create_connection((bus.host, bus.port)) as connection:
-        connection.sendall(http("GET", "/status"))
-        received, wire = bytearray(), Http()
-        while (answer := wire.answer(received)) is None:
-            received += connection.recv(65_536)
-    status: dict[str, Any] = json.loads(answer[0])
-    return status
 
 
 if __name__ == "__main__":

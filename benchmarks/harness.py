@@ -26,16 +26,21 @@ def percentiles_us(seconds: Sequence[float]) -> dict[str, float]:
     return {name: round(ordered[int((len(ordered) - 1) * share)] * 1e6, 1) for name, share in at.items()}
 
 
-def fdatasync_seconds(directory: Path, *, count: int = 500, size_bytes: int = 4_096) -> list[float]:
-    """How long the disk under `directory` takes for one appended write and its flush."""
+def fdatasync_seconds(
+    directory: Path, *, count: int = 500, size_bytes: int = 4_096, overwrite: bool = False
+) -> list[float]:
+    """How long the disk under `directory` takes for one write and its flush: appended, or over zeros that it holds."""
     path = directory / "fdatasync.probe"
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    file = os.open(path, os.O_WRONLY | os.O_CREAT)
     page = b"x" * size_bytes
     times = []
     try:
-        for _ in range(count):
+        if overwrite:
+            os.pwrite(file, bytes(count * size_bytes), 0)
+            os.fsync(file)
+        for place in range(0, count * size_bytes, size_bytes):
             started = time.perf_counter()
-            os.write(file, page)
+            os.pwrite(file, page, place)
             os.fdatasync(file)
             times.append(time.perf_counter() - started)
     finally:
@@ -56,6 +61,7 @@ def machine(directory: Path) -> dict[str, Any]:
         "python": platform.python_version(),
         "file_system": _said("stat", "-f", "-c", "%T", str(directory)),
         "fdatasync_us": percentiles_us(fdatasync_seconds(directory)),
+        "prezeroed_overwrite_fdatasync_us": percentiles_us(fdatasync_seconds(directory, overwrite=True)),
     }
 
 
@@ -82,8 +88,11 @@ class Served(NamedTuple):
 
 
 @contextlib.contextmanager
-def serving(directory: Path, *flags: str, kill: bool = False) -> Iterator[Served]:
-    """A bus in a process of its own on a free port of loopback. It ends by SIGTERM, or killed."""
+def serving(directory: Path, *flags: str, kill: bool = False, core: int | None = None) -> Iterator[Served]:
+    """A bus in a process of its own on a free port of loopback. It ends by SIGTERM, or killed.
+
+    `core` is the processor of its loop; what indexes for search beside it may be anywhere.
+    """
     command = [sys.executable, "-m", "engram_bus.cli", "serve", "--port", "0", "--data-dir", str(directory / "data")]
     process = subprocess.Popen(
         [*command, *flags], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -92,6 +101,8 @@ def serving(directory: Path, *flags: str, kill: bool = False) -> Iterator[Served
         assert process.stdout is not None
         url = next(word for line in process.stdout for word in line.split() if word.startswith("http://"))
         host, _, port = url.removeprefix("http://").rstrip("/").rpartition(":")
+        if core is not None and (os.cpu_count() or 1) > 1:
+            os.sched_setaffinity(process.pid, {core})
         yield Served(host, int(port), process.pid)
     finally:
         process.send_signal(signal.SIGKILL if kill else signal.SIGTERM)
@@ -120,6 +131,24 @@ def grpc_port(bus: Served) -> int:
     connection.close()
     assert isinstance(port, int), "gRPC is off"
     return port
+
+
+def caught_up(host: str, port: int) -> float:
+    """Return when search has taken in all of the log, where it is on; how many seconds that took."""
+    started = time.perf_counter()
+    while True:
+        status = _status(host, port)
+        if not status["search"] or status["search"]["taken_seq"] >= status["head"]:
+            return time.perf_counter() - started
+        time.sleep(0.02)
+
+
+def _status(host: str, port: int) -> dict[str, Any]:
+    connection = http.client.HTTPConnection(host, port, timeout=30)
+    connection.request("GET", "/status")
+    status: dict[str, Any] = json.loads(connection.getresponse().read())
+    connection.close()
+    return status
 
 
 def cpu_seconds(pid: int) -> float:

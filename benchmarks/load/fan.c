@@ -1,238 +1,282 @@
-/* N WebSocket subscribers and one open-loop publisher in one thread; prints publish-to-delivery times as JSON.
+/* N subscribers and one publisher in one thread; prints publish-to-delivery times as JSON.
  *
- *   fan HOST PORT SUBSCRIBERS FROZEN UNITS PER_SECOND PAYLOAD_BYTES
+ *   fan wire=ws port=8080 [host=127.0.0.1] [subscribers=100] [frozen=0] [window=1] [per_second=0] [seconds=1]
+ *       [payload_bytes=300] [context=bench] [publish=WIRE] [probe=0]
  *
- * Every unit carries the time it was due to be sent (CLOCK_MONOTONIC, ns), so a publisher that is held up counts
- * against the bus: no coordinated omission. A time is taken for every delivery at every healthy subscriber. FROZEN
- * further subscribers open their socket, subscribe, and never read it.
+ * Open loop (per_second): every unit carries the time it was due, so a publisher that is held up counts against the
+ * server: no coordinated omission. Closed loop: so many units (window) are under way, one being over when the last
+ * subscriber has it. A time is taken at every subscriber; `last` holds one for each unit: when the last of them had it.
+ * FROZEN further subscribers subscribe and never read. `probe` appends beside it, to a context of its own, one after
+ * the other: what a stranger waits for his answer.
+ *
+ *   fan wire=ws-msgpack port=8080 read=1000000 [context=bench]
+ *
+ * One subscriber that reads so many units from the beginning of the log.
  */
-#define _GNU_SOURCE
-#include <arpa/inet.h>
-#include <errno.h>
-#include <fcntl.h>
-#include <netinet/tcp.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/epoll.h>
-#include <time.h>
-#include <unistd.h>
+#include "wires.h"
 
-#define BUFFER (4 << 20)
-#define MARK "due="
+#define ROOM (1 << 18)
+#define TAIL 64
+#define RING (1 << 17) /* Units under way, at most. */
+#define DRAIN_SECONDS 20
 
 struct subscriber {
 	int fd;
-	char *buffer;
-	size_t held;
-	long units;
-	long last_seq_index;
-	long disorder;
+	char tail[TAIL]; /* What came of a mark that is not whole. */
+	size_t tail_bytes;
+	int64_t stream_at, last_at, stride; /* Places in all that came: units are mostly as long as the one before. */
+	int64_t last_index;
+	char *reply; /* Redis: an answer must be whole before the next is asked for. */
+	size_t reply_bytes;
 };
 
-static int64_t now_ns(void)
-{
-	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return t.tv_sec * 1000000000LL + t.tv_nsec;
-}
+struct publisher {
+	int fd;
+	char *answers;
+	size_t held;
+	int64_t due[RING];
+	uint64_t sent, answered;
+	struct histogram times;
+};
 
-static void fail(const char *what)
-{
-	perror(what);
-	exit(1);
-}
+static const struct wire *wire, *publishing;
+static struct place place;
+static struct histogram late, last;
+static int32_t left[RING];
+static long delivered, complete, disorder, reading;
+static int subscribers;
 
-static int open_socket(const char *host, int port, const char *path, int receive_bytes)
+static inline void heard(struct subscriber *s, const char *mark, int64_t now)
 {
-	struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(port)};
-	int one = 1, fd = socket(AF_INET, SOCK_STREAM, 0);
-	char request[512], answer[4096];
-	size_t held = 0;
-
-	inet_pton(AF_INET, host, &address.sin_addr);
-	if (receive_bytes)
-		setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &receive_bytes, sizeof receive_bytes);
-	if (connect(fd, (struct sockaddr *)&address, sizeof address))
-		fail("connect");
-	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-	int size = snprintf(request, sizeof request,
-		"GET %s HTTP/1.1\r\nHost: %s:%d\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-		"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
-		"Sec-WebSocket-Protocol: engram.v1.json\r\n\r\n", path, host, port);
-	if (write(fd, request, size) != size)
-		fail("handshake");
-	/* The answer and the `subscribed` frame: both are small, and nothing else comes before a publish. */
-	while (held < sizeof answer - 1) {
-		ssize_t n = read(fd, answer + held, sizeof answer - 1 - held);
-		if (n <= 0)
-			fail("handshake answer");
-		held += n;
-		answer[held] = 0;
-		char *body = strstr(answer, "\r\n\r\n");
-		if (body && strstr(body, "\"subscribed\"") && answer[held - 1] == '}')
-			return fd;
+	int64_t due = (int64_t)take_hex(mark + 5, 16), index = (int64_t)take_hex(mark + 22, 8);
+	delivered++;
+	if (reading)
+		return;
+	if (index != s->last_index + 1)
+		disorder++;
+	s->last_index = index;
+	record(&late, now - due, 1);
+	if (!--left[index % RING]) {
+		record(&last, now - due, 1);
+		complete++;
 	}
-	fprintf(stderr, "no subscribed frame\n");
-	exit(1);
 }
 
-/* Whole WebSocket frames in the buffer; control frames are passed over, answered by nobody. */
-static size_t take_frames(struct subscriber *s, int64_t received, int64_t *times, long *count, long room)
+/* Every mark in what came; what may be the beginning of one is kept. */
+static void take_marks(struct subscriber *s, char *data, size_t held, int64_t now)
 {
 	size_t at = 0;
 
-	while (s->held - at >= 2) {
-		unsigned char *frame = (unsigned char *)s->buffer + at;
-		uint64_t size = frame[1] & 127;
-		size_t head = 2;
-		if (size == 126) {
-			if (s->held - at < 4)
-				break;
-			size = frame[2] << 8 | frame[3];
-			head = 4;
-		} else if (size == 127) {
-			if (s->held - at < 10)
-				break;
-			size = 0;
-			for (int i = 2; i < 10; i++)
-				size = size << 8 | frame[i];
-			head = 10;
+	for (;;) {
+		/* Where the next one is likely to be, else the next there is. */
+		int64_t likely = s->last_at + s->stride - s->stream_at;
+		char *mark = NULL;
+		if (s->stride && likely >= (int64_t)at && likely + MARK_BYTES <= (int64_t)held && !memcmp(data + likely, MARK, 5) &&
+		    (reading || (int64_t)take_hex(data + likely + 22, 8) == s->last_index + 1))
+			mark = data + likely;
+		else
+			mark = memmem(data + at, held - at, MARK, 5);
+		if (!mark || mark + MARK_BYTES > data + held) {
+			size_t rest = mark ? (size_t)(data + held - mark) : held - at < 4 ? held - at : 4;
+			s->tail_bytes = rest;
+			memcpy(s->tail, data + held - rest, rest);
+			s->stream_at += held - rest;
+			return;
 		}
-		if (s->held - at < head + size)
-			break;
-		if ((frame[0] & 15) == 8) {
-			fprintf(stderr, "a healthy subscriber was closed\n");
-			exit(1);
-		}
-		char *text = (char *)frame + head, *end = text + size;
-		while ((text = memmem(text, end - text, MARK, sizeof MARK - 1))) {
-			long index;
-			int64_t due;
-			text += sizeof MARK - 1;
-			if (sscanf(text, "%ld,%ld", &due, &index) == 2) {
-				if (index != s->last_seq_index + 1)
-					s->disorder++;
-				s->last_seq_index = index;
-				s->units++;
-				if (*count < room)
-					times[(*count)++] = received - due;
-			}
-		}
-		at += head + size;
+		int64_t stream = s->stream_at + (mark - data);
+		s->stride = stream - s->last_at;
+		s->last_at = stream;
+		heard(s, mark, now);
+		at = mark - data + MARK_BYTES;
 	}
-	return at;
 }
 
-static void publish(int fd, long index, int64_t due, int payload_bytes)
+static void take_redis(struct subscriber *s, int64_t now)
 {
-	static char unit[1 << 20], frame[(1 << 20) + 16];
-	char filler[payload_bytes + 1];
-	int size, head;
+	char id[64] = "", request[512];
+	size_t size;
 
-	memset(filler, 'x', payload_bytes);
-	filler[payload_bytes] = 0;
-	size = snprintf(unit, sizeof unit,
-		"{\"op\":\"append\",\"id\":%ld,\"unit\":{\"context_id\":\"bench\",\"agent_id\":\"load\","
-		"\"payload\":\"" MARK "%ld,%ld %s\"}}", index, due, index, filler);
-	frame[0] = (char)0x81;
-	if (size < 126) {
-		frame[1] = (char)(0x80 | size);
-		head = 2;
+	while ((size = resp_value(s->reply, s->reply_bytes, 0, 0, id))) {
+		for (char *at = s->reply; (at = memmem(at, s->reply + size - at, MARK, 5)); at += MARK_BYTES)
+			heard(s, at, now);
+		s->reply_bytes -= size;
+		memmove(s->reply, s->reply + size, s->reply_bytes);
+		write_all(s->fd, request, redis_read(request, &place, id));
+	}
+}
+
+static void hear(struct subscriber *s)
+{
+	static char data[TAIL + ROOM];
+	ssize_t n;
+
+	if (s->reply) {
+		n = read(s->fd, s->reply + s->reply_bytes, ROOM - s->reply_bytes);
 	} else {
-		frame[1] = (char)(0x80 | 126);
-		frame[2] = size >> 8;
-		frame[3] = size & 255;
-		head = 4;
+		memcpy(data, s->tail, s->tail_bytes);
+		n = read(s->fd, data + s->tail_bytes, ROOM);
 	}
-	memset(frame + head, 0, 4); /* Masking key 0: the same bytes. */
-	memcpy(frame + head + 4, unit, size);
-	if (write(fd, frame, head + 4 + size) != head + 4 + size)
-		fail("publish");
+	if (n < 0 && errno == EAGAIN)
+		return;
+	if (n <= 0)
+		fail("a subscriber was closed");
+	if (s->reply) {
+		s->reply_bytes += n;
+		take_redis(s, now_ns());
+	} else {
+		take_marks(s, data, s->tail_bytes + n, now_ns());
+	}
 }
 
-static int ascending(const void *a, const void *b)
+static void hear_answers(struct publisher *p)
 {
-	int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
-	return (x > y) - (x < y);
+	size_t used;
+	ssize_t n = read(p->fd, p->answers + p->held, ROOM - p->held);
+	if (n < 0 && errno == EAGAIN)
+		return;
+	if (n <= 0)
+		fail("a publisher was closed");
+	int64_t now = now_ns();
+	p->held += n;
+	long count = publishing->answers(p->answers, p->held, &used);
+	p->held -= used;
+	memmove(p->answers, p->answers + used, p->held);
+	for (; count; count--)
+		record(&p->times, now - p->due[p->answered++ % RING], 1);
+}
+
+static void publish(struct publisher *p, const struct place *where, int64_t due, int payload_bytes)
+{
+	static char *payload, *request;
+	if (!payload) {
+		payload = made_payload(payload_bytes);
+		request = malloc(REQUEST_BYTES_MAX);
+	}
+	put_mark(payload, due, (uint32_t)p->sent);
+	p->due[p->sent++ % RING] = due;
+	write_all(p->fd, request, publishing->request(request, where, (int)(p->fd), payload, payload_bytes));
+}
+
+static struct publisher *publisher(int poll)
+{
+	static char opening[4096];
+	struct publisher *p = calloc(1, sizeof *p);
+	p->fd = connected(place.host, place.port, 0);
+	p->answers = malloc(ROOM);
+	open_with(p->fd, opening, publishing->opening(opening, &place, p->fd), publishing->is_open);
+	unblock(p->fd);
+	struct epoll_event e = {.events = EPOLLIN, .data.u64 = (uint64_t)(uintptr_t)p | 1};
+	epoll_ctl(poll, EPOLL_CTL_ADD, p->fd, &e);
+	return p;
+}
+
+static void subscribe(struct subscriber *s, int receive_bytes)
+{
+	static char opening[4096];
+	s->fd = connected(place.host, place.port, receive_bytes);
+	s->last_index = -1;
+	open_with(s->fd, opening, wire->listening(opening, &place), wire->is_listening);
+	if (!strcmp(wire->name, "redis"))
+		s->reply = malloc(ROOM);
+}
+
+static void wait_for_events(int poll, int wait_ms)
+{
+	static struct epoll_event events[256];
+	int n = epoll_wait(poll, events, 256, wait_ms);
+	for (int i = 0; i < n; i++) {
+		if (events[i].data.u64 & 1)
+			hear_answers((struct publisher *)(uintptr_t)(events[i].data.u64 & ~1ULL));
+		else
+			hear(events[i].data.ptr);
+	}
+}
+
+static int read_all(long units)
+{
+	struct subscriber s = {0};
+	char opening[4096];
+
+	place.path = "&after=0";
+	s.fd = connected(place.host, place.port, 4 << 20);
+	int64_t start = now_ns();
+	write_all(s.fd, opening, wire->listening(opening, &place));
+	for (reading = units; delivered < units;)
+		hear(&s);
+	double seconds = (double)(now_ns() - start) / SECOND;
+	printf("{\"units\":%ld,\"seconds\":%.4f,\"per_second\":%.1f,\"load_cpu_share\":%.3f}\n", delivered, seconds,
+		delivered / seconds, cpu_seconds() / seconds);
+	return 0;
 }
 
 int main(int argc, char **argv)
 {
-	if (argc != 8) {
-		fprintf(stderr, "usage: fan HOST PORT SUBSCRIBERS FROZEN UNITS PER_SECOND PAYLOAD_BYTES\n");
-		return 2;
-	}
-	const char *host = argv[1];
-	int port = atoi(argv[2]), subscribers = atoi(argv[3]), frozen = atoi(argv[4]);
-	long units = atol(argv[5]);
-	double per_second = atof(argv[6]);
-	int payload_bytes = atoi(argv[7]);
-	long room = units * subscribers, count = 0, sent = 0, closed = 0;
-	int64_t *times = malloc((room ? room : 1) * sizeof *times);
+	argument_count = argc, arguments = argv;
+	allow_files();
+	place = (struct place){text("host", "127.0.0.1"), (int)number("port", 0), text("context", "bench"), ""};
+	struct place aside = place;
+	aside.context = "aside";
+	wire = wire_named(text("wire", "ws"));
+	publishing = wire_named(text("publish", wire->name));
+	if (number("read", 0))
+		return read_all((long)number("read", 0));
+
+	int frozen = (int)number("frozen", 0), payload_bytes = (int)number("payload_bytes", 300);
+	long window = (long)number("window", 1), all_due;
+	double per_second = number("per_second", 0);
+	subscribers = (int)number("subscribers", 100);
 	struct subscriber *all = calloc(subscribers, sizeof *all);
-	struct epoll_event events[256];
-	char drop[65536];
 	int poll = epoll_create1(0);
 
-	for (int i = 0; i < frozen; i++)
-		open_socket(host, port, "/stream?context=bench", 4096);
+	for (int i = 0; i < frozen; i++) {
+		struct subscriber never = {0};
+		subscribe(&never, 4096);
+	}
 	for (int i = 0; i < subscribers; i++) {
-		all[i].fd = open_socket(host, port, "/stream?context=bench", 0);
-		all[i].buffer = malloc(BUFFER);
-		all[i].last_seq_index = -1;
-		fcntl(all[i].fd, F_SETFL, O_NONBLOCK);
-		struct epoll_event e = {.events = EPOLLIN, .data.ptr = &all[i]};
+		subscribe(all + i, 0);
+		unblock(all[i].fd);
+		struct epoll_event e = {.events = EPOLLIN, .data.ptr = all + i};
 		epoll_ctl(poll, EPOLL_CTL_ADD, all[i].fd, &e);
 	}
-	int publisher = open_socket(host, port, "/stream", 0);
-	struct epoll_event e = {.events = EPOLLIN, .data.ptr = NULL};
-	epoll_ctl(poll, EPOLL_CTL_ADD, publisher, &e);
+	struct publisher *main_one = publisher(poll), *probe = number("probe", 0) ? publisher(poll) : NULL;
+	if (!strcmp(wire->name, "redis"))
+		usleep(100000); /* A blocked XREAD says nothing. */
 
-	int64_t start = now_ns() + 10000000, interval = (int64_t)(1e9 / per_second), give_up = 0;
-	while (count < room) {
-		int64_t now = now_ns();
-		while (sent < units && now >= start + sent * interval) {
-			publish(publisher, sent, start + sent * interval, payload_bytes);
-			sent++;
-		}
-		if (sent == units && !give_up)
-			give_up = now + 20000000000LL;
-		if (give_up && now > give_up)
+	int64_t start = now_ns() + SECOND / 100, until = start + (int64_t)(number("seconds", 1) * SECOND), now;
+	int64_t interval = per_second ? (int64_t)(SECOND / per_second) : 0, give_up = until + DRAIN_SECONDS * SECOND;
+	double cpu = cpu_seconds();
+	all_due = per_second ? (until - start) / interval : 0;
+	while ((now = now_ns()) < give_up) {
+		long sent = (long)main_one->sent;
+		int64_t next = per_second ? start + sent * interval : start;
+		int done = per_second ? sent == all_due : now >= until;
+		if (done && complete == sent)
 			break;
-		int64_t due = start + sent * interval;
-		int wait_ms = sent == units ? 100 : due > now + 1000000 ? (int)((due - now) / 1000000) : 0;
-		int n = epoll_wait(poll, events, 256, wait_ms);
-		for (int i = 0; i < n; i++) {
-			struct subscriber *s = events[i].data.ptr;
-			if (!s) {
-				if (read(publisher, drop, sizeof drop) <= 0)
-					fail("publisher");
+		if (!done && now >= next && sent - complete < (per_second ? RING : window)) {
+			int64_t due = per_second ? next : now;
+			left[sent % RING] = subscribers;
+			publish(main_one, &place, due, payload_bytes);
+			if (per_second || sent + 1 - complete < window)
 				continue;
-			}
-			ssize_t got = read(s->fd, s->buffer + s->held, BUFFER - s->held);
-			if (got <= 0) {
-				if (got < 0 && errno == EAGAIN)
-					continue;
-				closed++;
-				epoll_ctl(poll, EPOLL_CTL_DEL, s->fd, NULL);
-				continue;
-			}
-			s->held += got;
-			size_t used = take_frames(s, now_ns(), times, &count, room);
-			memmove(s->buffer, s->buffer + used, s->held - used);
-			s->held -= used;
 		}
+		if (probe && !done && now >= start && probe->sent == probe->answered)
+			publish(probe, &aside, now, payload_bytes);
+		wait_for_events(poll, done || !per_second ? now < start ? 0 : 100 : next > now + 1000000 ? (int)((next - now) / 1000000) : 0);
 	}
-	long disorder = 0;
-	for (int i = 0; i < subscribers; i++)
-		disorder += all[i].disorder;
-	qsort(times, count, sizeof *times, ascending);
-#define AT(q) (count ? times[(long)((count - 1) * (q))] / 1e6 : 0.0)
-	printf("{\"subscribers\":%d,\"frozen\":%d,\"units\":%ld,\"per_second\":%.0f,\"deliveries\":%ld,\"lost\":%ld,"
-	       "\"disorder\":%ld,\"closed\":%ld,\"p50_ms\":%.3f,\"p90_ms\":%.3f,\"p99_ms\":%.3f,\"p999_ms\":%.3f,"
-	       "\"max_ms\":%.3f}\n", subscribers, frozen, sent, per_second, count, room - count, disorder, closed,
-	       AT(.5), AT(.9), AT(.99), AT(.999), AT(1));
-	return count == room && !disorder ? 0 : 1;
+	double seconds = (double)(now - start) / SECOND;
+	long sent = (long)main_one->sent, lost = sent * subscribers - delivered;
+	printf("{\"subscribers\":%d,\"frozen\":%d,\"units\":%ld,\"delivered\":%ld,\"lost\":%ld,\"disorder\":%ld,"
+	       "\"seconds\":%.4f,\"per_second\":%.1f,\"load_cpu_share\":%.3f,", subscribers, frozen, sent, delivered, lost,
+	       disorder, seconds, delivered / seconds, (cpu_seconds() - cpu) / (seconds + 0.01));
+	print_histogram("late_ns", &late);
+	printf(",");
+	print_histogram("last_ns", &last);
+	printf(",");
+	print_histogram("answer_ns", &main_one->times);
+	if (probe) {
+		printf(",");
+		print_histogram("probe_ns", &probe->times);
+	}
+	printf("}\n");
+	return lost || disorder ? 1 : 0;
 }
