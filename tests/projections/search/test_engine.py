@@ -50,7 +50,10 @@ def holding_a_word(index: SearchIndex, query: str, units: Sequence[WorkUnit], of
     found = set()
     for one in of:
         terms = index._keywords.terms(*text_in_index(one, units))
-        if any(word in terms.words for word in question.words) or any(name in terms.names for name in question.names):
+        has_word = any(word in terms.words for word in question.words)
+        has_name = any(name in terms.names for name in question.names)
+        begins = any(word.startswith(start) for word in terms.written for start in question.starts)
+        if has_word or has_name or begins:
             found.add(one.seq)
     return found
 
