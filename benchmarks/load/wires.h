@@ -459,19 +459,25 @@ static inline const struct wire *wire_named(const char *name)
 	return NULL;
 }
 
-/* Say what opens a connection, and wait until it is. */
+/* Say what opens a connection, and wait until it is. Nothing is said behind an upgrade before that is answered. */
 static inline void open_with(int fd, const char *said, size_t size, int (*is_open)(const char *, size_t))
 {
 	char answer[65536];
-	size_t held = 0;
+	const char *end = memmem(said, size, "\r\n\r\n", 4);
+	size_t held = 0, first = end ? (size_t)(end + 4 - said) : size;
+
 	if (!size)
 		return;
-	write_all(fd, said, size);
-	while (!is_open(answer, held)) {
+	write_all(fd, said, first);
+	for (int upgraded = first == size; !upgraded || !is_open(answer, held);) {
 		ssize_t n = read(fd, answer + held, sizeof answer - held);
 		if (n <= 0)
 			refused("not opened", answer, held);
 		held += n;
+		if (!upgraded && memmem(answer, held, "\r\n\r\n", 4)) {
+			write_all(fd, said + first, size - first);
+			upgraded = 1;
+		}
 	}
 }
 #endif
