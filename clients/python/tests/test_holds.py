@@ -61,6 +61,13 @@ async def release(caller: Any) -> dict[str, Any]:
     return operation
 
 
+@pytest.fixture
+async def held() -> asyncio.Event:
+    """Set by who holds the lock. A scene that ends the session waits for it: over gRPC the answer that grants the lock
+    and the end of the session's call are two streams, and the end may be heard first."""
+    return asyncio.Event()
+
+
 async def refreshed(lease: Lease) -> None:
     """Until the lease has taken in an answer of 40 seconds."""
     while lease.lock.remaining_seconds != 40:
@@ -195,9 +202,10 @@ async def test_while_a_refresh_is_refused_it_is_held_as_long_as_the_bus_answers(
     assert refusals > 2
 
 
-async def test_after_a_cut_the_same_token_means_that_nothing_was_lost(play: Play) -> None:
+async def test_after_a_cut_the_same_token_means_that_nothing_was_lost(play: Play, held: asyncio.Event) -> None:
     async def before(caller: Any) -> None:
         await lock(caller, await caller.hear())
+        await held.wait()
         caller.cut()
 
     async def away(caller: Any) -> None:
@@ -212,16 +220,20 @@ async def test_after_a_cut_the_same_token_means_that_nothing_was_lost(play: Play
 
     async with Client(await play(before, away, after), agent_id="ann") as client:
         async with client.lock("plan.md", session=True) as lease:
+            held.set()
             await refreshed(lease)
             assert lease.is_held
         assert lease.token == 7
 
 
-async def test_after_a_cut_another_token_means_that_it_was_lost_and_the_new_lock_is_given_back(play: Play) -> None:
+async def test_after_a_cut_another_token_means_that_it_was_lost_and_the_new_lock_is_given_back(
+    play: Play, held: asyncio.Event
+) -> None:
     given_back: list[str] = []
 
     async def before(caller: Any) -> None:
         await lock(caller, await caller.hear())
+        await held.wait()
         caller.cut()
 
     async def after(caller: Any) -> None:
@@ -232,13 +244,15 @@ async def test_after_a_cut_another_token_means_that_it_was_lost_and_the_new_lock
     async with Client(await play(before, after), agent_id="ann") as client:
         with pytest.raises(LockLost, match="meanwhile"):
             async with client.lock("plan.md", session=True):
+                held.set()
                 await for_ever()
     assert given_back == ["l8"]
 
 
-async def test_a_new_lock_that_cannot_be_given_back_goes_with_its_session(play: Play) -> None:
+async def test_a_new_lock_that_cannot_be_given_back_goes_with_its_session(play: Play, held: asyncio.Event) -> None:
     async def before(caller: Any) -> None:
         await lock(caller, await caller.hear())
+        await held.wait()
         caller.cut()
 
     async def after(caller: Any) -> None:
@@ -251,13 +265,15 @@ async def test_a_new_lock_that_cannot_be_given_back_goes_with_its_session(play: 
     async with Client(await play(before, after), agent_id="ann") as client:
         with pytest.raises(LockLost):
             async with client.lock("plan.md", session=True):
+                held.set()
                 await for_ever()
         await gone.wait()
 
 
-async def test_after_a_cut_another_holder_means_that_it_was_lost(play: Play) -> None:
+async def test_after_a_cut_another_holder_means_that_it_was_lost(play: Play, held: asyncio.Event) -> None:
     async def before(caller: Any) -> None:
         await lock(caller, await caller.hear())
+        await held.wait()
         caller.cut()
 
     async def after(caller: Any) -> None:
@@ -267,15 +283,19 @@ async def test_after_a_cut_another_holder_means_that_it_was_lost(play: Play) -> 
     async with Client(await play(before, after), agent_id="ann") as client:
         with pytest.raises(LockLost) as told:
             async with client.lock("plan.md", session=True):
+                held.set()
                 await for_ever()
     assert isinstance(told.value.__cause__, LockHeld)
 
 
-async def test_who_does_not_come_back_within_the_grace_has_lost(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_who_does_not_come_back_within_the_grace_has_lost(
+    play: Play, held: asyncio.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("engram_client.holds.SESSION_GRACE_SECONDS", 0.2)
 
     async def before(caller: Any) -> None:
         await lock(caller, await caller.hear())
+        await held.wait()
         caller.cut()
 
     async def away(caller: Any) -> None:
@@ -284,13 +304,15 @@ async def test_who_does_not_come_back_within_the_grace_has_lost(play: Play, monk
     async with Client(await play(before, away), agent_id="ann") as client:
         with pytest.raises(LockLost, match="not heard of") as told:
             async with client.lock("plan.md", session=True):
+                held.set()
                 await for_ever()
     assert isinstance(told.value.__cause__, EngramConnectionError)
 
 
-async def test_a_goodbye_is_a_reason_to_come_back(play: Play) -> None:
+async def test_a_goodbye_is_a_reason_to_come_back(play: Play, held: asyncio.Event) -> None:
     async def before(caller: Any) -> None:
         await lock(caller, await caller.hear())
+        await held.wait()
         await caller.say("goaway", reason="SHUTTING_DOWN", retry_after_ms=10, cursor="e1.0")
         await caller.stay()
 
@@ -303,6 +325,7 @@ async def test_a_goodbye_is_a_reason_to_come_back(play: Play) -> None:
         Client(await play(before, after), agent_id="ann") as client,
         client.lock("plan.md", session=True) as lease,
     ):
+        held.set()
         await refreshed(lease)
         assert lease.is_held
 
@@ -353,11 +376,12 @@ async def test_a_refresh_without_an_answer_is_tried_again_over_another_session(p
         assert lease.is_held
 
 
-async def test_a_new_session_that_did_not_take_the_lock_over_does_not_hold_it(play: Play) -> None:
+async def test_a_new_session_that_did_not_take_the_lock_over_does_not_hold_it(play: Play, held: asyncio.Event) -> None:
     said: list[str] = []
 
     async def before(caller: Any) -> None:
         await lock(caller, await caller.hear())
+        await held.wait()
         caller.cut()
 
     async def after(caller: Any) -> None:
@@ -374,6 +398,7 @@ async def test_a_new_session_that_did_not_take_the_lock_over_does_not_hold_it(pl
         Client(await play(before, after), agent_id="ann") as client,
         client.lock("plan.md", session=True) as lease,
     ):
+        held.set()
         await refreshed(lease)
     assert said == ["lock.acquire", "lock.acquire"]
 
