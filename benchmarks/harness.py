@@ -51,11 +51,8 @@ def fdatasync_seconds(
 
 def machine(directory: Path) -> dict[str, Any]:
     """Where a figure comes from."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    ).stdout
     return {
-        "commit": commit.strip() or "unknown",
+        "commit": commit(),
         "cpus": os.cpu_count(),
         "kernel": platform.release(),
         "python": platform.python_version(),
@@ -63,6 +60,11 @@ def machine(directory: Path) -> dict[str, Any]:
         "fdatasync_us": percentiles_us(fdatasync_seconds(directory)),
         "prezeroed_overwrite_fdatasync_us": percentiles_us(fdatasync_seconds(directory, overwrite=True)),
     }
+
+
+def commit() -> str:
+    """What is measured."""
+    return _said("git", "rev-parse", "--short", "HEAD")
 
 
 def _said(*command: str) -> str:
@@ -94,12 +96,13 @@ def serving(directory: Path, *flags: str, kill: bool = False, core: int | None =
     `core` is the processor of its loop; what indexes for search beside it may be anywhere.
     """
     command = [sys.executable, "-m", "engram_bus.cli", "serve", "--port", "0", "--data-dir", str(directory / "data")]
-    process = subprocess.Popen(
-        [*command, *flags], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
+    said = directory / "serve.log"
+    with said.open("w") as stderr:
+        process = subprocess.Popen([*command, *flags], cwd=ROOT, stdout=subprocess.PIPE, stderr=stderr, text=True)
     try:
         assert process.stdout is not None
-        url = next(word for line in process.stdout for word in line.split() if word.startswith("http://"))
+        url = next((word for line in process.stdout for word in line.split() if word.startswith("http://")), "")
+        assert url, f"the bus did not start: {said.read_text()}"
         host, _, port = url.removeprefix("http://").rstrip("/").rpartition(":")
         if core is not None and (os.cpu_count() or 1) > 1:
             os.sched_setaffinity(process.pid, {core})

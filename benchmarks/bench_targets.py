@@ -1,0 +1,600 @@
+"""Does the bus meet its targets? Each in interleaved rounds with what it is compared to, all promises on.
+
+Search is on unless a row says otherwise. Ratios count; absolute figures stand beside the disk's own flush and a server
+that does nothing, of the same rounds. Parts that this commit has measured are kept: a run that was ended goes on.
+
+    python -m benchmarks.bench_targets [--small] [--again] [PART ...]
+"""
+
+import contextlib
+import json
+import random
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import uvloop
+
+from benchmarks import native, peers
+from benchmarks.frame_server import frame_serving
+from benchmarks.harness import (
+    RESULTS,
+    Served,
+    allow_files,
+    caught_up,
+    commit,
+    grpc_port,
+    keep,
+    machine,
+    resident_bytes,
+    scratch,
+    serving,
+)
+from benchmarks.histogram import Histogram
+from benchmarks.load_process import LoadProcess
+from benchmarks.lock_load import UPGRADE
+from benchmarks.null_server import null_serving
+from benchmarks.peers import Peer
+from benchmarks.rounds import Flushes, appended, delivered, in_turn
+from engram_bus import Bus, Draft, UnitType
+
+QUESTION = "every target of the bus: what was found, what it must be, what it aims at"
+LARGE = 10_000_000
+
+
+class Sizes(NamedTuple):
+    """How much of everything."""
+
+    rounds: int
+    seconds: float
+    read: int
+    reads: int
+    idle: int
+
+
+SMALL = Sizes(rounds=1, seconds=0.1, read=5_000, reads=20, idle=50)
+FULL = Sizes(rounds=7, seconds=1.0, read=300_000, reads=1_000, idle=2_000)
+
+
+class Row(NamedTuple):
+    """One target. A figure is the median over the rounds; `found` is None where what it is compared to is missing."""
+
+    figure: str
+    unit: str
+    must: float
+    aim: float
+    rounds: Sequence[float]
+    at_most: bool = False
+
+    def figures(self) -> dict[str, Any]:
+        """As JSON, judged."""
+        found = median(self.rounds) if self.rounds else None
+        return {
+            "figure": self.figure,
+            "found": None if found is None else round(found, 3),
+            "unit": self.unit,
+            "must": self.must,
+            "aim": self.aim,
+            "better": "lower" if self.at_most else "higher",
+            "met": self._met(found),
+            "rounds": [round(one, 3) for one in self.rounds],
+        }
+
+    def _met(self, found: float | None) -> str:
+        if found is None:
+            return "not measured"
+        reached = [found <= bound if self.at_most else found >= bound for bound in (self.must, self.aim)]
+        return "aim" if reached[1] else "must" if reached[0] else "no"
+
+
+class Part(NamedTuple):
+    """Rows that come of one set of turns, and all that was measured in them."""
+
+    rows: Sequence[Row]
+    beside: Mapping[str, Any]
+
+
+def main() -> None:
+    """One part after the other."""
+    small, again = "--small" in sys.argv, "--again" in sys.argv
+    sizes = SMALL if small else FULL
+    wanted = [name for name in sys.argv[1:] if not name.startswith("--")] or [*PARTS]
+    parts = {} if small else _kept()
+    with scratch() as directory, contextlib.ExitStack() as stack:
+        house = House(directory, stack, sizes)
+        about = {"machine": machine(directory), "pinned": native.pinned(), "payload_bytes": 300}
+        for name in wanted:
+            if again or parts.get(name, {}).get("commit") != commit():
+                parts[name] = _measured(house, PARTS[name])
+                rows = [row for part in PARTS if part in parts for row in parts[part]["rows"]]
+                figures = {**about, "rounds": sizes.rounds, "versions": house.versions, "rows": rows, "parts": parts}
+                _tell(parts[name]["rows"])
+                if not small:
+                    keep(QUESTION, figures)
+
+
+def _measured(house: "House", part: Callable[["House"], Part]) -> dict[str, Any]:
+    started = time.monotonic()
+    house.flushes = Flushes(house.directory)
+    found = part(house)
+    return {
+        "commit": commit(),
+        "seconds": round(time.monotonic() - started),
+        "rows": [row.figures() for row in found.rows],
+        "disk": house.flushes.figures() if house.flushes.append_us else None,
+        **found.beside,
+    }
+
+
+def _kept() -> dict[str, Any]:
+    path = RESULTS / "bench_targets.json"
+    kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["parts"] if path.exists() else {}
+    return {name: part for name, part in kept.items() if name in PARTS}
+
+
+def _tell(rows: Sequence[Mapping[str, Any]]) -> None:
+    for row in rows:
+        bounds = f"{row['must']} / {row['aim']}"
+        print(f"{row['met']:>12}  {row['found']} {row['unit']} (must / aim {bounds})  {row['figure']}", flush=True)
+
+
+# --- Servers ---------------------------------------------------------------------------------------------------------
+
+
+class House:
+    """All servers, each from the first part that needs it to the end."""
+
+    def __init__(self, directory: Path, stack: contextlib.ExitStack, sizes: Sizes) -> None:
+        self.directory = directory
+        self.sizes = sizes
+        self.flushes = Flushes(directory)
+        self.versions: dict[str, str] = {}
+        self._stack = stack
+        self._nulls: dict[str, int] = {}
+
+    @cached_property
+    def bus(self) -> Served:
+        return self.serve("bus")
+
+    @cached_property
+    def plain(self) -> Served:
+        """One without search."""
+        return self.serve("plain", "--no-search")
+
+    @cached_property
+    def redis(self) -> Peer | None:
+        return self._noted("redis, always", peers.redis(self.directory))
+
+    @cached_property
+    def nats(self) -> Peer | None:
+        return self._noted("nats jetstream, as installed", peers.nats(self.directory))
+
+    @cached_property
+    def uvloop(self) -> int:
+        return self._stack.enter_context(frame_serving("uvloop"))
+
+    def null(self, wire: str) -> int:
+        if wire not in self._nulls:
+            self._nulls[wire], _ = self._stack.enter_context(native.null_server(wire))
+        return self._nulls[wire]
+
+    def serve(self, name: str, *flags: str, directory: Path | None = None) -> Served:
+        """A bus of its own, under a directory of its own."""
+        data = (directory or self.directory) / name
+        data.mkdir(exist_ok=True)
+        return self._stack.enter_context(serving(data, "--grpc-port", "0", *flags, core=native.SERVER_CORE))
+
+    def in_memory(self) -> Served:
+        """A bus whose disk is memory: what it does besides waiting for a flush."""
+        home = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="engram-bench-", dir="/dev/shm"))
+        return self.serve("memory", "--no-search", directory=Path(home))
+
+    def appends(self, wire: str, port: int, **load: float | str) -> Callable[[], native.Appended]:
+        """A turn of appends, once search has caught up."""
+        return lambda: self._settled() or native.appends(wire, port, **{"seconds": self.sizes.seconds, **load})
+
+    def fan(self, wire: str, port: int, **load: float | str) -> Callable[[], native.Delivered]:
+        """A turn of fan-out, once search has caught up."""
+        return lambda: self._settled() or native.fan(wire, port, **{"seconds": self.sizes.seconds, **load})
+
+    def turns(self, turns: Mapping[str, Callable[[], Any]]) -> dict[str, list[Any]]:
+        """Rounds of each and of the disk."""
+        return in_turn({**turns, "disk": self.flushes.measure}, rounds=self.sizes.rounds)
+
+    def _settled(self) -> None:
+        if "bus" in self.__dict__:
+            caught_up(self.bus.host, self.bus.port)
+
+    def _noted(self, name: str, peer: contextlib.AbstractContextManager[Peer | None]) -> Peer | None:
+        found = self._stack.enter_context(peer)
+        if found is not None:
+            self.versions[name] = found.version
+        return found
+
+
+def _ratios(ours: Sequence[float], others: Sequence[float]) -> list[float]:
+    """Of each round; nothing where there are no others."""
+    return [one / other for one, other in zip(ours, others, strict=True)] if others else []
+
+
+def _rates(runs: Sequence[Any]) -> list[float]:
+    return [run.per_second for run in runs]
+
+
+def _appends(runs: Sequence[native.Appended], share: float) -> list[float]:
+    return [run.times.at_us(share) for run in runs]
+
+
+def _late(runs: Sequence[native.Delivered], share: float) -> list[float]:
+    return [run.late.at_us(share) for run in runs]
+
+
+# --- Appends ---------------------------------------------------------------------------------------------------------
+
+
+def _appenders(house: House, **load: float) -> dict[str, list[native.Appended]]:
+    """The bus over WebSocket, and who else is there."""
+    turns = {"bus": house.appends("ws", house.bus.port, **load)}
+    if house.redis is not None:
+        turns["redis, always"] = house.appends("redis", house.redis.port, **load)
+    if house.nats is not None:
+        turns["nats jetstream, as installed"] = house.appends("nats", house.nats.port, **load)
+    turns["null"] = house.appends("ws", house.null("ws"), **load)
+    return house.turns(turns)
+
+
+def _figures(found: Mapping[str, Sequence[native.Appended]]) -> dict[str, Any]:
+    return {"appends": {name: appended(runs) for name, runs in found.items() if name != "disk"}}
+
+
+def one_client(house: House) -> Part:
+    """One client, one append after the other."""
+    found = _appenders(house, clients=1)
+    ours, redis = _appends(found["bus"], 0.5), _appends(found.get("redis, always", ()), 0.5)
+    return Part(
+        [
+            Row(
+                "durable append over WebSocket, 1 client, p50, to Redis AOF always",
+                "x",
+                2.2,
+                1.0,
+                _ratios(ours, redis),
+                at_most=True,
+            ),
+            Row(
+                "the same to raw pre-zeroed fdatasync of the disk",
+                "x",
+                4,
+                2,
+                _ratios(ours, house.flushes.overwrite_us),
+                at_most=True,
+            ),
+        ],
+        _figures(found),
+    )
+
+
+def many_clients(house: House) -> Part:
+    """64 clients, each one append after the other."""
+    found = _appenders(house, clients=64)
+    ours = _rates(found["bus"])
+    redis, nats = (_rates(found.get(name, ())) for name in ("redis, always", "nats jetstream, as installed"))
+    return Part(
+        [
+            Row("durable appends/s, 64 clients, to Redis AOF always", "x", 0.8, 1.2, _ratios(ours, redis)),
+            Row("the same to NATS JetStream as installed (no flush)", "x", 0.8, 1.3, _ratios(ours, nats)),
+        ],
+        _figures(found),
+    )
+
+
+def pipelined(house: House) -> Part:
+    """16 clients with 16 under way each."""
+    found = _appenders(house, clients=16, in_flight=16)
+    redis = _rates(found.get("redis, always", ()))
+    figure = "pipelined 16 clients x 16 in flight, appends/s, to Redis AOF always"
+    return Part([Row(figure, "x", 0.5, 1.0, _ratios(_rates(found["bus"]), redis))], _figures(found))
+
+
+def http(house: House) -> Part:
+    """POST /workunit on connections that stay open: 64, and one."""
+    loads: dict[str, Callable[[], native.Appended]] = {}
+    for name, clients in (("64 connections", 64), ("1 connection", 1)):
+        loads[f"bus, {name}"] = house.appends("http", house.bus.port, clients=clients)
+        loads[f"null, {name}"] = house.appends("http", house.null("http"), clients=clients)
+    found = house.turns(loads)
+    many, alone = found["bus, 64 connections"], found["bus, 1 connection"]
+    p99s = [p99 / 1e3 for p99 in _appends(many, 0.99)]
+    return Part(
+        [
+            Row("HTTP POST durable, 64 connections, one process", "units/s", 20_000, 30_000, _rates(many)),
+            Row("HTTP POST durable, 64 connections, p99", "ms", 5, 3, p99s, at_most=True),
+            Row(
+                "HTTP POST durable, 1 client, p99",
+                "ms",
+                0.5,
+                0.25,
+                [p99 / 1e3 for p99 in _appends(alone, 0.99)],
+                at_most=True,
+            ),
+        ],
+        _figures(found),
+    )
+
+
+def grpc_stream(house: House) -> Part:
+    """AppendStream, pipelined; the load is a Python process of grpc.aio for both."""
+    units = {1: 20_000, 16: 40_000, 64: 80_000}
+    with null_serving() as null, LoadProcess("benchmarks.append_load") as load:
+
+        def turn(address: str, per_message: int) -> Callable[[], float]:
+            what = {"units": units[per_message], "seconds": house.sizes.seconds, "per_message": per_message}
+            return lambda: float(load.turn("grpc_stream", address=address, under_way=512, **what)["per_second"])
+
+        ours, theirs = f"127.0.0.1:{grpc_port(house.bus)}", f"127.0.0.1:{null.grpc_port}"
+        turns = {
+            f"{name}, {size} a message": turn(address, size)
+            for name, address in (("bus", ours), ("null", theirs))
+            for size in units
+        }
+        found = house.turns(turns)
+    ratios = _ratios(found["bus, 1 a message"], found["null, 1 a message"])
+    return Part(
+        [Row("gRPC AppendStream, units/s, to grpc.aio null bidi on the same box", "x", 0.5, 0.8, ratios)],
+        {"units_per_second": {name: round(median(found[name])) for name in turns}},
+    )
+
+
+def search_on_off(house: House) -> Part:
+    """64 clients, on a bus with search and on one without."""
+    found = house.turns(
+        {
+            "search on": house.appends("ws", house.bus.port, clients=64),
+            "search off": house.appends("ws", house.plain.port, clients=64),
+            "null": house.appends("ws", house.null("ws"), clients=64),
+        }
+    )
+    ratios = _ratios(_rates(found["search on"]), _rates(found["search off"]))
+    return Part([Row("append throughput with search indexing on to off", "x", 0.85, 0.95, ratios)], _figures(found))
+
+
+# --- Deliveries ------------------------------------------------------------------------------------------------------
+
+
+def _fans(found: Mapping[str, Sequence[native.Delivered]]) -> dict[str, Any]:
+    return {"deliveries": {name: delivered(runs) for name, runs in found.items() if name != "disk"}}
+
+
+def fanout(house: House) -> Part:
+    """100 subscribers, one unit at a time; also in memory, where no flush is in the way, and over Redis Streams."""
+    turns = {
+        "bus": house.fan("ws", house.bus.port),
+        "bus, its disk in memory": house.fan("ws", house.in_memory().port),
+        "uvloop": house.fan("ws", house.uvloop),
+        "null": house.fan("ws", house.null("ws")),
+    }
+    if house.redis is not None:
+        turns["redis, always"] = house.fan("redis", house.redis.port)
+    found = house.turns(turns)
+    uvloop_rates = _rates(found["uvloop"])
+    redis = _late(found.get("redis, always", ()), 0.5)
+    return Part(
+        [
+            Row(
+                "fan-out, 100 subscribers, deliveries/s, to a raw uvloop loop writing one frame (its disk in memory)",
+                "x",
+                0.8,
+                0.95,
+                _ratios(_rates(found["bus, its disk in memory"]), uvloop_rates),
+            ),
+            Row(
+                "the same with every unit flushed to the disk before it is delivered, which the raw loop has not to do",
+                "x",
+                0.8,
+                0.95,
+                _ratios(_rates(found["bus"]), uvloop_rates),
+            ),
+            Row(
+                "durable publish to delivery, 100 subscribers, p50, to Redis Streams AOF always with blocked readers",
+                "x",
+                0.6,
+                0.35,
+                _ratios(_late(found["bus"], 0.5), redis),
+                at_most=True,
+            ),
+        ],
+        _fans(found),
+    )
+
+
+def saturated(house: House) -> Part:
+    """100 subscribers, 32 units under way."""
+    turns = {
+        "bus": house.fan("ws", house.bus.port, window=32),
+        "bus, msgpack": house.fan("ws-msgpack", house.bus.port, window=32),
+        "uvloop": house.fan("ws", house.uvloop, window=32),
+        "null": house.fan("ws", house.null("ws"), window=32),
+    }
+    if house.redis is not None:
+        turns["redis, always"] = house.fan("redis", house.redis.port, window=32)
+    found = house.turns(turns)
+    figure = "saturated fan-out, 100 subscribers, deliveries/s (coalesced, durable)"
+    return Part([Row(figure, "deliveries/s", 1.5e6, 3e6, _rates(found["bus"]))], _fans(found))
+
+
+def thousand(house: House) -> Part:
+    """1,000 subscribers, one unit at a time."""
+    found = house.turns(
+        {
+            "bus": house.fan("ws", house.bus.port, subscribers=1_000),
+            "uvloop": house.fan("ws", house.uvloop, subscribers=1_000),
+            "null": house.fan("ws", house.null("ws"), subscribers=1_000),
+        }
+    )
+
+    def last(share: float) -> list[float]:
+        return [run.last.at_us(share) / 1e3 for run in found["bus"]]
+
+    figure = "1,000 subscribers, publish to last delivery, durable"
+    return Part(
+        [
+            Row(f"{figure}, p50", "ms", 3, 1.2, last(0.5), at_most=True),
+            Row(f"{figure}, p99", "ms", 6, 3.5, last(0.99), at_most=True),
+        ],
+        _fans(found),
+    )
+
+
+def beside_fanout(house: House) -> Part:
+    """One who appends elsewhere, one after the other, beside 100 subscribers who take all there is."""
+    found = house.turns({"bus": house.fan("ws", house.bus.port, window=32, probe=1)})
+    p99s = [run.probe.at_us(0.99) / 1e3 for run in found["bus"]]
+    together = Histogram()
+    for run in found["bus"]:
+        together += run.probe
+    return Part(
+        [Row("append p99 while fan-out saturates the process", "ms", 10, 3, p99s, at_most=True)],
+        {**_fans(found), "append_us": together.percentiles_us()},
+    )
+
+
+# --- Reading and holding ---------------------------------------------------------------------------------------------
+
+
+def reading(house: House) -> Part:
+    """A log of some size: a subscriber from zero, and the last 100 of a context."""
+    data, contexts = house.directory / "read", 100
+    data.mkdir(exist_ok=True)
+    uvloop.run(_written(data / "data", house.sizes.read, contexts))
+    in_process = [uvloop.run(_last_100(data / "data", house.sizes.reads, contexts)) for _ in range(house.sizes.rounds)]
+    bus = house.serve("read", "--no-search")
+    draw = random.Random(1)
+
+    def get(port: int) -> Callable[[], native.Appended]:
+        seconds = house.sizes.seconds / 2
+        return lambda: native.appends("http-get", port, path=_last_100_of(draw.randrange(contexts)), seconds=seconds)
+
+    found = house.turns(
+        {
+            "msgpack": lambda: native.read_all("ws-msgpack", bus.port, house.sizes.read, context="*"),
+            "json": lambda: native.read_all("ws", bus.port, house.sizes.read, context="*"),
+            "last 100 over http": get(bus.port),
+            "null": get(house.null("http")),
+        }
+    )
+    over_http = [one / 1e3 for one in _appends(found["last 100 over http"], 0.5)]
+    p99s = [sorted(times)[int(len(times) * 0.99)] * 1e3 for times in in_process]
+    return Part(
+        [
+            Row(
+                "catch-up from zero, to one WebSocket msgpack subscriber (search off)",
+                "units/s",
+                200_000,
+                500_000,
+                found["msgpack"],
+            ),
+            Row("last 100 units of a context, in process, p99", "ms", 0.1, 0.01, p99s, at_most=True),
+            Row("last 100 units of a context, over HTTP, p50", "ms", 0.5, 0.2, over_http, at_most=True),
+        ],
+        {
+            "units": house.sizes.read,
+            "json_units_per_second": round(median(found["json"])),
+            **_figures({name: found[name] for name in ("last 100 over http", "null")}),
+        },
+    )
+
+
+def _last_100_of(context: int) -> str:
+    return f"/workunits/context/{context}?reverse=true&limit=100"
+
+
+async def _written(path: Path, units: int, contexts: int) -> None:
+    """As the load would: each payload with a mark, so that it is counted when it is read."""
+    payload = b"@due=%016x,%08x " % (0, 0) + b"the build of the parser failed since a token was read twice; " * 5
+    draw = random.Random(2)
+    async with Bus.open(path) as bus:
+        for _ in range(units // 1_000):
+            await bus.append_bulk(
+                Draft(
+                    context_id=f"context/{draw.randrange(contexts)}",
+                    agent_id="load",
+                    type=UnitType.MESSAGE,
+                    payload=payload[:300],
+                )
+                for _ in range(1_000)
+            )
+
+
+async def _last_100(path: Path, reads: int, contexts: int) -> list[float]:
+    draw = random.Random(3)
+    times = []
+    async with Bus.open(path) as bus:
+        for _ in range(reads):
+            context_id = f"context/{draw.randrange(contexts)}"
+            started = time.perf_counter()
+            page = bus.list(context_id, limit=100, reverse=True)
+            times.append(time.perf_counter() - started)
+            assert page.entries
+    return times
+
+
+def idle(house: House) -> Part:
+    """Sockets that are open and say nothing; what the first ones bring with them is not the price of the others."""
+    allow_files()
+    bus = house.serve("idle", "--no-search")
+    with contextlib.ExitStack() as stack:
+        _listen(bus, 20, stack)
+        time.sleep(0.5)
+        before = resident_bytes(bus.pid)
+        _listen(bus, house.sizes.idle, stack)
+        time.sleep(0.5)
+        taken = (resident_bytes(bus.pid) - before) / house.sizes.idle / 1_024
+    figure = "memory per idle subscriber, WebSocket"
+    return Part([Row(figure, "KB", 25, 12, [taken], at_most=True)], {"subscribers": house.sizes.idle})
+
+
+def _listen(bus: Served, count: int, stack: contextlib.ExitStack) -> None:
+    for _ in range(count):
+        connection = stack.enter_context(socket.create_connection((bus.host, bus.port)))
+        connection.sendall(UPGRADE.replace(b"/stream ", b"/stream?context=plan "))
+        while b'"subscribed"' not in connection.recv(65_536):
+            pass
+
+
+def large_log(house: House) -> Part:
+    """What `bench_large_log` found, which takes its own time."""
+    kept = json.loads((RESULTS / "bench_large_log.json").read_text(encoding="utf-8"))
+    rounds = kept["restart_after_kill_seconds"] if kept["units"] >= LARGE else []
+    figure = f"ready after kill -9 with {LARGE // 1_000_000} million units"
+    beside = {name: kept[name] for name in ("units", "restart_after_kill_seconds", "restart_after_stop_seconds")}
+    return Part([Row(figure, "s", 3, 1, rounds, at_most=True)], {"bench_large_log": beside})
+
+
+PARTS: Mapping[str, Callable[[House], Part]] = {
+    part.__name__: part
+    for part in (
+        one_client,
+        many_clients,
+        pipelined,
+        http,
+        grpc_stream,
+        fanout,
+        saturated,
+        thousand,
+        reading,
+        beside_fanout,
+        search_on_off,
+        idle,
+        large_log,
+    )
+}
+
+
+if __name__ == "__main__":
+    main()
