@@ -150,6 +150,17 @@ SEED ?=
 power-loss: setup tools-faults ## what a disk may hold after a power cut, IMAGES of it (1000), each opened and checked
 	$(BIN)/python -m tests.simulation.power_loss --images $(IMAGES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
+TARGET ?=
+SECONDS ?= 60
+
+.PHONY: fuzz
+fuzz: .venv/.stamp-fuzz ## any bytes in place of what is stored: TARGET (all of them), SECONDS for each (60), SEED
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(TARGET) $(ARGS)
+
+.venv/.stamp-fuzz: .venv/.stamp-installed requirements/fuzz.lock
+	$(UV) pip install --quiet --require-hashes -r requirements/fuzz.lock
+	@touch $@
+
 # Shipping it.
 
 .PHONY: wheels
@@ -174,6 +185,7 @@ lock: .venv/.stamp-uv ## write requirements/*.lock from pyproject.toml; pins sta
 	$(COMPILE) pyproject.toml --group uv --group dev --no-emit-package engram-bus-client --output-file requirements/dev.lock
 	$(COMPILE) pyproject.toml --constraint requirements/dev.lock --no-emit-package engram-bus-client \
 		--output-file requirements/runtime.lock
+	$(COMPILE) --group fuzz --output-file requirements/fuzz.lock
 
 .PHONY: clean
 clean: ## remove what make made; the log in DATA stays

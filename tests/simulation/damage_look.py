@@ -256,7 +256,7 @@ class Looker:
         return msgspec.json.decode(self._process.stdout.readline(), type=Seen)
 
 
-def _in_child(job: Job) -> Seen:
+def in_child(job: Job, look: Callable[[Job], Seen] = look) -> Seen:
     """What a fork of this process sees; how it ended, where it says nothing."""
     reading, writing = os.pipe()
     words = Path(f"{job.path}.stderr")
@@ -297,7 +297,7 @@ def _read_all(reading: int) -> tuple[bytes, bool]:
 def _main(answer: Callable[[bytes], object]) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for line in sys.stdin.buffer:
-        answer(msgspec.json.encode(_in_child(msgspec.json.decode(line, type=Job))) + b"\n")
+        answer(msgspec.json.encode(in_child(msgspec.json.decode(line, type=Job))) + b"\n")
         sys.stdout.buffer.flush()
 
 
