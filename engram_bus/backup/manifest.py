@@ -22,6 +22,7 @@ from pathlib import Path
 
 import msgspec
 
+from engram_bus.codec import UNREADABLE
 from engram_bus.errors import BackupError
 from engram_bus.log.contract import Epoch
 from engram_bus.log.directory import write_durably
@@ -102,7 +103,7 @@ def load(path: Path) -> Manifest:
         if _digest(bytes(sealed.engram_backup)) != sealed.blake2b:
             raise BackupDamaged(path, Damage(MANIFEST, "it does not match its checksum"))
         manifest = msgspec.json.decode(sealed.engram_backup, type=Manifest)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as exc:
+    except (OSError, *UNREADABLE) as exc:
         raise BackupDamaged(path, Damage(MANIFEST, f"it cannot be read: {exc}")) from exc
     if manifest.format != FORMAT:
         raise BackupError(f"{path} is a backup of format {manifest.format}, this version reads format {FORMAT}")

@@ -31,6 +31,7 @@ from zlib import crc32
 
 import msgspec
 
+from engram_bus.codec import UNREADABLE
 from engram_bus.errors import DataDamaged, DataDirectoryError
 from engram_bus.limits import MIB
 from engram_bus.log.contract import Epoch
@@ -200,7 +201,7 @@ def read_tenant(path: Path, name: str) -> TenantIdentity:
     """The identity of the log of tenant `name`. Raises DataDirectoryError when it is missing, damaged or another's."""
     identity = _read(path / "identity", TenantIdentity)
     if identity.tenant != name:
-        raise DataDamaged(f"{path} holds the log of tenant {identity.tenant!r}: it was moved here")
+        raise DataDamaged(f"{path / 'identity'} is of tenant {identity.tenant!r}: its log was moved here")
     if not identity.epochs:
         raise DataDamaged(f"{path / 'identity'} names no epoch: restore it from a backup of this directory")
     return identity
@@ -243,7 +244,7 @@ def index_is_as_closed(path: Path) -> bool:
 def _index_mark(path: Path) -> IndexMark | None:
     try:
         mark = msgspec.json.decode((path / "mark").read_bytes(), type=IndexMark)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+    except (OSError, *UNREADABLE):
         return None
     return mark if mark.format == INDEX_FORMAT else None
 
@@ -345,7 +346,7 @@ def _file_system(path: Path) -> str:
 def _read(path: Path, kind: type[T]) -> T:
     try:
         value = msgspec.json.decode(path.read_bytes(), type=kind)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as exc:
+    except (OSError, *UNREADABLE) as exc:
         raise DataDamaged(f"{path} cannot be read ({exc}): restore it from a backup of this directory") from exc
     if value.format != FORMAT:
         raise DataDirectoryError(f"{path} has format {value.format}, this version reads format {FORMAT}")

@@ -33,6 +33,7 @@ from hashlib import blake2b
 
 import msgspec
 
+from engram_bus.codec import UNREADABLE
 from engram_bus.limits import BATCH_UNITS_MAX
 from engram_bus.units import WorkUnit, is_own_kind
 
@@ -144,7 +145,7 @@ def parse(raw: bytes, seq: int) -> Record:
         private = _decode_private(kept) if kept else NOTHING_PRIVATE
         body = raw[header.body_at :]
         unit = _decode_body(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
+    except UNREADABLE as exc:
         raise RecordError(f"is not a unit: {exc}") from exc
     if unit.seq != seq or header.payload_at != len(raw) - len(unit.payload):
         raise RecordError("has a header that is not of its unit")

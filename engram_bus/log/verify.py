@@ -13,6 +13,7 @@ from typing import Protocol
 
 import msgspec
 
+from engram_bus.codec import UNREADABLE
 from engram_bus.errors import DataDirectoryError
 from engram_bus.log.contract import Epoch, Snapshot
 from engram_bus.log.directory import TenantIdentity, header_of, index_is_trusted, read_tenant
@@ -275,7 +276,7 @@ class _Walk:
         try:
             kept.restore(snapshot.state)
             is_equal = kept.snapshot() == fold.snapshot()
-        except msgspec.MsgspecError:
+        except UNREADABLE:
             is_equal = False
         if not is_equal:
             what = f"the snapshot of {fold.name} is not what its log folds to"

@@ -138,7 +138,7 @@ def test_keys_that_a_later_version_added_are_passed_over(tmp_path: Path) -> None
 def test_a_tenant_that_was_moved_is_refused(tmp_path: Path) -> None:
     fill(tmp_path)
     tenant(tmp_path).rename(tmp_path / "tenants" / "other")
-    with pytest.raises(DataDirectoryError, match="holds the log of tenant 'default': it was moved here"):
+    with pytest.raises(DataDirectoryError, match="is of tenant 'default': its log was moved here"):
         load_tenant(tmp_path / "tenants" / "other", "other", writable=True)
 
 
