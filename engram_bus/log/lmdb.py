@@ -1,7 +1,8 @@
 """The log on disk: one LMDB environment for the records, synced on every commit, and one for what finds them.
 
 The only place that knows LMDB. Two environments because it is the clearer idea and the faster one: the log's commit
-dirties few pages and is flushed; the index's is left to the operating system and folded again after a power cut.
+dirties few pages and is flushed; the index's is left to the operating system and folded again after a power cut. It
+takes the newest records many at a time, and until then memory finds them (`Tail`).
 Never NOSYNC, WRITEMAP, NOMETASYNC or MAPASYNC on the log. A read transaction never outlives the call that opened it:
 one open reader keeps every page from being reused.
 """
@@ -10,6 +11,7 @@ import errno
 import logging
 import os
 import shutil
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
@@ -21,7 +23,7 @@ from typing import Concatenate, NoReturn, ParamSpec, TypeVar
 import lmdb
 import msgspec
 
-from engram_bus.codec import Entry
+from engram_bus.codec import UNREADABLE, Entry
 from engram_bus.errors import (
     DataDamaged,
     DataDirectoryError,
@@ -31,7 +33,14 @@ from engram_bus.errors import (
     StorageFull,
     StorageReadOnly,
 )
-from engram_bus.limits import DISK_RESERVE_BYTES, DISK_RESERVE_DIVISOR, LOG_SIZE_BYTES_MAX, MIB
+from engram_bus.limits import (
+    DISK_RESERVE_BYTES,
+    DISK_RESERVE_DIVISOR,
+    INDEX_TAIL_BYTES_MAX,
+    INDEX_TAIL_UNITS_MAX,
+    LOG_SIZE_BYTES_MAX,
+    MIB,
+)
 from engram_bus.log import record as records
 from engram_bus.log.contract import Epoch, Sizes, Snapshot
 from engram_bus.log.directory import (
@@ -58,6 +67,7 @@ from engram_bus.log.index import (
     target_prefix,
 )
 from engram_bus.log.record import GENESIS, Record, RecordError
+from engram_bus.log.tail import Tail
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +124,7 @@ class LmdbLog:
         self._writable = writable
         self._failed: StorageFailed | None = None
         self._closed = False
+        self._tail = Tail()
         self._identity = load_tenant(path, tenant, writable=writable)
         self._open()
 
@@ -172,8 +183,9 @@ class LmdbLog:
             self._refuse(exc)
         self._head = records[-1].unit.seq
         self._chain = records[-1].chain
-        if self._indexed == records[0].unit.seq - 1:
-            self._index_records(records)
+        self._tail.extend(records)
+        if self._tail_is_long:
+            self._index_tail()
 
     def probe(self) -> None:
         if not self._writable and not is_read_only(self._path):
@@ -204,7 +216,7 @@ class LmdbLog:
                 limit=reserve_bytes,
                 free_bytes=free_bytes,
             )
-        if self._indexed < self._head:
+        if self._tail_is_long:
             self._fold_index()
 
     def _refuse(self, exc: lmdb.Error) -> NoReturn:
@@ -261,20 +273,21 @@ class LmdbLog:
     ) -> list[Entry]:
         if not may_be_name(context_id):
             return []
-        self._fold_index()
+        if self._tail.has_context(context_id):
+            self._fold_index()
         end = self._head + 1 if before is None else before
         with self._index.begin() as txn, txn.cursor(self._tables[Table.CONTEXTS]) as cursor:
-            seqs = list(_context_seqs(cursor, context_id, after, end, reverse, units_max))
-        return self._entries(seqs, bytes_max, context_id)
+            places = list(_context_places(cursor, context_id, after, end, reverse, units_max))
+        return self._entries(places, bytes_max, context_id)
 
-    def _entries(self, seqs: Sequence[int], bytes_max: int, context_id: str) -> list[Entry]:
+    def _entries(self, places: Sequence[tuple[int, int]], bytes_max: int, context_id: str) -> list[Entry]:
         entries: list[Entry] = []
         with self._env.begin() as txn:
-            for seq in seqs:
+            for version, seq in places:
                 try:
                     entry = Entry(seq, records.body_of(self._raw(txn, seq), seq))
-                    if entry.unit.context_id != context_id:
-                        raise RecordError(f"is not of {context_id!r}, as the index says")
+                    if (entry.unit.context_id, entry.unit.version) != (context_id, version):
+                        raise RecordError(f"is not version {version} of {context_id!r}, as the index says")
                 except (RecordError, lmdb.Error) as exc:
                     if entries:
                         break
@@ -304,6 +317,8 @@ class LmdbLog:
     def seq_of_id(self, unit_id: str) -> int | None:
         if not may_be_name(unit_id):
             return None
+        if (newest := self._tail.seq_of_id(unit_id)) is not None:
+            return newest
         seq = self._lookup(Table.IDS, unit_id.encode())
         if seq is not None and self.record(seq).unit.id != unit_id:
             raise LogDamaged(f"the index leads from unit {unit_id} to another at {seq}", seq=seq)
@@ -311,6 +326,8 @@ class LmdbLog:
 
     @_damage_named
     def seq_of_key(self, agent_id: str, key: str) -> int | None:
+        if (newest := self._tail.seq_of_key(agent_id, key)) is not None:
+            return newest
         seq = self._lookup(Table.KEYS, idempotency_key(agent_id, key))
         if seq is None:
             return None
@@ -320,7 +337,6 @@ class LmdbLog:
         return seq
 
     def _lookup(self, table: Table, key: bytes) -> int | None:
-        self._fold_index()
         with self._index.begin() as txn:
             value = txn.get(key, db=self._tables[table])
         return None if value is None else key_seq(bytes(value))
@@ -329,7 +345,8 @@ class LmdbLog:
     def seqs_relating_to(self, target_id: str, *, units_max: int) -> list[int]:
         if not may_be_name(target_id):
             return []
-        self._fold_index()
+        if self._tail.has_target(target_id):
+            self._fold_index()
         prefix = target_prefix(target_id)
         seqs: list[int] = []
         with self._index.begin() as txn, txn.cursor(self._tables[Table.TARGETS]) as cursor:
@@ -388,6 +405,8 @@ class LmdbLog:
         if self._closed:
             return
         self._closed = True
+        if self._writable and self._failed is None:
+            self._index_tail()
         self._close_index()
         self._env.close()
 
@@ -477,6 +496,7 @@ class LmdbLog:
         """The file system takes writes again: open both environments anew, or else as they were."""
         self._index.close()
         self._env.close()
+        self._tail = Tail()
         self._writable = True
         try:
             self._open()
@@ -560,11 +580,23 @@ class LmdbLog:
         return seq
 
     def _fold_index(self) -> None:
-        """Bring the index up to the head: after a start, and after a commit of the index that found no room."""
+        """Bring the index up to the head. Raises StorageFull."""
+        self._index_tail()
+        if self._tail:
+            raise StorageFull(f"no room for the index in {self._path}: lookups wait for it")
         while self._indexed < self._head:
             last = min(self._indexed + _FOLD_UNITS, self._head)
             if not self._index_records(self._records(self._indexed + 1, last)):
                 raise StorageFull(f"no room for the index in {self._path}: lookups wait for it")
+
+    @property
+    def _tail_is_long(self) -> bool:
+        return len(self._tail) >= INDEX_TAIL_UNITS_MAX or self._tail.held_bytes >= INDEX_TAIL_BYTES_MAX
+
+    def _index_tail(self) -> None:
+        """Give the index what is only in memory, if it has room."""
+        if self._tail and self._index_records(self._tail.records):
+            self._tail = Tail()
 
     def _records(self, first: int, last: int) -> list[Record]:
         found: list[Record] = []
@@ -579,11 +611,15 @@ class LmdbLog:
     def _index_records(self, records: Sequence[Record]) -> bool:
         """Whether the index took them. If not, they are durable all the same, and folded when there is room."""
         newest = records[-1]
+        found: defaultdict[Table, list[tuple[bytes, bytes]]] = defaultdict(list)
+        for record in records:
+            for table, key, value in puts(record):
+                found[table].append((key, value))
         try:
             with self._index.begin(write=True) as txn:
-                for record in records:
-                    for table, key, value in puts(record):
-                        txn.put(key, value, db=self._tables[table])
+                for table, entries in found.items():
+                    with txn.cursor(self._tables[table]) as cursor:
+                        cursor.putmulti(entries)
                 txn.put(_CURSOR, seq_key(newest.unit.seq) + newest.chain, db=self._tables[Table.STATE])
         except lmdb.Error as exc:
             log.error("the index of %s is behind its log: %s", self._path, exc)
@@ -835,21 +871,21 @@ def _raws(cursor: lmdb.Cursor, first: int, last: int) -> Iterator[tuple[int, byt
         yield seq, bytes(cursor.value())
 
 
-def _context_seqs(
+def _context_places(
     cursor: lmdb.Cursor, context_id: str, after: int, before: int, reverse: bool, units_max: int
-) -> Iterator[int]:
-    """The seqs of a context with after < seq < before, in the order asked for."""
-    prefix = context_prefix(context_id)
+) -> Iterator[tuple[int, int]]:
+    """The (version, seq) of a context with after < seq < before, in the order asked for."""
     last = _last_version(cursor, context_id)
     first_version = 1 if after <= 0 else _version_from(cursor, context_id, after + 1, last)
     end_version = _version_from(cursor, context_id, before, last)
     if first_version >= end_version:
         return
-    found = cursor.set_key(context_key(context_id, end_version - 1 if reverse else first_version))
-    for _ in range(min(units_max, end_version - first_version)):
-        if not found or not bytes(cursor.key()).startswith(prefix):
+    versions = range(end_version - 1, first_version - 1, -1) if reverse else range(first_version, end_version)
+    found = cursor.set_key(context_key(context_id, versions[0]))
+    for version in versions[:units_max]:
+        if not found or bytes(cursor.key()) != context_key(context_id, version):
             raise LogDamaged(f"the index of context {context_id!r} has a gap")
-        yield key_seq(bytes(cursor.value()))
+        yield version, key_seq(bytes(cursor.value()))
         found = cursor.prev() if reverse else cursor.next()
 
 
@@ -881,7 +917,7 @@ def _version_from(cursor: lmdb.Cursor, context_id: str, seq: int, last: int) -> 
 def _parse_header(value: bytes) -> LogHeader:
     try:
         return msgspec.msgpack.decode(value, type=LogHeader)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
+    except UNREADABLE as exc:
         raise RecordError(f"is not a header: {exc}") from exc
 
 

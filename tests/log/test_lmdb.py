@@ -141,7 +141,7 @@ def test_a_record_in_the_wrong_place_is_damage(path: Path) -> None:
 def test_what_lmdb_cannot_read_is_damage_too(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with opened(path) as log:
         monkeypatch.setattr(log_lmdb, "_raws", raise_corrupted)
-        monkeypatch.setattr(log_lmdb, "_context_seqs", raise_corrupted)
+        monkeypatch.setattr(log_lmdb, "_context_places", raise_corrupted)
         with pytest.raises(LogDamaged, match="cannot be read") as caught:
             log.read(3, **PLENTY)
         assert caught.value.details == {"seq": 4}
