@@ -14,7 +14,8 @@ import msgspec
 
 from engram_bus.bus.gathering import Gathering
 from engram_bus.clock import Clock
-from engram_bus.codec import Entry, command_digest, payloads
+from engram_bus.codec import UNREADABLE, Entry, command_digest, payloads
+from engram_bus.decisions.contract import Part
 from engram_bus.decisions.locks import (
     CANCELLED,
     GRANTED,
@@ -647,11 +648,7 @@ class Writer:
     def _fold(self) -> None:
         """The decisions' state, each from its newest snapshot and the log after it."""
         self._folded = False
-        seqs = []
-        for part in self.state.parts:
-            snapshot = self._log.load_snapshot(part.name)
-            part.restore(None if snapshot is None else snapshot.state)
-            seqs.append(0 if snapshot is None else snapshot.seq)
+        seqs = [self._restore(part) for part in self.state.parts]
         seq = self._snapshot_seq = min(seqs)
         while entries := self._log.read(seq, units_max=CATCH_UP_UNITS, bytes_max=CATCH_UP_BYTES):
             for entry in entries:
@@ -660,6 +657,18 @@ class Writer:
                         part.evolve(entry.unit)
             seq = entries[-1].seq
         self._folded = True
+
+    def _restore(self, part: Part) -> int:
+        """From its newest snapshot: as of which seq, 0 where there is none that can be read."""
+        snapshot = self._log.load_snapshot(part.name)
+        if snapshot is not None:
+            try:
+                part.restore(snapshot.state)
+                return snapshot.seq
+            except UNREADABLE as exc:
+                log.warning("the snapshot of %s cannot be read: all of the log is folded instead: %s", part.name, exc)
+        part.restore(None)
+        return 0
 
     def _keep_snapshot(self) -> None:
         for part in self.state.parts:

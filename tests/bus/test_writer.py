@@ -33,7 +33,7 @@ from engram_bus.errors import (
     VersionMoved,
 )
 from engram_bus.limits import BATCH_UNITS_MAX, MIB, QUEUE_UNITS_MAX
-from engram_bus.log.contract import Log
+from engram_bus.log.contract import Log, Snapshot
 from engram_bus.log.directory import DataDirectory
 from engram_bus.log.index import seq_key
 from engram_bus.log.lmdb import LmdbLog
@@ -522,6 +522,14 @@ async def test_a_snapshot_and_the_rest_is_the_whole_fold(desk: Desk, monkeypatch
     kept = desk.log.load_snapshot(Contexts.name)
     assert kept is not None
     assert kept.seq == desk.log.head
+
+
+@pytest.mark.parametrize("state", [b"", b"\xc1", b"\x81\xa1\xff\x01", b"\x81\xa1x\x81" + b"\x91" * 3_000])
+async def test_a_snapshot_that_cannot_be_read_is_folded_again(desk: Desk, state: bytes) -> None:
+    await desk.ask(append(), append())
+    for part in desk.writer.state.parts:
+        desk.log.save_snapshot(part.name, Snapshot(desk.log.head, state))
+    assert desk.restart().writer.state.contexts.snapshot() == folded(desk.log)
 
 
 async def test_a_snapshot_that_is_there_is_not_kept_again(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
