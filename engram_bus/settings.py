@@ -79,7 +79,7 @@ def load(
 def _from_yaml(text: str, name: str) -> dict[str, Any]:
     try:
         values = yaml.safe_load(text)
-    except yaml.YAMLError as exc:
+    except (yaml.YAMLError, ValueError, RecursionError) as exc:  # A ValueError: 2026-02-30 is no day.
         raise SettingsError(f"{name} is not YAML: {exc}") from exc
     if values is None:
         return {}
