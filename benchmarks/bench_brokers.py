@@ -104,7 +104,7 @@ def _fans(
         versions["centrifugo, in memory"] = found.version
         kept["centrifugo, in memory"] = Server("centrifugo", found.port)
     for name, way in FRAME_WAYS.items():
-        kept[name] = Server("ws", stack.enter_context(frame_serving(way)))
+        kept[name] = Server("ws", stack.enter_context(frame_serving(way)).port)
     return kept
 
 

@@ -177,7 +177,7 @@ class House:
 
     @cached_property
     def uvloop(self) -> int:
-        return self._stack.enter_context(frame_serving("uvloop"))
+        return self._stack.enter_context(frame_serving("uvloop")).port
 
     def null(self, wire: str) -> int:
         if wire not in self._nulls:

@@ -24,7 +24,7 @@ from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 from websockets.asyncio.server import ServerConnection, broadcast, serve
 
-from benchmarks.harness import ROOT, allow_files
+from benchmarks.harness import ROOT, Served, allow_files
 from benchmarks.native import SERVER_CORE, on_core
 
 SUBSCRIBED = '{"event":"subscribed","cursor":"1.1","head":1}'
@@ -34,13 +34,13 @@ TEXT = 0x81
 
 
 @contextlib.contextmanager
-def frame_serving(way: str) -> Iterator[int]:
-    """One of them in a process of its own; its port."""
+def frame_serving(way: str) -> Iterator[Served]:
+    """One of them in a process of its own."""
     command = [*on_core(SERVER_CORE), sys.executable, "-m", "benchmarks.frame_server", way]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None, "it is a pipe"
-        yield int(process.stdout.readline())
+        yield Served("127.0.0.1", int(process.stdout.readline()), process.pid)
     finally:
         process.kill()
         process.wait(timeout=30)

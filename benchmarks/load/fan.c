@@ -19,6 +19,7 @@
 #define TAIL 64
 #define RING (1 << 17) /* Units under way, at most. */
 #define DRAIN_SECONDS 20
+#define READ_SECONDS_MAX 100
 
 struct subscriber {
 	int fd;
@@ -116,10 +117,10 @@ static void hear(struct subscriber *s)
 		memcpy(data, s->tail, s->tail_bytes);
 		n = read(s->fd, data + s->tail_bytes, ROOM);
 	}
-	if (n < 0 && errno == EAGAIN)
+	if (n < 0 && errno == EAGAIN && !reading)
 		return;
 	if (n <= 0)
-		fail("a subscriber was closed");
+		fail("a subscriber heard no more");
 	if (s->reply) {
 		s->reply_bytes += n;
 		take_redis(s, now_ns());
@@ -199,10 +200,14 @@ static int read_all(long units)
 
 	place.path = "&after=0";
 	s.fd = connected(place.host, place.port, 4 << 20);
+	struct timeval patience = {.tv_sec = DRAIN_SECONDS};
+	setsockopt(s.fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
 	int64_t start = now_ns();
 	write_all(s.fd, opening, wire->listening(opening, &place));
-	for (reading = units; delivered < units;)
+	for (reading = units; delivered < units && now_ns() < start + READ_SECONDS_MAX * SECOND;)
 		hear(&s);
+	if (delivered < units)
+		fail("so many units did not come");
 	double seconds = (double)(now_ns() - start) / SECOND;
 	printf("{\"units\":%ld,\"seconds\":%.4f,\"per_second\":%.1f,\"load_cpu_share\":%.3f}\n", delivered, seconds,
 		delivered / seconds, cpu_seconds() / seconds);

@@ -1,0 +1,187 @@
+"""Has the bus become slower than it was when the ratios in results/check_ratios.json were recorded?
+
+Each figure is a ratio to what stands beside it in the same round: the disk's own flush, and a bare uvloop server that
+answers at once and keeps nothing. Time is the client's; work is what the bus's loop had of the processor, which others
+on the machine hardly change. No absolute figure is compared. What lies beyond its bound is measured again, three times
+at most: noise passes, a regression stays. A bound is what the figure itself did over several recordings, and some more.
+
+    python -m benchmarks.check_ratios [--record]
+"""
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+from benchmarks import native
+from benchmarks.frame_server import frame_serving
+from benchmarks.harness import RESULTS, Served, machine, scratch, serving
+from benchmarks.rounds import Flushes, in_turn
+
+RECORDED = RESULTS / "check_ratios.json"
+ROUNDS = 5
+TRIES = 4
+RECORDINGS = 8
+SECONDS = 0.3
+READ = 5_000
+BOUND_MIN = 1.2
+"""Below this a difference is not looked at, however calm the machine was when it was recorded."""
+ROOM = 1.15
+"""What a bound has beyond the worst that was seen."""
+
+LOADS: Mapping[str, Mapping[str, float]] = {
+    "1 client": {"clients": 1},
+    "64 clients": {"clients": 64},
+    "16 clients, 16 in flight each": {"clients": 16, "in_flight": 16},
+}
+FANS: Mapping[str, Mapping[str, float]] = {
+    "100 subscribers": {"window": 1},
+    "100 subscribers, 32 units under way": {"window": 32},
+}
+
+
+class Turn(NamedTuple):
+    """What one turn cost: time and work in microseconds, for each unit or delivery."""
+
+    time_us: float
+    work_us: float
+
+
+def main() -> None:
+    """Compare, or record anew."""
+    if "--record" in sys.argv:
+        _record()
+        return
+    recorded = json.loads(RECORDED.read_text(encoding="utf-8"))["figures"]
+    slower = sorted(recorded)
+    for number in range(TRIES):
+        found = _measured()
+        _tell(recorded, found, slower)
+        slower = [name for name in slower if found[name] > recorded[name]["ratio"] * recorded[name]["bound"]]
+        if not slower:
+            print("no figure is beyond its bound")
+            return
+        if number < TRIES - 1:
+            print(f"measured again: {', '.join(slower)}")
+    print(f"slower than recorded, in each of {TRIES} runs: {', '.join(slower)}", file=sys.stderr)
+    print("where that is meant: python -m benchmarks.check_ratios --record", file=sys.stderr)
+    sys.exit(1)
+
+
+def _tell(recorded: Mapping[str, Any], found: Mapping[str, float], names: Sequence[str]) -> None:
+    for name in names:
+        kept = recorded[name]
+        change = found[name] / kept["ratio"]
+        print(
+            f"{found[name]:8.2f}  recorded {kept['ratio']:8.2f}  x{change:4.2f}, at most x{kept['bound']:4.2f}  {name}"
+        )
+
+
+def _record() -> None:
+    runs = []
+    for number in range(RECORDINGS):
+        runs.append(_measured())
+        print(f"{number + 1} of {RECORDINGS}", flush=True)
+    figures = {}
+    for name in runs[0]:
+        ratios = [run[name] for run in runs]
+        bound = max(BOUND_MIN, ROOM * max(ratios) / median(ratios))
+        figures[name] = {
+            "ratio": round(median(ratios), 2),
+            "bound": round(bound, 2),
+            "seen": [round(one, 2) for one in ratios],
+        }
+    with scratch() as directory:
+        about = machine(directory)
+    recorded = {"question": (__doc__ or "").partition("\n")[0], "machine": about, "figures": figures}
+    RECORDED.write_text(json.dumps(recorded, indent=2) + "\n")
+
+
+# --- One run ---------------------------------------------------------------------------------------------------------
+
+
+def _measured() -> dict[str, float]:
+    """Every figure, the median of its rounds."""
+    with (
+        scratch() as directory,
+        serving(directory, "--no-search", "--grpc-port", "0", core=native.SERVER_CORE) as bus,
+        frame_serving("uvloop") as null,
+    ):
+        flushes = Flushes(directory, count=100)
+        _fill(bus)
+        found = in_turn({**_turns(bus, null), "disk": flushes.measure}, rounds=ROUNDS)
+    figures = {}
+    for name, load in (*LOADS.items(), *FANS.items()):
+        ours, theirs = found[f"bus, {name}"], found[f"null, {name}"]
+        # One at a time, a unit waits for the disk too, and that may be in a mood of its own.
+        waits = flushes.overwrite_us if load in (LOADS["1 client"], FANS["100 subscribers"]) else [0.0] * ROUNDS
+        figures[f"time, {name}"] = _ratio([one.time_us for one in ours], _sums([one.time_us for one in theirs], waits))
+        figures[f"work, {name}"] = _ratio([one.work_us for one in ours], [one.work_us for one in theirs])
+    acks = [one.work_us for one in found["null, 64 clients"]]
+    figures["work, http, 64 connections"] = _ratio([one.work_us for one in found["bus, http"]], acks)
+    figures["work, reading the log"] = _ratio([one.work_us for one in found["bus, read"]], acks)
+    return figures
+
+
+def _fill(bus: Served) -> None:
+    """What is read later."""
+    filled = 0
+    while filled < READ:
+        filled += len(native.appends("ws", bus.port, clients=64, seconds=SECONDS).times)
+
+
+def _ratio(ours: Sequence[float], others: Sequence[float]) -> float:
+    return median(one / other for one, other in zip(ours, others, strict=True))
+
+
+def _sums(some: Sequence[float], others: Sequence[float]) -> list[float]:
+    return [one + other for one, other in zip(some, others, strict=True)]
+
+
+def _turns(bus: Served, null: Served) -> dict[str, Callable[[], Any]]:
+    turns: dict[str, Callable[[], Any]] = {}
+    for server, place in (("bus", bus), ("null", null)):
+        for name, load in LOADS.items():
+            turns[f"{server}, {name}"] = _appends(place, "ws", load)
+        for name, load in FANS.items():
+            turns[f"{server}, {name}"] = _fan(place, load)
+    turns["bus, http"] = _appends(bus, "http", {"clients": 64})
+    turns["bus, read"] = lambda: _read(bus)
+    return turns
+
+
+def _appends(place: Served, wire: str, load: Mapping[str, float]) -> Callable[[], Turn]:
+    def turn() -> Turn:
+        before = _work_ns(place.pid)
+        run = native.appends(wire, place.port, **load, seconds=SECONDS, warm_seconds=0)
+        work = (_work_ns(place.pid) - before) / 1e3 / len(run.times)
+        return Turn(run.times.at_us(0.5) if load["clients"] == 1 else 1e6 / run.per_second, work)
+
+    return turn
+
+
+def _fan(place: Served, load: Mapping[str, float]) -> Callable[[], Turn]:
+    def turn() -> Turn:
+        before = _work_ns(place.pid)
+        run = native.fan("ws", place.port, **load, seconds=SECONDS)
+        work = (_work_ns(place.pid) - before) / 1e3 / len(run.late)
+        return Turn(run.late.at_us(0.5) if load["window"] == 1 else 1e6 / run.per_second, work)
+
+    return turn
+
+
+def _read(place: Served) -> Turn:
+    before = _work_ns(place.pid)
+    per_second = native.read_all("ws-msgpack", place.port, READ)
+    return Turn(1e6 / per_second, (_work_ns(place.pid) - before) / 1e3 / READ)
+
+
+def _work_ns(pid: int) -> int:
+    """How long the main thread of a process, which is its loop, was on a processor."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text(encoding="ascii").split()[0])
+
+
+if __name__ == "__main__":
+    main()
