@@ -102,6 +102,9 @@ class _Units:
             payload=self._texts[seq - 1].encode(),
         )
 
+    def chain(self, seq: int) -> bytes:
+        return seq.to_bytes(8, "big")
+
     def before(self, unit: WorkUnit, count: int) -> Sequence[WorkUnit]:
         earlier = range(unit.seq - CONTEXTS * count, unit.seq, CONTEXTS)
         return [self.unit(seq) for seq in earlier if seq > 0]

@@ -6,6 +6,10 @@ from typing import Protocol, Self
 from engram_bus.units import WorkUnit
 
 
+class Damaged(ValueError):
+    """A file of a projection does not hold what was written."""
+
+
 class Source(Protocol):
     """The log, as far as a projection reads it again."""
 
@@ -14,6 +18,9 @@ class Source(Protocol):
 
     def before(self, unit: WorkUnit, count: int) -> Sequence[WorkUnit]:
         """The last units before this one in its context, oldest first, up to so many."""
+
+    def chain(self, seq: int) -> bytes:
+        """A digest of this record, which must be there, and of all before it. Raises RecordError."""
 
 
 class Followed(Source, Protocol):
@@ -31,7 +38,7 @@ class Projection(Protocol):
     """State folded from the log's units, in a directory of its own; with it is kept up to which seq it was folded.
 
     The same units give the same state, however they were sliced and however often it was opened between them. Opening
-    one raises where its files cannot be used; it is then folded again.
+    one raises where its files are not those of its newest commit, or cannot be used; it is then folded again.
     """
 
     @property
@@ -58,6 +65,9 @@ class Projection(Protocol):
 
     def commit(self) -> None:
         """Make state and cursor outlive a restart, together."""
+
+    def check(self) -> None:
+        """Look at the files it answers from. Raises Damaged, OSError."""
 
     def succeed(self, older: Self) -> None:
         """Take the place of one that will be closed, and what it held besides its files."""

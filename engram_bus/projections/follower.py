@@ -43,9 +43,11 @@ class Follower:
 
     def unit(self, seq: int) -> WorkUnit:
         """The unit at this seq, which must be there."""
-        raw = self._log.raw(seq)
-        assert raw is not None, "what was indexed is in the log, which only grows"
-        return parse(raw, seq).unit
+        return parse(self._raw(seq), seq).unit
+
+    def chain(self, seq: int) -> bytes:
+        """The chain digest of the record at this seq, which must be there."""
+        return parse(self._raw(seq), seq).chain
 
     def before(self, unit: WorkUnit, count: int) -> Sequence[WorkUnit]:
         """The last units before this one in its context, oldest first."""
@@ -67,3 +69,8 @@ class Follower:
             found.update((one.version, one) for one in units if one.context_id == unit.context_id)
             after = units[-1].seq
         return found
+
+    def _raw(self, seq: int) -> bytes:
+        raw = self._log.raw(seq)
+        assert raw is not None, "what was indexed is in the log, which only grows"
+        return raw

@@ -18,7 +18,7 @@ import msgspec
 
 from engram_bus.limits import DISK_RESERVE_BYTES, DISK_RESERVE_DIVISOR, SEARCH_ANSWER_SECONDS_MAX
 from engram_bus.log.record import RecordError
-from engram_bus.projections.contract import Followed, Projection
+from engram_bus.projections.contract import Damaged, Followed, Projection
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +42,8 @@ REACH_SECONDS = 5.0
 """For so long; then it is told the same. Less than a search may take."""
 ROOM_SECONDS = 1.0
 """How often a full disk is looked at again."""
+DOUBT_SECONDS = 60.0
+"""Files that were looked at and found whole are not looked at again for so long: it reads all of them."""
 
 _NOT_DAMAGE = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENOMEM, errno.EAGAIN}
@@ -89,6 +91,7 @@ class Runner(Generic[P]):
         self._newest = self.head
         self._rest_until = -inf
         self._damage: RecordError | None = None
+        self._doubt_at = -inf
         kept = [one for generation in self._generations() if (one := self._reopened(generation)) is not None]
         self._serving = kept[0] if kept else self._begun(1)
         self._next = kept[1] if len(kept) > 1 else None
@@ -213,11 +216,38 @@ class Runner(Generic[P]):
 
     def _replace(self, following: "_Kept[P]") -> None:
         following.commit()
-        before, self._serving, self._next = self._serving, following, None
-        following.projection.succeed(before.projection)
+        before = self._serving
+        self._succeed(following)
         before.projection.close()
         self._remove(before.path)
         log.info("%s took the place of %s", following.path, before.path)
+
+    def _succeed(self, following: "_Kept[P]") -> None:
+        before, self._serving, self._next = self._serving, following, None
+        following.projection.succeed(before.projection)
+
+    def doubt(self, why: str) -> bool:
+        """After an answer that failed: look whether the files it was read from are damaged. Where they are, True, and
+        from now on another one answers, which is folded from the log."""
+        if self._now() < self._doubt_at:
+            return False
+        try:
+            self.projection.check()
+        except (Damaged, OSError) as exc:
+            self._give_up(f"{why}; {exc}")
+            return True
+        self._doubt_at = self._now() + DOUBT_SECONDS
+        return False
+
+    def _give_up(self, reason: str) -> None:
+        given_up = self._serving
+        log.warning("%s is built again: %s", given_up.path, reason)
+        self._succeed(self._next or self._begun(given_up.generation + 1))
+        try:
+            given_up.projection.close()
+        except BaseException as exc:  # A panic in Rust is no Exception.
+            log.warning("%s did not close: %s", given_up.path, exc)
+        self._remove(given_up.path)
 
     # --- Files -------------------------------------------------------------------------------------------------------
 

@@ -12,10 +12,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from engram_bus.log.memory import MemoryLog
 from engram_bus.log.record import RecordError
 from engram_bus.projections import runner as running
+from engram_bus.projections.contract import Damaged
 from engram_bus.projections.runner import (
     BEHIND_UNITS,
     COMMIT_SECONDS,
     COMMIT_UNITS,
+    DOUBT_SECONDS,
     REACH_SECONDS,
     REST,
     SLICE_UNITS,
@@ -46,6 +48,7 @@ class Tally:
         self.taken_us = 0
         self.inherited: object = None
         self.is_closed = False
+        self.is_damaged = False
 
     @property
     def taken(self) -> int:
@@ -64,6 +67,10 @@ class Tally:
             assert one.seq == self.taken + 1
             self.said.by_agent[one.agent_id] = self.said.by_agent.get(one.agent_id, 0) + 1
             self.said.cursor, self.said.last_id, self.taken_us = one.seq, one.id, ts_us(one.ts)
+
+    def check(self) -> None:
+        if self.is_damaged:
+            raise Damaged("the tally is not what was written")
 
     def commit(self) -> None:
         written = self._file.with_suffix(".new")
@@ -102,6 +109,9 @@ class InMemory:
 
     def unit(self, seq: int) -> WorkUnit:
         return self.log.record(seq).unit
+
+    def chain(self, seq: int) -> bytes:
+        return self.log.record(seq).chain
 
     def before(self, unit: WorkUnit, count: int) -> Sequence[WorkUnit]:
         raise AssertionError("a tally does not look back")
@@ -331,6 +341,55 @@ def test_if_the_old_one_is_damaged_the_new_one_answers(kept: Kept, caplog: pytes
     assert (kept.runner.progress.generation, kept.runner.progress.rebuilt) == (2, None)
     assert COMMIT_UNITS <= kept.runner.projection.cursor < 2 * COMMIT_UNITS
     assert f"{NAME}.1 is built again" in caplog.text
+
+
+def test_one_that_is_doubted_and_damaged_is_folded_again(kept: Kept, caplog: pytest.LogCaptureFixture) -> None:
+    kept.say(100)
+    damaged = kept.idle()
+    damaged.inherited, damaged.is_damaged = object(), True
+    assert kept.runner.doubt("an answer failed")
+    assert (kept.runner.projection.taken, damaged.is_closed) == (0, True)
+    assert kept.runner.projection.inherited is damaged.inherited
+    assert f"{NAME}.1 is built again: an answer failed; the tally is not what was written" in caplog.text
+    assert kept.idle().said.by_agent == kept.source.told(100)
+    assert [one.name for one in kept.path.iterdir()] == [f"{NAME}.2"]
+
+
+def test_of_two_the_other_one_answers_where_one_is_damaged(kept: Kept) -> None:
+    kept.say(COMMIT_UNITS)
+    kept.idle().is_damaged = True
+    kept.runner.rebuild()
+    while not (taken := kept.runner.progress.rebuilt):
+        kept.runner.step()
+    assert kept.runner.doubt("an answer failed")
+    assert (kept.runner.projection.taken, kept.runner.progress.rebuilt) == (taken, None)
+
+
+def test_one_that_is_doubted_and_whole_stays_and_is_not_looked_at_again_soon(kept: Kept) -> None:
+    kept.say(100)
+    whole = kept.idle()
+    assert not kept.runner.doubt("an answer failed")
+    whole.is_damaged = True
+    assert not kept.runner.doubt("another one failed")
+    assert kept.runner.projection is whole
+    kept.clock.seconds += DOUBT_SECONDS
+    assert kept.runner.doubt("another one failed")
+
+
+def test_one_that_does_not_even_close_is_given_up(kept: Kept, caplog: pytest.LogCaptureFixture) -> None:
+    class PanicException(BaseException):
+        pass
+
+    def panics() -> None:
+        raise PanicException("poisoned")
+
+    kept.say(10)
+    damaged = kept.idle()
+    damaged.is_damaged = True
+    damaged.close = panics  # type: ignore[method-assign]
+    assert kept.runner.doubt("an answer failed")
+    assert f"{NAME}.1 did not close: poisoned" in caplog.text
+    assert kept.idle().said.by_agent == kept.source.told(10)
 
 
 def test_one_of_another_log_is_not_used(kept: Kept) -> None:

@@ -222,11 +222,13 @@ class Disk:
                 self._names[named] = {}
             case Kind.REMOVE:
                 come, named = None, self._names[directory][name]
+            case Kind.LINK:
+                gone, named = None, self._names[directory][name]
+                directory, come = self._place(step.data.decode())
             case _:
                 named = self._names[directory][name]
                 into, come = self._place(step.data.decode())
                 assert into == directory, f"{step.path} goes into another directory, which is not one step on a disk"
-                gone = name if step.kind is Kind.RENAME else None
         move = Move(self._at, directory, gone, come, named)
         _move(self._names, move)
         for journal in (self.strict, self.usual):

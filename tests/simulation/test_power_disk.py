@@ -35,6 +35,14 @@ def rename(old: str, new: str) -> Step:
     return Step(Kind.RENAME, 1, 0, 0, f"/disk/{old}", f"/disk/{new}".encode())
 
 
+def link(old: str, new: str) -> Step:
+    return Step(Kind.LINK, 1, 0, 0, f"/disk/{old}", f"/disk/{new}".encode())
+
+
+def mkdir(name: str, inode: int) -> Step:
+    return Step(Kind.MKDIR, 1, inode, 0, f"/disk/{name}", b"")
+
+
 def remove(name: str) -> Step:
     return Step(Kind.REMOVE, 1, 0, 0, f"/disk/{name}", b"")
 
@@ -145,3 +153,16 @@ def test_the_same_dice_give_the_same_image() -> None:
 def test_what_a_process_sees_is_all_of_it() -> None:
     disk = after(write(A, 1, b"ther"), create("b", B), rename("b", "c"))
     assert disk.seen() == {"a": b"other", "c": b""}
+
+
+def test_a_second_name_is_kept_with_the_directory_it_is_in() -> None:
+    begun = [mkdir("d", BELOW), *flush(ROOT)]
+    unflushed = images(*begun, link("a", "d/b"), remove("a"))
+    assert {(image.get("a"), image.get("d/b")) for image in unflushed} == {
+        (b"old", None),
+        (b"old", b"old"),
+        (None, b"old"),
+        (None, None),
+    }
+    assert contents("d/b", images(*begun, link("a", "d/b"), *flush(BELOW), remove("a"))) == {b"old"}
+    assert contents("d/b", images(*begun, link("a", "d/b"), *flush(BELOW), write(A, 0, b"new"))) == {b"old", b"new"}

@@ -180,6 +180,9 @@ class NoLog:
     def unit(self, seq: int) -> WorkUnit:
         raise AssertionError(seq)
 
+    def chain(self, seq: int) -> bytes:
+        raise AssertionError(seq)
+
     def before(self, unit: WorkUnit, count: int) -> Sequence[WorkUnit]:
         raise AssertionError(unit)
 

@@ -14,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_bus.globs import matcher
+from engram_bus.projections.contract import Damaged
 from engram_bus.projections.search.analysis import path_of
+from engram_bus.projections.search.commits import Stamp
 from engram_bus.projections.search.scope import EVERYTHING, Scope
-from engram_bus.projections.search.tables import AppendedFile, Array, Damaged, Growing, Table
+from engram_bus.projections.search.tables import AppendedFile, Array, Growing, Table
 from engram_bus.units import UnitType, WorkUnit, ts_us
 
 Mask = NDArray[np.bool_]
@@ -36,7 +38,6 @@ class Columns:
         path.mkdir(parents=True, exist_ok=True)
         fields = [
             *((name, "<i8") for name in ("seq", "ts", "pairs_end", "names_end")),
-            ("id", "<u8"),
             *((name, "<u4") for name in (*FACETS, "names_crc")),
         ]
         self._units = Table(path / "units", fields, count)
@@ -44,7 +45,7 @@ class Columns:
             raise Damaged(f"unit {count} of {path} is at {self._units.last('seq')}, not {cursor}")
         self._pairs = Table(path / "pairs", [("unit", "<u4"), ("value", "<u8")], self._units.last("pairs_end"))
         self._names = _Names(path / "names", self._units.last("names_end"))
-        if count and self._names.crc != self._units.last("names_crc"):
+        if count and self._names.stamp.crc != self._units.last("names_crc"):
             raise Damaged(f"{path / 'names'} is not what was written")
         self._before = Growing(np.dtype(np.int32), _places_before(self._units.column("context")))
         self._last_of = _last_places(self._units.column("context"))
@@ -56,9 +57,9 @@ class Columns:
         return self._units.count
 
     @property
-    def last_id(self) -> int:
-        """A digest of the newest unit's id."""
-        return self._units.last("id")
+    def stamps(self) -> dict[str, Stamp]:
+        """Of its files, as they were flushed."""
+        return {"units": self._units.stamp, "pairs": self._pairs.stamp, "names": self._names.stamp}
 
     def add(self, unit: WorkUnit) -> None:
         for value in (*_digests(unit), *{self._names.number("resource", name) for name in unit.resources}):
@@ -69,7 +70,6 @@ class Columns:
         self._units.add(
             seq=unit.seq,
             ts=ts_us(unit.ts),
-            id=id_digest(unit.id),
             context=context,
             agent=self._names.number("agent", unit.agent_id),
             type=_NUMBERS[unit.type],
@@ -83,7 +83,7 @@ class Columns:
         if self._units.unwritten:
             self._pairs.flush()
             self._names.flush()
-            self._units.set_last("names_crc", self._names.crc)
+            self._units.set_last("names_crc", self._names.stamp.crc)
             self._units.flush()
 
     # --- Answering ---------------------------------------------------------------------------------------------------
@@ -194,11 +194,6 @@ def _last_places(contexts: Array) -> dict[int, int]:
     return dict(zip(numbers.tolist(), (len(contexts) - 1 - from_end).tolist(), strict=True))
 
 
-def id_digest(unit_id: str) -> int:
-    """What stands for a unit's id."""
-    return _digest("id", unit_id)
-
-
 def _digest(field: str, value: str) -> int:
     """What stands for one value of a field that can have many: above every number of a name."""
     raw = blake2b(f"{field}\0{value}".encode(), digest_size=8).digest()
@@ -260,8 +255,8 @@ class _Names:
         self._file.forget()
 
     @property
-    def crc(self) -> int:
-        return self._file.crc
+    def stamp(self) -> Stamp:
+        return self._file.stamp
 
     def number(self, field: str, name: str) -> int:
         """Its number: a new one, where it was not known."""

@@ -13,11 +13,12 @@ from typing import Self
 import msgspec
 import numpy as np
 
-from engram_bus.projections.contract import Source
+from engram_bus.projections.contract import Damaged, Source
 from engram_bus.projections.search import bm25, fusion
 from engram_bus.projections.search.analysis import normal
 from engram_bus.projections.search.bm25 import Question, Statistics, Terms
-from engram_bus.projections.search.columns import FACETS, Columns, Mask, Places, id_digest
+from engram_bus.projections.search.columns import FACETS, Columns, Mask, Places
+from engram_bus.projections.search.commits import COMMIT, NO_ROWS, NOTHING, Commit, Stamp, read_commit, write_commit
 from engram_bus.projections.search.documents import (
     PAIR_UNITS,
     glance_of,
@@ -29,10 +30,11 @@ from engram_bus.projections.search.documents import (
 )
 from engram_bus.projections.search.embedders import Embedder
 from engram_bus.projections.search.highlights import Sought, highlight
-from engram_bus.projections.search.keywords import DIGITS, Keyworded, Keywords, check
+from engram_bus.projections.search.keywords import DIGITS, Keyworded, Keywords
 from engram_bus.projections.search.late import Late, Units, Wanted
 from engram_bus.projections.search.likeness import Likeness
 from engram_bus.projections.search.scope import Scope, predicate
+from engram_bus.projections.search.segments import SEGMENTS, Segments
 from engram_bus.projections.search.values import Asked, Found, Hit, Leg
 from engram_bus.projections.search.vectors import KeptRows, Query, Rows
 from engram_bus.units import WorkUnit, ts_us
@@ -70,13 +72,18 @@ class SearchIndex:
         """Open what was committed; the embedder is at hand. Raises Damaged, and what tantivy raises, where it cannot be
         used."""
         self._embedder = embedder
-        check(path / "keywords")
-        self._keywords = Keywords(path / "keywords")
-        count, cursor = self._keywords.count, self._keywords.cursor
+        self._path = path
+        self._commit = _commit_in(path)
+        self._segments = Segments(path, self._commit)
+        count, cursor = self._commit.count, self._commit.cursor
         self._columns = Columns(path / "columns", count=count, cursor=cursor)
         dimension = embedder.dimension
         assert dimension is not None, "it is at hand"
         self._vectors = KeptRows(path / "vectors", dimension=dimension, count=count)
+        self._refuse_others()
+        self._keywords = Keywords(self._segments.work)
+        if (self._keywords.count, self._keywords.cursor) != (count, cursor):
+            raise Damaged(f"{path} holds {self._keywords.count} units up to {self._keywords.cursor}, not what it says")
         self._source = source
         self._lines: OrderedDict[str, list[tuple[int, str]]] = OrderedDict()
         self._recent: dict[int, _Recent] = {}
@@ -86,16 +93,27 @@ class SearchIndex:
         self.taken = cursor
         self.taken_us = 0
 
+    def _refuse_others(self) -> None:
+        """Raises Damaged where tables are whole, and not those that were committed."""
+        for name, stamp in self._stamps().items():
+            if stamp != self._commit.tables.get(name, NO_ROWS):
+                raise Damaged(f"{self._path / name} is not the file that was committed")
+
+    def _stamps(self) -> dict[str, Stamp]:
+        columns = {f"columns/{name}": stamp for name, stamp in self._columns.stamps.items()}
+        return columns | {"vectors/rows": self._vectors.stamp}
+
     @property
     def cursor(self) -> int:
         """The seq of the newest unit that outlives a restart."""
         return self._keywords.cursor
 
     def is_of(self, source: Source, head: int) -> bool:
-        """Whether this is the log, up to its head, that was indexed: the newest unit is there and the same."""
+        """Whether this is the log, up to its head, that was indexed: the newest unit is there, and all up to it is the
+        same."""
         if self.cursor == 0:
             return True
-        return self.cursor <= head and id_digest(source.unit(self.cursor).id) == self._columns.last_id
+        return self.cursor <= head and source.chain(self.cursor).hex() == self._commit.chain
 
     def rank_with(self, embedder: Embedder, path: Path) -> Late:
         """Let this one say what is near, whenever it can; its vectors are kept under the path."""
@@ -168,11 +186,20 @@ class SearchIndex:
         return before[-PAIR_UNITS:]
 
     def commit(self) -> None:
-        """Make what was taken in outlive a restart: the keyword index last, for it counts the others' rows."""
+        """Make what was taken in outlive a restart: it does when the last file says what all the others are."""
         self._columns.flush()
         self._vectors.flush()
         self._keywords.commit()
+        meta, segments = self._segments.keep()
+        chain = self._source.chain(self.cursor).hex() if self.cursor else ""
+        self._commit = Commit(self._keywords.count, self.cursor, chain, self._stamps(), segments, meta)
+        write_commit(self._path, self._commit)
+        self._segments.drop_others(segments)
         self._recent.clear()
+
+    def check(self) -> None:
+        """Whether the files that are read while it answers are what was written. Raises Damaged, OSError."""
+        self._segments.check()
 
     def close(self) -> None:
         self._beside.shutdown()
@@ -403,6 +430,14 @@ class SearchIndex:
         told = zip(self._columns.seqs_of(more), leg.rows.cosines(leg.vector, more), strict=True)
         found.update((seq, one) for seq, one in told if one is not None)
         return found
+
+
+def _commit_in(path: Path) -> Commit:
+    """The newest; nothing, where there is not yet anything else either. Raises Damaged."""
+    commit = read_commit(path)
+    if commit is None and any((path / SEGMENTS).glob("*")):
+        raise Damaged(f"{path / COMMIT} is gone")
+    return commit or NOTHING
 
 
 _Counted = tuple[int, Callable[[], dict[str, dict[str, int]]]]

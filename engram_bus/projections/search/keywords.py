@@ -7,7 +7,6 @@ from errno import EAGAIN
 from math import inf
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 import msgspec
 from tantivy import (
@@ -25,9 +24,8 @@ from tantivy import (
 from engram_bus.projections.search import analysis
 from engram_bus.projections.search.bm25 import NAME_WEIGHT, Phrase, Question, Statistics, Terms, rarity
 from engram_bus.projections.search.scope import Scope
-from engram_bus.projections.search.tables import Damaged
 
-VERSION = "keywords-3"
+VERSION = "keywords-4"
 QUERY_TERMS_MAX = 64
 THEN_DEPTH_MAX = 3_200
 """Units that are read again for a search as of a seq, a quarter of a millisecond each: only where very many score
@@ -37,8 +35,6 @@ QUERY_STARTS_MAX = 8
 DIGITS = 3
 """Of a score that count: tantivy's are float32, whose last digits depend on the order of its sums. Without this, equal
 units would stand in the order of its segments."""
-_PARTS = ("fast", "fieldnorm", "idx", "pos", "store", "term")
-"""The files of one segment."""
 _HEAP_BYTES = 64 * 1024 * 1024
 _STEMS_MAX = 20_000
 _WORD_CHARACTERS_MAX = 80
@@ -388,45 +384,6 @@ class Keywords:
 
     def _seqs_of(self, hits: Sequence[tuple[Any, Any]]) -> list[int]:
         return [int(seq or 0) for seq in self._searcher.fast_field_values("seq", [address for _, address in hits])]
-
-
-def check(path: Path) -> None:
-    """Compare the files of an index with the checksums at their ends, as tantivy itself does not. Raises Damaged."""
-    if not (path / "meta.json").exists():
-        return
-    try:
-        segments = msgspec.json.decode((path / "meta.json").read_bytes(), type=_Meta).segments
-    except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
-        raise Damaged(f"{path / 'meta.json'} is not what was written: {exc}") from exc
-    for segment in segments:
-        for part in _PARTS:
-            _check_file(path / f"{segment.segment_id.replace('-', '')}.{part}")
-
-
-def _check_file(path: Path) -> None:
-    try:
-        raw = path.read_bytes()
-    except FileNotFoundError as exc:
-        raise Damaged(f"{path} is gone") from exc
-    size = int.from_bytes(raw[-8:-4], "little")
-    try:
-        crc = msgspec.json.decode(raw[-8 - size : -8], type=_Footer).crc
-    except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
-        raise Damaged(f"{path} has no checksum") from exc
-    if crc32(memoryview(raw)[: -8 - size]) != crc:
-        raise Damaged(f"{path} is not what was written")
-
-
-class _Segment(msgspec.Struct):
-    segment_id: str
-
-
-class _Meta(msgspec.Struct):
-    segments: list[_Segment]
-
-
-class _Footer(msgspec.Struct):
-    crc: int
 
 
 def _schema() -> Any:

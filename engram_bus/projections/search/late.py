@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engram_bus.log.record import RecordError
+from engram_bus.projections.contract import Damaged
 from engram_bus.projections.search.embedders.contract import Embedder, EmbedderError, EmbedderRefused, Vectors
-from engram_bus.projections.search.tables import Damaged
 from engram_bus.projections.search.vectors import KeptRows, Rows
 
 log = logging.getLogger(__name__)
@@ -250,6 +250,8 @@ class _Newest(msgspec.Struct, frozen=True):
     count: int
     seq: int
     id: str
+    crc: int | None = None
+    """Of the rows' file: another one may be whole, too. None where an earlier version wrote them."""
 
 
 class _Kept:
@@ -262,8 +264,10 @@ class _Kept:
         path.mkdir(parents=True, exist_ok=True)
         try:
             newest = msgspec.json.decode((path / "newest").read_bytes(), type=_Newest)
-            self._rows = KeptRows(path, dimension=newest.dimension, count=newest.count)
-            self.newest = newest
+            rows = KeptRows(path, dimension=newest.dimension, count=newest.count)
+            if newest.crc not in (None, rows.stamp.crc):
+                raise Damaged(f"{path / 'rows'} is not the file that was written")
+            self._rows, self.newest = rows, newest
         except FileNotFoundError:
             pass
         except (Damaged, msgspec.MsgspecError, ValueError) as exc:
@@ -293,7 +297,8 @@ class _Kept:
         for vector in vectors:
             self._rows.add(vector)
         self._rows.flush()
-        self.newest = _Newest(vectors.shape[1], self.count + len(units), units[-1].seq, units[-1].id)
+        count, crc = self.count + len(units), self._rows.stamp.crc
+        self.newest = _Newest(vectors.shape[1], count, units[-1].seq, units[-1].id, crc)
         written = self.path / "newest.new"
         with written.open("wb") as file:
             file.write(msgspec.json.encode(self.newest))

@@ -64,6 +64,9 @@ class LocalSearch:
     def unit(self, seq: int) -> WorkUnit:
         return self._log.record(seq).unit
 
+    def chain(self, seq: int) -> bytes:
+        return self._log.record(seq).chain
+
     def close(self) -> None:
         self._is_closed = True
         self._index.close()

@@ -3,6 +3,7 @@
 It can lag, die and be made again without the bus noticing. It ends when the bus does.
 """
 
+import faulthandler
 import fcntl
 import logging
 import os
@@ -50,6 +51,7 @@ class Gone(Exception):
 
 def main() -> None:
     """Serve one tenant's directory over the inherited socket whose number is given, with an embedder of choice."""
+    faulthandler.enable()  # A file that is cut while it is mapped ends us (SIGBUS): say so, and where.
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
     # Ctrl-C and a stopped service reach us too: the bus drains, and we end with it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -69,7 +71,7 @@ def main() -> None:
                 _Search(tenant, path, line, chosen).serve()
         except (Gone, ConnectionError):
             pass
-        except Exception as exc:
+        except BaseException as exc:  # A panic in Rust is no Exception.
             log.error("search stopped: %s: %s", type(exc).__name__, exc, exc_info=not isinstance(exc, OSError))
             sys.exit(1)
 
@@ -161,9 +163,12 @@ class _Search:
             return None
         except OSError:
             raise
-        except Exception as exc:
+        except BaseException as exc:  # A panic in Rust is no Exception.
+            why = f"{type(exc).__name__}: {exc}"
+            if self._runner.doubt(f"a search ended in {why}"):
+                return Behind(ask.id, self._runner.projection.taken)
             log.exception("a search failed")
-            return Failed(ask.id, f"{type(exc).__name__}: {exc}")
+            return Failed(ask.id, why)
 
     def _tell_state(self) -> None:
         """When it has caught up, and now and then on the way."""

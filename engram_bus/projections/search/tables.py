@@ -8,14 +8,13 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
+from engram_bus.projections.contract import Damaged
+from engram_bus.projections.search.commits import Stamp
+
 Array = NDArray[Any]
 
 _CRC = "crc"
 _CRC_BYTES = 4
-
-
-class Damaged(ValueError):
-    """A file does not hold what was written."""
 
 
 class AppendedFile:
@@ -51,6 +50,11 @@ class AppendedFile:
         self._written_bytes += len(raw)
         self.crc = crc32(raw, self.crc)
 
+    @property
+    def stamp(self) -> Stamp:
+        """Of what was written."""
+        return Stamp(self._written_bytes, self.crc)
+
 
 class Table:
     """Rows of named fields. The last row of each flush holds a checksum of all the file before it."""
@@ -66,6 +70,11 @@ class Table:
         self._columns = {name: Growing(field[0], rows[name]) for name, field in self._dtype.fields.items()}
         self.count = self._written = count
         self._file.forget()
+
+    @property
+    def stamp(self) -> Stamp:
+        """Of its file, as it was flushed. (The CRC of what ends with its own CRC is the same for all files.)"""
+        return Stamp(self._file.stamp.size_bytes, int(self.column(_CRC)[self._written - 1]) if self._written else 0)
 
     @property
     def unwritten(self) -> int:

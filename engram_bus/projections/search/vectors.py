@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from engram_bus.projections.search.commits import Stamp
 from engram_bus.projections.search.sketches import Sketches
 from engram_bus.projections.search.tables import Growing, Table
 
@@ -87,6 +88,11 @@ class KeptRows:
         self._scales = Growing(np.dtype(np.float32), scales_of(self._table.column("vector")))
         self._sketches = Sketches(dimension)
         self._sketch()
+
+    @property
+    def stamp(self) -> Stamp:
+        """Of its file, as it was flushed."""
+        return self._table.stamp
 
     @property
     def rows(self) -> Rows:

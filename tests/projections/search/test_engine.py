@@ -1,5 +1,7 @@
 """The index finds what a reader of the whole log would find, whatever is committed, filtered, cut off or asked."""
 
+import errno
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
@@ -10,6 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from engram_bus.projections.contract import Damaged
 from engram_bus.projections.search import engine, keywords
 from engram_bus.projections.search.documents import PAIR_UNITS, is_searched, line_of, parts_of, text_of, together
 from engram_bus.projections.search.engine import LOOK_BACK_UNITS, SearchIndex, TooLate
@@ -510,7 +513,12 @@ def test_an_empty_index_is_of_any_log(tmp_path: Path) -> None:
 def committed_files(path: Path) -> list[Path]:
     with indexed(log(Random(4), 50), 20, 35, 50, path=path):
         pass
-    return sorted(file for file in path.rglob("*") if file.is_file() and file.suffix not in (".lock", ".json"))
+    return files_of(path)
+
+
+def files_of(path: Path) -> list[Path]:
+    """Those that count: where tantivy works is made anew."""
+    return sorted(file for file in path.rglob("*") if file.is_file() and file.parent.name != "work")
 
 
 def test_a_flipped_bit_anywhere_is_damage(tmp_path: Path) -> None:
@@ -521,7 +529,7 @@ def test_a_flipped_bit_anywhere_is_damage(tmp_path: Path) -> None:
             continue
         at = dice.randrange(len(raw))
         file.write_bytes(raw[:at] + bytes([raw[at] ^ 1 << dice.randrange(8)]) + raw[at + 1 :])
-        with pytest.raises(ValueError):  # noqa: PT011 (Damaged, or tantivy's)
+        with pytest.raises(Damaged):
             SearchIndex(tmp_path, EMBEDDER, Log([]))
         file.write_bytes(raw)
     SearchIndex(tmp_path, EMBEDDER, Log([])).close()
@@ -533,12 +541,95 @@ def test_a_file_that_was_cut_off_or_taken_away_is_damage(tmp_path: Path) -> None
         if not raw:
             continue
         file.write_bytes(raw[:-1])
-        with pytest.raises(ValueError):  # noqa: PT011 (Damaged, or tantivy's)
+        with pytest.raises(Damaged):
             SearchIndex(tmp_path, EMBEDDER, Log([]))
         file.unlink()
-        with pytest.raises(ValueError):  # noqa: PT011 (Damaged, or tantivy's)
+        with pytest.raises(Damaged):
             SearchIndex(tmp_path, EMBEDDER, Log([]))
         file.write_bytes(raw)
+
+
+def test_a_whole_file_of_another_index_or_of_another_commit_is_damage(tmp_path: Path) -> None:
+    ours, theirs = log(Random(4), 50), log(Random(5), 50)
+    with indexed(ours, 50, path=tmp_path / "ours"), indexed(theirs, 50, path=tmp_path / "theirs"):
+        pass
+    shutil.copytree(tmp_path / "ours", tmp_path / "older")
+    with indexed([*ours, *log(Random(6), 60)[50:]], 60, path=tmp_path / "ours"):
+        pass
+    for file in files_of(tmp_path / "ours"):
+        raw = file.read_bytes()
+        for others in ("theirs", "older"):
+            other = alike(file, files_of(tmp_path / others))
+            if other.read_bytes() == raw or (file.name, others) == ("commit", "older"):
+                continue  # (An older commit of this index, of which all is still there, is just that.)
+            file.write_bytes(other.read_bytes())
+            with pytest.raises(Damaged):
+                SearchIndex(tmp_path / "ours", EMBEDDER, Log([]))
+        file.write_bytes(raw)
+    SearchIndex(tmp_path / "ours", EMBEDDER, Log([])).close()
+
+
+def alike(file: Path, others: Sequence[Path]) -> Path:
+    """By its ending: segments have random names."""
+    return next(other for other in others if (other.suffix or other.name) == (file.suffix or file.name))
+
+
+def test_a_commit_that_is_gone_is_damage(tmp_path: Path) -> None:
+    committed_files(tmp_path)
+    (tmp_path / "commit").unlink()
+    with pytest.raises(Damaged, match="commit is gone"):
+        SearchIndex(tmp_path, EMBEDDER, Log([]))
+
+
+def test_where_tantivy_works_is_made_anew(tmp_path: Path) -> None:
+    units = log(Random(4), 50)
+    with indexed(units, 20, 35, 50, path=tmp_path) as index:
+        expected = told(index.search(all_of("parser")))
+    for file in (tmp_path / "work").iterdir():
+        file.unlink()
+    (tmp_path / "work" / "meta.json").write_text("{}")
+    with indexed(units, path=tmp_path) as index:
+        assert told(index.search(all_of("parser"))) == expected
+
+
+def test_a_merge_that_nobody_wrote_down_did_not_happen(tmp_path: Path) -> None:
+    units = log(Random(4), 8)
+    with indexed(units, *range(1, 9), path=tmp_path) as index:
+        expected = told(index.search(all_of("parser")))
+    assert '"max_doc": 8' in (tmp_path / "work" / "meta.json").read_text(), "eight are merged, after the last commit"
+    with indexed(units, path=tmp_path) as index:
+        assert len({file.stem for file in (tmp_path / "work").glob("*.idx")}) == 8
+        assert told(index.search(all_of("parser"))) == expected
+
+
+def test_where_a_file_has_only_one_name_files_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(*_: object) -> None:
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuses)
+    units = log(Random(4), 50)
+    with indexed(units, 20, 50, path=tmp_path) as index:
+        expected = told(index.search(all_of("parser")))
+    with indexed(units, path=tmp_path) as index:
+        assert told(index.search(all_of("parser"))) == expected
+
+
+def test_an_index_that_another_one_writes_is_left_alone(tmp_path: Path) -> None:
+    units = log(Random(4), 50)
+    with indexed(units, 20, path=tmp_path) as index:
+        with pytest.raises(BlockingIOError):
+            SearchIndex(tmp_path, EMBEDDER, Log(units))
+        index.commit()
+
+
+def test_a_search_looks_at_its_files_when_it_is_told_to(tmp_path: Path) -> None:
+    with indexed(log(Random(4), 50), 50, path=tmp_path) as index:
+        index.check()
+        (file,) = (tmp_path / "work").glob("*.pos")
+        raw = file.read_bytes()
+        file.write_bytes(raw[:10] + bytes([raw[10] ^ 1]) + raw[11:])
+        with pytest.raises(Damaged):
+            index.check()
 
 
 def test_what_lies_behind_the_commit_is_cut_off(tmp_path: Path) -> None:

@@ -244,6 +244,20 @@ def test_damaged_vectors_are_made_again(world: World, name: str, damage: bytes) 
     assert nearest(world, "weather in Lisbon")[0] == 0
 
 
+def test_whole_rows_of_others_are_made_again(world: World, tmp_path: Path) -> None:
+    world.say("rain in Lisbon", "the parser lost a token")
+    world.work_all()
+    other = World(tmp_path / "other")
+    other.say("the parser lost a token", "rain in Lisbon")
+    other.work_all()
+    other.late.close()
+    world.late.close()
+    (world.path / "rows").write_bytes((other.path / "rows").read_bytes())
+    world.again()
+    world.work_all()
+    assert nearest(world, "weather in Lisbon")[0] == 0
+
+
 def test_rows_that_were_not_counted_are_made_again(world: World) -> None:
     world.say("rain in Lisbon")
     world.work_all()

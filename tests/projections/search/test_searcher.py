@@ -5,7 +5,9 @@ import fcntl
 import os
 import shutil
 import signal
+import socket
 import subprocess
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,9 +18,13 @@ import pytest
 from engram_bus.embedded import Bus
 from engram_bus.errors import Busy, InternalError, SearchBuilding, SearchUnavailable, ShuttingDown
 from engram_bus.projections.runner import BEHIND_UNITS
+from engram_bus.projections.search import process
 from engram_bus.projections.search import searcher as searching
+from engram_bus.projections.search.embedders import StaticEmbedder
+from engram_bus.projections.search.messages import Answered, Ask, Behind, Failed
 from engram_bus.projections.search.requests import SearchOut
 from engram_bus.projections.search.searcher import Searcher
+from engram_bus.projections.search.values import Asked, Found
 from engram_bus.units import Draft, UnitType
 from tests.disk import Disk, small_disk, tampering, tenant
 
@@ -179,12 +185,12 @@ def empty(search: Path) -> None:
             file.write_bytes(b"")
 
 
-def garble_the_list(search: Path) -> None:
-    (file,) = search.rglob("meta.json")
+def garble_the_commit(search: Path) -> None:
+    (file,) = search.rglob("commit")
     file.write_text("{}")
 
 
-DAMAGES = [truncate, flip, flip_a_vector, empty, garble_the_list]
+DAMAGES = [truncate, flip, flip_a_vector, empty, garble_the_commit]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -206,9 +212,61 @@ async def test_an_index_that_is_damaged_under_its_process_is_built_again_when_th
     async with caught_up(tmp_path) as bus:
         damage(tenant(tmp_path) / "search")
         (outcome,) = await asyncio.gather(bus.search("parser fails"), return_exceptions=True)
-        assert isinstance(outcome, SearchOut | SearchUnavailable | InternalError), outcome
+        assert isinstance(outcome, SearchOut | SearchBuilding | SearchUnavailable | InternalError), outcome
     async with caught_up(tmp_path) as bus:
         assert [hit.seq for hit in (await bus.search("parser fails")).results] == expected
+
+
+@pytest.mark.parametrize("sort", ["*.fast", "*.fieldnorm", "*.idx", "*.pos", "*.term", "rows", "units", "commit"])
+async def test_a_whole_file_of_another_index_is_known(
+    tmp_path: Path, sort: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Each file has a checksum of its own, and so has the one that takes its place."""
+    expected = await indexed(tmp_path / "one", 400)
+    async with Bus.open(tmp_path / "other") as bus:
+        await bus.append_bulk([draft(number) for number in range(1_001, 1_401)])
+    async with caught_up(tmp_path / "other"):
+        pass
+    theirs = next((tenant(tmp_path / "other") / "search").rglob(sort))
+    for ours in (tenant(tmp_path / "one") / "search").rglob(sort):
+        ours.write_bytes(theirs.read_bytes())
+    async with caught_up(tmp_path / "one") as bus:
+        assert [hit.seq for hit in (await bus.search("parser fails")).results] == expected
+    assert capfd.readouterr().err.count("is built again") == 1
+
+
+class PanicException(BaseException):
+    """As tantivy raises where something is as it cannot be: no Exception."""
+
+
+@pytest.mark.parametrize("is_damaged", [False, True])
+async def test_a_search_that_panics_has_the_index_built_again_if_it_is_damaged(
+    tmp_path: Path, is_damaged: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = await indexed(tmp_path, 400)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        search = process._Search(tenant(tmp_path), tenant(tmp_path) / "search", theirs, StaticEmbedder())
+        ask = Ask(1, 400, Asked(query="parser fails"), time.monotonic() + SECONDS_MAX)
+        damaged = search._runner.projection
+
+        def panics(*_: object, **__: object) -> Found:
+            raise PanicException("index out of bounds")
+
+        damaged.search = panics  # type: ignore[method-assign]
+        if is_damaged:
+            flip(tenant(tmp_path) / "search")
+        said = search._answer(ask)
+        if not is_damaged:
+            assert said == Failed(1, "PanicException: index out of bounds")
+            damaged.close()
+            return
+        assert said == Behind(1, 0)
+        answered = search._answer(ask)
+        assert isinstance(answered, Answered)
+        assert [hit.seq for hit in answered.found.hits] == expected
+        assert "is built again: a search ended in PanicException: index out of bounds" in caplog.text
+        search._runner.projection.close()
 
 
 async def test_an_index_that_was_deleted_is_built_again(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from hashlib import blake2b
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
@@ -128,6 +129,9 @@ class Log:
 
     def unit(self, seq: int) -> WorkUnit:
         return self._units[seq - 1]
+
+    def chain(self, seq: int) -> bytes:
+        return blake2b("".join(unit.id for unit in self._units[:seq]).encode()).digest()
 
     def before(self, unit: WorkUnit, count: int) -> Sequence[WorkUnit]:
         of_context = [one for one in self._units[: unit.seq - 1] if one.context_id == unit.context_id]
