@@ -15,7 +15,8 @@ import uvloop
 
 from engram_bus import __version__
 from engram_bus.api.documents import pages
-from engram_bus.api.edge import USUAL, Bounds, EdgeWebSocket, edge_http
+from engram_bus.api.edge.http import USUAL, Bounds, edge_http
+from engram_bus.api.edge.websocket import EdgeWebSocket
 from engram_bus.api.grpc import GrpcServer
 from engram_bus.api.health import Health
 from engram_bus.api.http import HttpApi

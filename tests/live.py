@@ -13,7 +13,7 @@ from typing import Self, TypeVar
 import httpx
 import uvloop
 
-from engram_bus.api.edge import USUAL, Bounds
+from engram_bus.api.edge.http import USUAL, Bounds
 from engram_bus.api.origins import LOOPBACK, Origins
 from engram_bus.embedded import Bus
 from engram_bus.limits import HEARTBEAT_SECONDS, LOCK_SESSION_GRACE_SECONDS, SOCKET_STALL_SECONDS

@@ -12,7 +12,7 @@ from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
 from engram_bus import clock
-from engram_bus.api.edge import socket_of
+from engram_bus.api.edge.socket import socket_of
 from engram_bus.api.health import Health, search_status
 from engram_bus.api.messages import covering
 from engram_bus.api.metrics import CONTENT_TYPE as METRICS_TYPE

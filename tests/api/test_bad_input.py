@@ -12,7 +12,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.frames import Frame, Opcode
 from websockets.sync.client import ClientConnection, connect
 
-from engram_bus.api.edge import Bounds
+from engram_bus.api.edge.http import Bounds
 from engram_bus.limits import (
     BODY_WIRE_BYTES_MAX,
     BULK_UNITS_MAX,
@@ -704,6 +704,30 @@ def test_a_message_in_ten_thousand_fragments_is_one_message(socket: ClientConnec
     _send_frames(socket, Frame(Opcode.TEXT, b'{"op":', fin=False), *[nothing] * 10_000)
     _send_frames(socket, Frame(Opcode.CONT, b'"ping","id":1}'))
     assert json.loads(socket.recv(10))["event"] == "pong"
+
+
+def test_a_message_inside_another_closes_the_socket(socket: ClientConnection) -> None:
+    ping = Frame(Opcode.TEXT, b'{"op":"ping"}')
+    assert _close_code(socket, lambda: _send_frames(socket, Frame(Opcode.TEXT, b'{"op":', fin=False), ping)) == 1002
+
+
+def test_messages_are_read_however_their_bytes_are_cut_and_whatever_stands_between_them(
+    socket: ClientConnection,
+) -> None:
+    frames = [
+        Frame(Opcode.TEXT, b'{"op":"ping","id":1}'),
+        Frame(Opcode.PING, b"anyone?"),
+        Frame(Opcode.TEXT, b'{"op":"ping",', fin=False),
+        Frame(Opcode.PONG, b""),
+        Frame(Opcode.CONT, b'"id":2}'),
+        Frame(Opcode.TEXT, b'{"op":"ping","id":3' + b" " * 200 + b"}"),
+    ]
+    stream = b"".join(frame.serialize(mask=True) for frame in frames)
+    for size in (1, 7, len(stream)):
+        for at in range(0, len(stream), size):
+            socket.socket.sendall(stream[at : at + size])
+            time.sleep(0.0005)  # So that it is read in pieces, not put together again on the way.
+        assert [json.loads(socket.recv(10))["id"] for _ in range(3)] == [1, 2, 3]
 
 
 def test_a_subprotocol_that_is_not_spoken_is_refused(bus: LiveBus) -> None:

@@ -1,21 +1,14 @@
-"""uvicorn's two protocol classes with what they lack: bounds on headers, and sockets that take prebuilt frames."""
+"""uvicorn's HTTP with bounds on what a request may take, each answered with a problem."""
 
 import asyncio
-import logging
-import socket
 from collections import deque
-from http import HTTPStatus
-from typing import Any, ClassVar, Literal, Protocol
+from typing import ClassVar, Literal
 
 import httptools
 import msgspec
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-from websockets import http11
-from websockets.frames import Frame
-from websockets.http11 import Request, Response
 
-from engram_bus.api.problems import CONTENT_TYPE as PROBLEM
+from engram_bus.api.edge.socket import SOCKET, Written
 from engram_bus.api.problems import problem_body, problem_headers
 from engram_bus.errors import Busy, EngramError, HeadersTooLarge, InvalidRequest, TooLarge, TooSlow
 from engram_bus.limits import (
@@ -25,74 +18,11 @@ from engram_bus.limits import (
     HEADER_BYTES_MAX,
     HEADER_SECONDS_MAX,
     LEAVE_SECONDS_MAX,
-    PEER_SILENT_SECONDS,
     QUERY_BYTES_MAX,
-    SOCKET_BUFFER_BYTES,
 )
-from engram_bus.subscribers.sockets import Listener
-
-SOCKET = "engram.socket"
-"""The ASGI extension under which a scope holds its socket (`subscribers.sockets.Socket`)."""
 
 _OFFER = (b"upgrade", b"connection", b"http2-settings")
 """Headers that offer another protocol. (Who also said `Connection: close` closes by itself.)"""
-
-# A query may be longer than a line that this library reads by itself; all of the headers are bounded before it.
-http11.MAX_LINE_LENGTH = HEADER_BYTES_MAX
-
-log = logging.getLogger(__name__)
-
-
-class Receiver(Listener, Protocol):
-    """Who takes a WebSocket's messages."""
-
-    def received(self, message: bytes) -> None:
-        """One whole message."""
-
-
-class _Written:
-    """The writing half of a socket, the same for both protocols."""
-
-    transport: asyncio.Transport
-    _listener: Listener | None = None
-    _full = False
-    _abort: asyncio.TimerHandle | None = None
-
-    @property
-    def has_room(self) -> bool:
-        return not self._full
-
-    def listen(self, listener: Listener) -> None:
-        self._listener = listener
-        self.transport.set_write_buffer_limits(high=SOCKET_BUFFER_BYTES)
-        connection = self.transport.get_extra_info("socket")
-        if connection is not None:
-            # A peer that vanished without a word: heartbeats go out, nothing comes back.
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(PEER_SILENT_SECONDS * 1_000))
-
-    def write_raw(self, frame: bytes) -> None:
-        if not self.transport.is_closing():
-            self.transport.write(frame)
-
-    def abort_after(self, seconds: float) -> None:
-        self._abort = asyncio.get_running_loop().call_later(seconds, self.transport.abort)
-
-    def _became_full(self) -> None:
-        self._full = True
-        if self._listener is not None:
-            self._listener.full()
-
-    def _became_writable(self) -> None:
-        self._full = False
-        if self._listener is not None:
-            self._listener.drained()
-
-    def _was_lost(self) -> None:
-        if self._abort is not None:
-            self._abort.cancel()
-        listener, self._listener = self._listener, None
-        if listener is not None:
-            listener.lost()
 
 
 class Bounds(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,7 +42,7 @@ def edge_http(bounds: Bounds) -> type["EdgeHttp"]:
     return type("EdgeHttp", (EdgeHttp,), {"bounds": bounds})
 
 
-class EdgeHttp(_Written, HttpToolsProtocol):
+class EdgeHttp(Written, HttpToolsProtocol):
     """HTTP/1.1 whose headers and body come within a time and a size, or are answered with a problem and closed.
 
     What a request still lacks is its phase. A request that comes in one piece (nearly all do) arms no timer.
@@ -141,7 +71,7 @@ class EdgeHttp(_Written, HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
         super().connection_lost(exc)
-        self._was_lost()
+        self.was_lost()
 
     def data_received(self, data: bytes) -> None:
         if self._is_refused:
@@ -332,11 +262,11 @@ class EdgeHttp(_Written, HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._became_full()
+        self.became_full()
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._became_writable()
+        self.became_writable()
 
     def pause_reading(self) -> None:
         self.flow.pause_reading()
@@ -362,137 +292,3 @@ class _Answers:
 
     def close(self) -> None:
         self._edge.close()
-
-
-class EdgeWebSocket(_Written, WebSocketsSansIOProtocol):
-    """A WebSocket that hands messages to its connection at once and takes prebuilt frames.
-
-    uvicorn's own path queues a dictionary per message and stops reading in between: three times slower.
-    """
-
-    _receiver: Receiver | None = None
-    _joined: bytearray | None = None
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self.conn.handshake_exc is not None and not self.handshake_complete:
-            fault = HeadersTooLarge(f"the handshake cannot be read: {self.conn.handshake_exc}")
-            self._refuse_handshake(self.conn.reject(HTTPStatus(fault.status), fault.title), fault)
-
-    def handle_connect(self, event: Request) -> None:
-        refused = self.conn.accept(event)
-        if refused.status_code == HTTPStatus.SWITCHING_PROTOCOLS:
-            super().handle_connect(event)
-        else:
-            fault = InvalidRequest(f"not a WebSocket handshake: {refused.body.decode().strip()}")
-            self._refuse_handshake(refused, fault)
-
-    def _refuse_handshake(self, refused: Response, fault: EngramError) -> None:
-        """As uvicorn does it, but with a problem for a body."""
-        body = problem_body(fault)
-        for name, value in (("Content-Type", PROBLEM), ("Content-Length", str(len(body)))):
-            # Its headers are many by name: setting one adds it.
-            del refused.headers[name]
-            refused.headers[name] = value
-        refused.body = body
-        self.handshake_complete = self.close_sent = True
-        self.transport.write(refused.serialize())
-        self.transport.close()
-
-    async def run_asgi(self) -> None:
-        self.scope["extensions"] = {**(self.scope["extensions"] or {}), SOCKET: self}  # type: ignore[dict-item]
-        await super().run_asgi()
-
-    def attach(self, receiver: Receiver) -> None:
-        """From now on messages go to this one; the handshake is complete."""
-        self._receiver = receiver
-        if self.read_paused:
-            self.read_paused = False
-            self.transport.resume_reading()
-
-    def handle_cont(self, event: Frame) -> None:
-        # One buffer, not a list: a message may come in two million fragments of a byte, or of none.
-        if self._joined is None:
-            self._joined = bytearray(self.frames[0])
-        self._joined += event.data
-        if event.fin:
-            self.frames, self._joined = [bytes(self._joined)], None
-            self.send_receive_event_to_app()
-
-    def handle_parser_exception(self) -> None:
-        """The peer broke the protocol or a bound (1002, 1007, 1009): say so, and let it read that before it is cut."""
-        sent = self.conn.close_sent
-        assert sent is not None, "the protocol says why it failed"
-        if not self.close_sent:
-            self._closing(sent.code, sent.reason)
-            self.transport.write_eof()  # No answer to the close frame can be understood any more.
-
-    def send_receive_event_to_app(self) -> None:
-        if self._receiver is None:
-            super().send_receive_event_to_app()
-            return
-        message = bytes(self.frames[0]) if len(self.frames) == 1 else b"".join(self.frames)
-        is_text, self.frames = self.curr_msg_data_type == "text", []
-        if self.close_sent:
-            return
-        if is_text and not _is_utf8(message):
-            self.end(1007, "text that is not UTF-8")
-            return
-        self._receiver.received(message)
-
-    def end(self, code: int, reason: str) -> None:
-        if self.close_sent or self.transport.is_closing():
-            return
-        # A close frame's reason holds 123 bytes (RFC 6455, 5.5).
-        self.conn.send_close(code, reason.encode()[:123].decode("utf-8", "ignore"))
-        self._closing(code, reason)
-
-    def _closing(self, code: int, reason: str) -> None:
-        """The close frame goes out; the peer answers it, or is cut after a while."""
-        self.stop_keepalive()
-        self.transport.write(b"".join(self.conn.data_to_send()))
-        self.close_sent = True
-        self.queue.put_nowait({"type": "websocket.disconnect", "code": code, "reason": reason})
-        self.close_timer = self.loop.call_later(LEAVE_SECONDS_MAX, self.transport.close)
-        self.resume_reading()
-
-    def shutdown(self) -> None:
-        # Who was told to go reads that first: closing now, on bytes it may just send, would reset the connection.
-        if not self.close_sent:
-            super().shutdown()
-        self.abort_after(LEAVE_SECONDS_MAX)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self._was_lost()
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._became_full()
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        self._became_writable()
-
-    def pause_reading(self) -> None:
-        if not self.transport.is_closing():
-            self.transport.pause_reading()
-
-    def resume_reading(self) -> None:
-        if not self.transport.is_closing():
-            self.transport.resume_reading()
-
-
-def _is_utf8(message: bytes) -> bool:
-    try:
-        message.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def socket_of(scope: Any) -> Any:
-    """The socket behind a request. Only this edge gives one: the bus streams under no other server."""
-    socket = (scope.get("extensions") or {}).get(SOCKET)
-    assert socket is not None, "this application runs behind engram_bus.api.edge's protocol classes"
-    return socket
