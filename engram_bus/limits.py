@@ -157,6 +157,9 @@ GATHER_IDLE_TURNS_MAX: Final = 32
 """Of those, turns in a row that bring none, about 0.2 ms: a flush takes as long."""
 SNAPSHOT_UNITS: Final = 100_000
 """A start folds at most this many units after the newest snapshot."""
+INDEX_TAIL_UNITS_MAX: Final = 128
+"""Newest units that are found in memory alone: the index takes them at once, in under a millisecond."""
+INDEX_TAIL_BYTES_MAX: Final = 4 * MIB
 STORAGE_RETRY_SECONDS: Final = 0.5
 """How often a full disk is asked for room again."""
 RETRY_AFTER_SECONDS: Final = 1

@@ -612,10 +612,10 @@ class LmdbLog:
         """Whether the index took them. If not, they are durable all the same, and folded when there is room."""
         newest = records[-1]
         found: defaultdict[Table, list[tuple[bytes, bytes]]] = defaultdict(list)
-        for record in records:
-            for table, key, value in puts(record):
-                found[table].append((key, value))
         try:
+            for record in records:
+                for table, key, value in puts(record):
+                    found[table].append((key, value))
             with self._index.begin(write=True) as txn:
                 for table, entries in found.items():
                     with txn.cursor(self._tables[table]) as cursor:
