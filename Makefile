@@ -88,15 +88,34 @@ publish-proto: setup ## keep the wire as it is now: from here on `make lint` ref
 	$(BIN)/buf build proto --exclude-source-info --output proto/published.binpb
 
 .PHONY: types
-types: setup ## mypy --strict over both packages
+types: setup ## mypy --strict over both packages and the benchmarks
 	$(BIN)/mypy
 
 .PHONY: bench
-bench: setup tools-bench ## every benchmark, small; FULL=1 takes minutes and writes benchmarks/results/
+bench: setup tools-bench ## every benchmark, small
 	@for file in benchmarks/bench_*.py; do \
 		name=$$(basename $$file .py); echo "== $$name"; \
-		$(BIN)/python -m benchmarks.$$name $(if $(FULL),,--small) || exit; \
+		$(BIN)/python -m benchmarks.$$name --small || exit; \
 	done
+
+# What a commit has measured is not measured again, so a run that was ended goes on.
+.PHONY: bench-full
+bench-full: setup tools-peers ## every benchmark in full, 20 minutes each at most; ended, it goes on; results/ is written
+	@measured=.benchmarks/full/$$(git rev-parse --short HEAD); mkdir -p $$measured; \
+	for file in benchmarks/bench_*.py; do \
+		name=$$(basename $$file .py); test -e $$measured/$$name && continue; \
+		echo "== $$name"; timeout 1200 $(BIN)/python -m benchmarks.$$name || { echo "$$name did not end"; continue; }; \
+		touch $$measured/$$name; \
+	done
+	@$(MAKE) --no-print-directory bench-page
+
+.PHONY: bench-page
+bench-page: setup ## draw benchmarks/results/index.html from the results beside it
+	$(BIN)/python -m benchmarks.page
+
+.PHONY: bench-check
+bench-check: setup tools-bench ## is the bus slower than recorded? Ratios, beside a null server and the disk's own flush
+	$(BIN)/python -m benchmarks.check_ratios
 
 .PHONY: test-foreign
 test-foreign: setup tools-foreign $(FOREIGN)/node_modules/.stamp ## clients we did not write: a browser, npm packages
@@ -137,7 +156,7 @@ $(FOREIGN)/node_modules/.stamp: $(FOREIGN)/package-lock.json
 	@touch $@
 
 .PHONY: check
-check: lint types tools-faults test bench test-foreign wheels ## what has to pass before a change lands
+check: lint types tools-faults test bench-check test-foreign wheels ## what has to pass before a change lands
 
 .PHONY: check-long
 check-long: setup ## kills, full disks, a million units: minutes, not seconds

@@ -48,7 +48,7 @@ class Server(NamedTuple):
 def main() -> None:
     """All servers stand from the beginning; each load goes over all of them, some rounds long."""
     small = "--small" in sys.argv
-    rounds, seconds = (1, 0.1) if small else (7, 1.0)
+    rounds, seconds = (1, 0.1) if small else (5, 1.0)
     loads = {name: some for name, some in APPENDS.items() if not small or name in ("1 client", "64 clients")}
     fans = {name: some for name, some in DELIVERIES.items() if not small or name.startswith("100 subscribers,")}
     figures: dict[str, Any] = {}
@@ -73,13 +73,12 @@ def main() -> None:
 def _appenders(directory: Path, stack: contextlib.ExitStack, versions: dict[str, str]) -> Iterator[tuple[str, Server]]:
     bus = stack.enter_context(serving(directory, "--grpc-port", "0", core=native.SERVER_CORE))
     yield "bus, websocket", Server("ws", bus.port, search=True)
-    yield "bus, websocket msgpack", Server("ws-msgpack", bus.port, search=True)
-    yield "bus, http", Server("http", bus.port, search=True)
     (directory / "plain").mkdir()
     plain = stack.enter_context(
         serving(directory / "plain", "--grpc-port", "0", "--no-search", core=native.SERVER_CORE)
     )
-    yield "bus without search, websocket", Server("ws", plain.port)
+    for kind, wire in (("websocket", "ws"), ("websocket msgpack", "ws-msgpack"), ("http", "http")):
+        yield f"bus without search, {kind}", Server(wire, plain.port)
     others = {
         "redis, always": ("redis", peers.redis(directory, fsync="always")),
         "redis, everysec": ("redis", peers.redis(directory, fsync="everysec")),

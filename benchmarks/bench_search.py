@@ -42,8 +42,8 @@ AGENTS = 13
 def main() -> None:
     """Each size, one after the other."""
     if "--one" in sys.argv:
-        size, queries, directory = sys.argv[sys.argv.index("--one") + 1 :]
-        print(json.dumps(_measured(Path(directory), list(grown(recorded(), int(size))), int(queries))))
+        units, asked, where = sys.argv[sys.argv.index("--one") + 1 :]
+        print(json.dumps(_measured(Path(where), list(grown(recorded(), int(units))), int(asked))))
         return
     small, own = "--small" in sys.argv, "--units" in sys.argv
     sizes, queries = ([300], 20) if small else ([10_000, 100_000, 1_000_000], 500)

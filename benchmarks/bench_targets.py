@@ -14,10 +14,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import uvloop
 
@@ -46,6 +46,8 @@ from engram_bus import Bus, Draft, UnitType
 
 QUESTION = "every target of the bus: what was found, what it must be, what it aims at"
 LARGE = 10_000_000
+
+T = TypeVar("T")
 
 
 class Sizes(NamedTuple):
@@ -197,19 +199,20 @@ class House:
 
     def appends(self, wire: str, port: int, **load: float | str) -> Callable[[], native.Appended]:
         """A turn of appends, once search has caught up."""
-        return lambda: self._settled() or native.appends(wire, port, **{"seconds": self.sizes.seconds, **load})
+        return lambda: self._settled(partial(native.appends, wire, port, **{"seconds": self.sizes.seconds, **load}))
 
     def fan(self, wire: str, port: int, **load: float | str) -> Callable[[], native.Delivered]:
         """A turn of fan-out, once search has caught up."""
-        return lambda: self._settled() or native.fan(wire, port, **{"seconds": self.sizes.seconds, **load})
+        return lambda: self._settled(partial(native.fan, wire, port, **{"seconds": self.sizes.seconds, **load}))
 
     def turns(self, turns: Mapping[str, Callable[[], Any]]) -> dict[str, list[Any]]:
         """Rounds of each and of the disk."""
         return in_turn({**turns, "disk": self.flushes.measure}, rounds=self.sizes.rounds)
 
-    def _settled(self) -> None:
+    def _settled(self, turn: Callable[[], T]) -> T:
         if "bus" in self.__dict__:
             caught_up(self.bus.host, self.bus.port)
+        return turn()
 
     def _noted(self, name: str, peer: contextlib.AbstractContextManager[Peer | None]) -> Peer | None:
         found = self._stack.enter_context(peer)

@@ -50,8 +50,18 @@ def appends(wire: str, port: int, **what: float | str) -> Appended:
 def fan(wire: str, port: int, **what: float | str) -> Delivered:
     """One publisher and many subscribers; see load/fan.c."""
     said = _ran("fan", wire=wire, port=port, **what)
-    times = [Histogram(said.get(f"{name}_ns", ())) for name in ("late", "last", "answer", "probe")]
-    return Delivered(said["per_second"], *times, said["load_cpu_share"], said["units"], said["lost"], said["disorder"])
+    late, last, answers, probe = (Histogram(said.get(f"{name}_ns", ())) for name in ("late", "last", "answer", "probe"))
+    return Delivered(
+        per_second=said["per_second"],
+        late=late,
+        last=last,
+        answers=answers,
+        probe=probe,
+        load_cpu_share=said["load_cpu_share"],
+        units=said["units"],
+        lost=said["lost"],
+        disorder=said["disorder"],
+    )
 
 
 def read_all(wire: str, port: int, units: int, **what: float | str) -> float:

@@ -44,7 +44,7 @@ def redis(directory: Path, *, fsync: str = "always") -> Iterator[Peer | None]:
     data.mkdir()
     durable = ["--appendonly", "yes", "--appendfsync", fsync, "--save", "", "--auto-aof-rewrite-percentage", "0"]
     command = [program, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(data), *durable]
-    with _running(command, port, version=_said(program, "--version")) as peer:
+    with _running(command, port, version=_lines(program, "--version")[0]) as peer:
         yield peer
 
 
@@ -61,7 +61,7 @@ def nats(directory: Path, *, sync: str | None = None) -> Iterator[Peer | None]:
     interval = f", sync_interval: {sync}" if sync else ""
     config = data / "nats.conf"
     config.write_text(f'listen: "127.0.0.1:{port}"\njetstream {{store_dir: "{data}"{interval}}}\n')
-    with _running([program, "-c", str(config)], port, version=_said(program, "--version")) as peer:
+    with _running([program, "-c", str(config)], port, version=_built_from(program)) as peer:
         _make_stream(peer.address)
         yield peer
 
@@ -83,7 +83,7 @@ def centrifugo(directory: Path) -> Iterator[Peer | None]:
         "log": {"level": "error"},
     }
     config.write_text(json.dumps(settings))
-    with _running([program, "-c", str(config)], port, version=_said(program, "version")) as peer:
+    with _running([program, "-c", str(config)], port, version=_built_from(program)) as peer:
         yield peer
 
 
@@ -98,7 +98,7 @@ def etcd(directory: Path) -> Iterator[Peer | None]:
     command = [program, "--data-dir", str(directory / "etcd"), "--log-level", "error"]
     command += ["--listen-client-urls", url, "--advertise-client-urls", url, "--listen-peer-urls", other]
     command += ["--initial-advertise-peer-urls", other, "--initial-cluster", f"default={other}"]
-    with _running(command, port, version=_said(program, "--version")) as peer:
+    with _running(command, port, version=_lines(program, "--version")[0]) as peer:
         etcd_lease(peer.address)  # Answered only once it has a leader: itself.
         yield peer
 
@@ -121,8 +121,16 @@ def _found(name: str) -> str | None:
     return shutil.which(name, path=str(INSTALLED)) or shutil.which(name)
 
 
-def _said(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip().partition("\n")[0]
+def _lines(*command: str) -> list[str]:
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
+
+
+def _built_from(program: str) -> str:
+    """What a program of Go says it was built from, where there is a Go to ask."""
+    go = shutil.which("go")
+    built = _lines(go, "version", "-m", program) if go else []
+    modules = [line.split() for line in built if line.startswith("\tmod\t")]
+    return " ".join(modules[0][1:3]) if modules else Path(program).name
 
 
 @contextlib.contextmanager

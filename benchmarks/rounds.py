@@ -16,7 +16,7 @@ def in_turn(turns: Mapping[str, Callable[[], T]], *, rounds: int, first: int = 0
     """What each said in each round; every second round goes backwards."""
     said: dict[str, list[T]] = {name: [] for name in turns}
     for number in range(first, first + rounds):
-        for name in (*turns,) if number % 2 == 0 else (*reversed(turns),):
+        for name in [*turns] if number % 2 == 0 else [*turns][::-1]:
             said[name].append(turns[name]())
     return said
 
