@@ -268,11 +268,17 @@ class Stamp(msgspec.Struct, frozen=True):
 
     def unit_id(self, ordinal: int) -> str:
         """UUIDv7 of the ordinal-th unit of this commit (RFC 9562, 5.7; sub-millisecond time in rand_a, method 3)."""
-        ms, us = divmod(self.ts_us, 1_000)
-        rand_b = (self.seed + ordinal) & 0x3FFF_FFFF_FFFF_FFFF
-        value = (ms & 0xFFFF_FFFF_FFFF) << 80 | 0x7 << 76 | (us * 4096 // 1_000) << 64 | 0b10 << 62 | rand_b
-        text = f"{value:032x}"
-        return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+        variant_and_random = 0b10 << 62 | (self.seed + ordinal) & 0x3FFF_FFFF_FFFF_FFFF
+        text = f"{variant_and_random:016x}"
+        return f"{_id_of_time(self.ts_us)}-{text[:4]}-{text[4:]}"
+
+
+@lru_cache(maxsize=8)
+def _id_of_time(ts_us: int) -> str:
+    """What the ids of one commit have in common."""
+    ms, us = divmod(ts_us, 1_000)
+    text = f"{ms & 0xFFFF_FFFF_FFFF:012x}"
+    return f"{text[:8]}-{text[8:]}-7{us * 4096 // 1_000:03x}"
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -81,6 +81,7 @@ from engram_bus.units import (
 log = logging.getLogger(__name__)
 
 NOOP = "bus.noop"
+_SEED_BYTES = 8
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -122,15 +123,41 @@ class _Known(msgspec.Struct, frozen=True):
 
 
 class _Batch:
-    """One commit while it is built: what is decided of it so far."""
+    """One commit while it is built: what is decided of it so far. `chain` is the digest of the newest record."""
 
-    def __init__(self, stamp: Stamp) -> None:
+    __slots__ = (
+        "chain",
+        "deciding",
+        "ended_sessions",
+        "entries",
+        "first_seq",
+        "ids",
+        "is_recording",
+        "keys",
+        "looks",
+        "next_seq",
+        "outcomes",
+        "raw_bytes",
+        "records",
+        "salts",
+        "stamp",
+        "tended_units",
+        "ts",
+    )
+
+    def __init__(self, stamp: Stamp, *, head: int, chain: bytes, salts: bytes) -> None:
         self.stamp = stamp
         self.ts = ts_text(stamp.ts_us)
+        self.first_seq = self.next_seq = head + 1
+        self.chain = chain
+        self.salts = salts
+        """Not used yet; drawn for all commands at once, because each draw is a call of the system."""
         self.records: list[Record] = []
         self.entries: list[Entry] = []
         self.ids: set[str] = set()
         self.keys: dict[tuple[str, str], _Known] = {}
+        self.deciding: Done | None = None
+        """Whose command is being decided, and has no outcome yet."""
         self.outcomes: list[tuple[Done, Answer | EngramError]] = []
         self.raw_bytes = 0
         self.tended_units = 0
@@ -273,7 +300,7 @@ class Writer:
 
     def _commit(self) -> None:
         self._gathers = False
-        batch = _Batch(Stamp(self._clock.now_us(), int.from_bytes(self._entropy(8), "big") >> 2))
+        batch = self._begin()
         try:
             self._build(batch)
             if batch.records:
@@ -296,20 +323,26 @@ class Writer:
             if self._log.head - self._snapshot_seq >= SNAPSHOT_UNITS:
                 self._keep_snapshot()
 
+    def _begin(self) -> _Batch:
+        units = min(len(self._queue), BATCH_UNITS_MAX)
+        random = self._entropy(_SEED_BYTES + SALT_BYTES * units)
+        stamp = Stamp(self._clock.now_us(), int.from_bytes(random[:_SEED_BYTES], "big") >> 2)
+        return _Batch(stamp, head=self._log.head, chain=self._log.chain, salts=random[_SEED_BYTES:])
+
     def _build(self, batch: _Batch) -> None:
         self._tend(batch)
-        while self._queue and self._has_room(batch, self._queue[0]):
-            ticket = self._queue.popleft()
+        queue, outcomes = self._queue, batch.outcomes
+        while queue and self._has_room(batch, queue[0]):
+            ticket = queue.popleft()
             self._queue_bytes -= ticket.held_bytes
             if ticket.is_cancelled:
-                batch.outcomes.append((ticket.done, WaitEnded("the request was cancelled", why=CANCELLED)))
+                outcomes.append((ticket.done, WaitEnded("the request was cancelled", why=CANCELLED)))
                 continue
-            batch.outcomes.append((ticket.done, InternalError("the command was not decided")))
+            batch.deciding = ticket.done
             outcome = self._outcome(batch, ticket)
-            if outcome is None:
-                batch.outcomes.pop()  # It waits for a lock, and is answered when that wait ends.
-            else:
-                batch.outcomes[-1] = (ticket.done, outcome)
+            batch.deciding = None
+            if outcome is not None:  # Else it waits for a lock, and is answered when that wait ends.
+                outcomes.append((ticket.done, outcome))
             if not isinstance(ticket.command, Append):
                 self._tend(batch)  # So that who waits for what is free now hears of it with this commit.
 
@@ -317,6 +350,8 @@ class Writer:
         if not batch.records:
             return True
         match ticket.command:
+            case Append():
+                units = 1
             case AppendAtomic(appends=appends):
                 units = len(appends)
             case BreakLock():
@@ -329,6 +364,8 @@ class Writer:
         """What it came to; None where it waits for a lock."""
         try:
             match ticket.command:
+                case Append(idempotency_key=None) as command:
+                    return self._take_append(batch, command)
                 case Append() | AppendAtomic() | UpdateContext() as command:
                     return self._take(batch, command)
                 case AcquireLock() | RefreshLock() | ReleaseLock() | BreakLock():
@@ -342,6 +379,17 @@ class Writer:
                 # The state holds a part of it: the whole batch goes, and the state is folded again.
                 raise failure from exc
             return failure
+
+    def _take_append(self, batch: _Batch, command: Append) -> Answer:
+        """As `_take`, of the command that nearly all are: one unit, and nothing to recognise it by."""
+        self.state.check(command, batch.stamp)
+        draft = command.draft
+        if draft.id is not None:
+            self._check_ids(batch, (draft,))
+        batch.is_recording = True
+        entry = self._seal(batch, self._place(batch, draft), NOTHING_PRIVATE, 1, 0)
+        batch.is_recording = False
+        return Answer((entry,))
 
     def _take(self, batch: _Batch, command: KeyedCommand) -> Answer:
         digest = b""
@@ -367,10 +415,8 @@ class Writer:
             brought.add(draft.id)
 
     def _record(self, batch: _Batch, command: KeyedCommand, drafts: Sequence[Draft], digest: bytes) -> Answer:
-        units = self._place(batch, drafts)
         batch.is_recording = True
-        for unit in units:
-            self.state.evolve(unit)
+        units = [self._place(batch, draft) for draft in drafts]
         context = self.state.contexts.view(command.context_id) if isinstance(command, UpdateContext) else None
         private = NOTHING_PRIVATE
         if command.idempotency_key is not None:
@@ -435,10 +481,8 @@ class Writer:
         return due_us is not None and due_us <= now_us
 
     def _record_locks(self, batch: _Batch, drafts: Sequence[Draft]) -> tuple[Entry, ...]:
-        units = self._place(batch, drafts)
         batch.is_recording = True
-        for unit in units:
-            self.state.evolve(unit)
+        units = [self._place(batch, draft) for draft in drafts]
         entries = self._seal_all(batch, units, NOTHING_PRIVATE)
         batch.is_recording = False
         return entries
@@ -505,48 +549,44 @@ class Writer:
 
     # --- Places and proofs -------------------------------------------------------------------------------------------
 
-    def _place(self, batch: _Batch, drafts: Sequence[Draft]) -> list[WorkUnit]:
-        """Give each draft its seq, version, id and time."""
-        seq = self._log.head + len(batch.records)
-        versions: dict[str, int] = {}
-        units = []
-        for ordinal, draft in enumerate(drafts, start=len(batch.records)):
-            seq += 1
-            context_id = draft.context_id
-            version = versions.get(context_id) or self.state.contexts.version(context_id)
-            versions[context_id] = version + 1
-            units.append(
-                WorkUnit(
-                    seq=seq,
-                    id=draft.id or batch.stamp.unit_id(ordinal),
-                    context_id=context_id,
-                    version=version + 1,
-                    agent_id=draft.agent_id,
-                    type=draft.type,
-                    ts=batch.ts,
-                    content_type=draft.content_type,
-                    kind=draft.kind,
-                    meta=draft.meta,
-                    resources=draft.resources,
-                    relationships=draft.relationships,
-                    traceparent=draft.traceparent,
-                    payload=draft.payload,
-                )
-            )
-        return units
+    def _place(self, batch: _Batch, draft: Draft) -> WorkUnit:
+        """Give a draft its seq, version, id and time; the state takes it in."""
+        seq = batch.next_seq
+        batch.next_seq = seq + 1
+        context_id = draft.context_id
+        unit = WorkUnit(
+            seq=seq,
+            id=draft.id or batch.stamp.unit_id(seq - batch.first_seq),
+            context_id=context_id,
+            version=self.state.contexts.version(context_id) + 1,
+            agent_id=draft.agent_id,
+            type=draft.type,
+            ts=batch.ts,
+            content_type=draft.content_type,
+            kind=draft.kind,
+            meta=draft.meta,
+            resources=draft.resources,
+            relationships=draft.relationships,
+            traceparent=draft.traceparent,
+            payload=draft.payload,
+        )
+        self.state.evolve(unit)
+        return unit
 
     def _seal_all(self, batch: _Batch, units: Sequence[WorkUnit], private: Private) -> tuple[Entry, ...]:
         return tuple(self._seal(batch, unit, private, len(units), index) for index, unit in enumerate(units))
 
     def _seal(self, batch: _Batch, unit: WorkUnit, private: Private, group_units: int, group_index: int) -> Entry:
+        salt, batch.salts = batch.salts[:SALT_BYTES], batch.salts[SALT_BYTES:]
         record = seal(
             unit,
-            previous=batch.records[-1].chain if batch.records else self._log.chain,
-            salt=self._entropy(SALT_BYTES),
+            previous=batch.chain,
+            salt=salt or self._entropy(SALT_BYTES),
             private=private if group_index == 0 else NOTHING_PRIVATE,
             group_units=group_units,
             group_index=group_index,
         )
+        batch.chain = record.chain
         entry = Entry(unit.seq, record.body, unit)
         batch.records.append(record)
         batch.entries.append(entry)
@@ -588,6 +628,8 @@ class Writer:
         """The state is ahead of the disk: fold it again, tell everyone who waits, and try again later."""
         log.error("a commit of %d units failed: %s", len(batch.records), exc)
         waiting = [done for done, _ in batch.outcomes]
+        if batch.deciding is not None:
+            waiting.append(batch.deciding)
         waiting += [ticket.done for ticket in self._take_waiters()]
         unfolded = self._fold_again()
         # Sessions that ended in this batch end with the next; nobody waits any more.

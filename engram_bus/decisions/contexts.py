@@ -117,7 +117,7 @@ class Contexts:
         """Raises VersionMoved, ContextClosed, TooLarge."""
         match command:
             case Append():
-                self._check_append(command, before=0)
+                self.check_append(command)
                 return (command.draft,)
             case AppendAtomic():
                 return self._append_all(command.appends)
@@ -130,14 +130,17 @@ class Contexts:
         for index, append in enumerate(appends):
             context_id = append.draft.context_id
             try:
-                self._check_append(append, before=before[context_id])
+                self.check_append(append, before=before[context_id])
             except EngramError as exc:
                 raise exc.at(index) from None
             before[context_id] += 1
         return [append.draft for append in appends]
 
-    def _check_append(self, append: Append, *, before: int) -> None:
-        self._check_version(append.draft.context_id, append.expected_version, before=before)
+    def check_append(self, append: Append, *, before: int = 0) -> None:
+        """Whether a context takes this now, after `before` units of the same batch. Raises VersionMoved,
+        ContextClosed."""
+        if append.expected_version is not None:
+            self._check_version(append.draft.context_id, append.expected_version, before=before)
         self.check_open(append.draft.context_id)
 
     def _check_version(self, context_id: str, expected: int | None, *, before: int) -> None:

@@ -44,6 +44,9 @@ GENESIS = bytes(DIGEST_BYTES)
 """The chain before the first record."""
 
 _HEADER = struct.Struct(">BBHIQ32sIIH")
+# The same in two parts: what comes before the CRC, and what comes after it.
+_FRONT = struct.Struct(">BBH")
+_REST = struct.Struct(">Q32sIIH")
 _COVERED = struct.Struct(">BHHII")
 _CRC = slice(4, 8)
 _REDACTED = 1
@@ -132,8 +135,8 @@ def seal(
     kept = _encode_private(private) if private is not NOTHING_PRIVATE else b""
     digest = _payload_digest(salt, unit.payload)
     chain = _chain(previous, group_units, group_index, kept, body[:payload_offset], digest)
-    header = _HEADER.pack(FORMAT, 0, group_units, 0, unit.seq, chain, payload_offset, len(kept), group_index)
-    raw = _with_crc(bytearray().join((header, salt, kept, body)))
+    rest = _REST.pack(unit.seq, chain, payload_offset, len(kept), group_index)
+    raw = _with_crc(_FRONT.pack(FORMAT, 0, group_units), b"".join((rest, salt, kept, body)))
     return Record(unit, body, raw, chain, private, group_units, group_index)
 
 
@@ -184,19 +187,10 @@ def redact(record: Record) -> bytes:
         return raw
     old = _unpack(raw)
     digest = _payload_digest(raw[_HEADER.size : old.private_at], record.unit.payload)
-    header = _HEADER.pack(
-        old.version,
-        old.flags | _REDACTED,
-        old.group_units,
-        0,
-        old.seq,
-        old.chain,
-        old.payload_offset,
-        old.private_bytes,
-        old.group_index,
-    )
+    front = _FRONT.pack(old.version, old.flags | _REDACTED, old.group_units)
+    rest = _REST.pack(old.seq, old.chain, old.payload_offset, old.private_bytes, old.group_index)
     kept_and_public = raw[old.private_at : old.payload_at]
-    return _with_crc(bytearray().join((header, digest, kept_and_public, bytes(len(record.unit.payload)))))
+    return _with_crc(front, b"".join((rest, digest, kept_and_public, bytes(len(record.unit.payload)))))
 
 
 def _payload_digest(salt: bytes, payload: bytes) -> bytes:
@@ -208,9 +202,8 @@ def _chain(previous: bytes, group_units: int, group_index: int, kept: bytes, pub
     return blake2b(b"".join((previous, covered, kept, public, digest)), digest_size=DIGEST_BYTES).digest()
 
 
-def _with_crc(raw: bytearray) -> bytes:
-    raw[_CRC] = _crc(raw).to_bytes(4, "big")
-    return bytes(raw)
+def _with_crc(front: bytes, rest: bytes) -> bytes:
+    return b"".join((front, zlib.crc32(rest, zlib.crc32(front)).to_bytes(4, "big"), rest))
 
 
 def _crc(raw: bytes | bytearray) -> int:

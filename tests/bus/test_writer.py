@@ -431,9 +431,9 @@ async def test_our_own_mistake_costs_one_commit(
 async def test_a_mistake_before_anything_is_decided_costs_one_command(
     desk: Desk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    decide = Contexts.decide
+    check = Contexts.check_append
     monkeypatch.setattr(
-        Contexts, "decide", lambda *args: raise_mistake() if args[1].expected_version == 9 else decide(*args)
+        Contexts, "check_append", lambda *args: raise_mistake() if args[1].expected_version == 9 else check(*args)
     )
     fine, mistaken = await desk.ask(append(), append(expected_version=9))
     assert seqs(fine) == [1]
