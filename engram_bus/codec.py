@@ -167,18 +167,15 @@ def unit_json(unit: WorkUnit) -> bytes:
     return encode_json(unit_out(unit))
 
 
-class Entry:
+class Entry(msgspec.Struct, gc=False, eq=False):
     """A recorded unit with its encodings, each made at most once however many want it."""
 
-    __slots__ = ("_json", "_unit", "body", "protobuf", "seq")
-
-    def __init__(self, seq: int, body: bytes, unit: WorkUnit | None = None) -> None:
-        self.seq = seq
-        self.body = body
-        self._unit = unit
-        self._json: bytes | None = None
-        self.protobuf: bytes | None = None
-        """Kept by `protobuf.py`, which makes it."""
+    seq: int
+    body: bytes
+    _unit: WorkUnit | None = None
+    _json: bytes | None = None
+    protobuf: bytes | None = None
+    """Kept by `protobuf.py`, which makes it."""
 
     @property
     def unit(self) -> WorkUnit:
@@ -382,14 +379,23 @@ def _payload_in(unit: UnitIn) -> tuple[str, bytes]:
         return unit.content_type or FORMAT_TEXT, b"null" if unit.content_type and is_json(unit.content_type) else b""
     raw = bytes(unit.payload)
     is_string = raw.startswith(b'"')
-    content_type = unit.content_type or (FORMAT_TEXT if is_string else FORMAT_JSON)
+    if not unit.content_type:
+        return (FORMAT_TEXT, _string_in(raw)) if is_string else (FORMAT_JSON, raw)
+    content_type = unit.content_type
     if is_json(content_type):
         return content_type, raw
     if not is_string:
         raise InvalidRequest(f"payload must be a string for {content_type}", field="payload")
     if not is_text(content_type):
         raise InvalidRequest(f"payload of {content_type} goes into payload_base64", field="payload")
-    return content_type, parse(_decode_string, raw, field="payload").encode()
+    return content_type, _string_in(raw)
+
+
+def _string_in(raw: bytes) -> bytes:
+    """The text of a JSON string. Of ASCII without a backslash it is what stands between the quotes."""
+    if raw.isascii() and b"\\" not in raw:
+        return raw[1:-1]
+    return parse(_decode_string, raw, field="payload").encode()
 
 
 def _payload_packed(unit: UnitPacked) -> tuple[str, bytes]:
@@ -406,6 +412,8 @@ def _payload_packed(unit: UnitPacked) -> tuple[str, bytes]:
 def check_payload(content_type: str, payload: bytes) -> None:
     """Text is UTF-8 and JSON is JSON, of bounded depth. Raises InvalidRequest."""
     if content_type == FORMAT_TEXT or is_text(content_type):
+        if payload.isascii():
+            return
         try:
             payload.decode()
         except UnicodeDecodeError as exc:

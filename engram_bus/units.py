@@ -307,6 +307,7 @@ def is_own_kind(kind: str | None) -> bool:
     return kind is not None and kind.startswith(OWN_KINDS)
 
 
+@lru_cache(maxsize=64)
 def is_text(content_type: str) -> bool:
     """Text that must be UTF-8 and travels in JSON as a string."""
     base, _, parameters = content_type.lower().partition(";")
@@ -316,6 +317,7 @@ def is_text(content_type: str) -> bool:
     return charset in ("", "utf-8", "utf8", "us-ascii")
 
 
+@lru_cache(maxsize=64)
 def is_json(content_type: str) -> bool:
     """A payload that must be JSON and travels in JSON as itself."""
     base = content_type.partition(";")[0].strip().lower()

@@ -115,12 +115,16 @@ def check_resource(resource: str, field: str) -> int:
 
 def check_name(value: str, field: str) -> None:
     """Check the name of a context or an agent, wherever it is asked for. Raises InvalidRequest, TooLarge."""
-    _text(value, field, NAME_BYTES_MAX, empty=False)
+    # Nearly every name is printable ASCII; the others are looked at closely.
+    if not (0 < len(value) <= NAME_BYTES_MAX and value.isascii() and value.isprintable()):
+        _text(value, field, NAME_BYTES_MAX, empty=False)
 
 
 def _append(append: Append) -> int:
-    _idempotency_key(append.idempotency_key)
-    _version(append.expected_version)
+    if append.idempotency_key is not None:
+        _idempotency_key(append.idempotency_key)
+    if append.expected_version is not None:
+        _version(append.expected_version)
     if append.fence is not None:
         check_resource(append.fence.resource, "fence.resource")
         check_token(append.fence.token, "fence.token")

@@ -1,6 +1,7 @@
 """The bytes each transport sends: WebSocket frames, SSE chunks and gRPC messages, made once for all who want them."""
 
 from collections.abc import Sequence
+from struct import Struct
 from typing import Any
 
 import msgspec
@@ -10,10 +11,13 @@ from engram_bus.errors import EngramError
 from engram_bus.limits import SSE_RETRY_MS
 from engram_bus.pb import subscription_pb2
 from engram_bus.protobuf import WORK_UNITS, delimited, units_field
+from engram_bus.units import WorkUnit
 
 TEXT = 0x81
 BINARY = 0x82
 
+_HEAD_16_BITS = Struct(">BBH")
+_HEAD_64_BITS = Struct(">BBQ")
 _UNITS_JSON = b'{"event":"units",'
 _EVENT_UNITS = encode_msgpack("event") + encode_msgpack("units")
 _KEY_UNITS = encode_msgpack("units")
@@ -27,9 +31,9 @@ def websocket_frame(opcode: int, *parts: bytes) -> bytes:
     if size < 126:
         head = bytes((opcode, size))
     elif size < 65_536:
-        head = bytes((opcode, 126)) + size.to_bytes(2, "big")
+        head = _HEAD_16_BITS.pack(opcode, 126, size)
     else:
-        head = bytes((opcode, 127)) + size.to_bytes(8, "big")
+        head = _HEAD_64_BITS.pack(opcode, 127, size)
     return b"".join((head, *parts))
 
 
@@ -59,6 +63,19 @@ class JsonFraming(msgspec.Struct, frozen=True):
         """Any event as a frame."""
         return websocket_frame(TEXT, encode_json(_named(event, self.subscription, fields)))
 
+    def appended(self, unit: WorkUnit, durability: str, *, correlation: str | int | None, replayed: bool) -> bytes:
+        """The answer to an append. Publishers are sent nothing else, so it is put together without a dictionary."""
+        body = b'{"event":"appended",%b"unit_id":%b,"context_id":%b,"seq":%d,"version":%d,"durability":"%b"%b}' % (
+            b"" if correlation is None else b'"id":%b,' % encode_json(correlation),
+            encode_json(unit.id),
+            encode_json(unit.context_id),
+            unit.seq,
+            unit.version,
+            durability.encode(),
+            b',"replayed":true' if replayed else b"",
+        )
+        return websocket_frame(TEXT, body)
+
     def subscribed(self, cursor: str, head: int) -> bytes:
         return self.event("subscribed", **_answering(self.subscription), cursor=cursor, head=head)
 
@@ -86,6 +103,19 @@ class MsgpackFraming(msgspec.Struct, frozen=True):
     def event(self, event: str, **fields: Any) -> bytes:
         """Any event as a frame."""
         return websocket_frame(BINARY, encode_msgpack(_named(event, self.subscription, fields)))
+
+    def appended(self, unit: WorkUnit, durability: str, *, correlation: str | int | None, replayed: bool) -> bytes:
+        """The answer to an append."""
+        fields = {
+            "unit_id": unit.id,
+            "context_id": unit.context_id,
+            "seq": unit.seq,
+            "version": unit.version,
+            "durability": durability,
+        }
+        answering = {} if correlation is None else {"id": correlation}
+        more = {"replayed": True} if replayed else {}
+        return websocket_frame(BINARY, encode_msgpack({"event": "appended", **answering, **fields, **more}))
 
     def subscribed(self, cursor: str, head: int) -> bytes:
         return self.event("subscribed", **_answering(self.subscription), cursor=cursor, head=head)

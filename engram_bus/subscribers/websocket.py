@@ -142,7 +142,12 @@ class Connection:
 
     def _operate(self, operation: Operation | PackedOperation, message_bytes: int) -> None:
         correlation = _id(operation)
-        if isinstance(correlation, str) and len(correlation.encode()) > CORRELATION_BYTES_MAX:
+        # A character takes four bytes at most.
+        if (
+            isinstance(correlation, str)
+            and 4 * len(correlation) > CORRELATION_BYTES_MAX
+            and len(correlation.encode()) > CORRELATION_BYTES_MAX
+        ):
             raise TooLarge(f"id is longer than {CORRELATION_BYTES_MAX} bytes", field="id", limit=CORRELATION_BYTES_MAX)
         match operation:
             case AppendUnit() | AppendPacked():
@@ -177,33 +182,36 @@ class Connection:
     ) -> None:
         """Queue a command; `say` tells its answer. Who has too many under way is not read until some are answered."""
 
-        def done(outcome: Answer | EngramError) -> None:
-            self._pending -= 1
-            self._pending_bytes -= message_bytes
-            if isinstance(outcome, EngramError):
-                self._say_error(correlation, outcome)
-            else:
-                say(correlation, outcome)
-            self._resume_reading()
-
-        self._bus.submit(command, done)
+        self._bus.submit(command, partial(self._answered, correlation, message_bytes, say))
         self._pending += 1
         self._pending_bytes += message_bytes
         if self._pending >= STREAM_PENDING_MAX or self._pending_bytes >= STREAM_PENDING_BYTES_MAX:
             self._pause_reading()
 
+    def _answered(
+        self,
+        correlation: Id | None,
+        message_bytes: int,
+        say: Callable[[Id | None, Answer], None],
+        outcome: Answer | EngramError,
+    ) -> None:
+        self._pending -= 1
+        self._pending_bytes -= message_bytes
+        if isinstance(outcome, EngramError):
+            self._say_error(correlation, outcome)
+        else:
+            say(correlation, outcome)
+        if self._paused:
+            self._resume_reading()
+
     def _say_appended(self, correlation: Id | None, answer: Answer) -> None:
-        unit = answer.entries[0].unit
-        more = {"replayed": True} if answer.replayed else {}
-        self._say(
-            "appended",
-            correlation,
-            unit_id=unit.id,
-            context_id=unit.context_id,
-            seq=unit.seq,
-            version=unit.version,
-            durability=self._bus.durability,
-            **more,
+        self.write(
+            self._events.appended(
+                answer.entries[0].unit,
+                self._bus.durability,
+                correlation=correlation,
+                replayed=answer.replayed,
+            )
         )
 
     # --- Locks -------------------------------------------------------------------------------------------------------

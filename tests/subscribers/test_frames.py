@@ -51,6 +51,29 @@ def test_units_are_one_json_object_with_the_cursor_after_them(name: str | int | 
     assert fields == {"event": "units", "cursor": "e1.9"} | _named(name)
 
 
+@pytest.mark.parametrize("replayed", [False, True])
+@pytest.mark.parametrize("correlation", NAMES)
+def test_the_answer_to_an_append_is_the_same_in_both_encodings(correlation: str | int | None, replayed: bool) -> None:
+    appended = unit(7, context_id='a "plan"\\\u2028ü')
+    says = [
+        framing().appended(appended, "fsync", correlation=correlation, replayed=replayed)
+        for framing in (JsonFraming, MsgpackFraming)
+    ]
+    fields = json.loads(_parsed(says[0]).data)
+    assert msgpack.unpackb(_parsed(says[1]).data) == fields
+    assert list(fields) == list(msgpack.unpackb(_parsed(says[1]).data))
+    assert fields == {
+        "event": "appended",
+        **({} if correlation is None else {"id": correlation}),
+        "unit_id": appended.id,
+        "context_id": appended.context_id,
+        "seq": 7,
+        "version": appended.version,
+        "durability": "fsync",
+        **({"replayed": True} if replayed else {}),
+    }
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_units_are_one_msgpack_map_with_the_logs_own_bytes(name: str | int | None) -> None:
     entries = _entries(*[unit(seq, payload=b"\x00\xff") for seq in range(1, 21)])
