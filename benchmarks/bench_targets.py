@@ -390,7 +390,7 @@ def fanout(house: House) -> Part:
     return Part(
         [
             Row(
-                "fan-out, 100 subscribers, deliveries/s, to a raw uvloop loop writing one frame (its disk in memory)",
+                "fan-out, 100 subscribers, deliveries/s, to a raw uvloop loop writing one frame (disk in memory)",
                 "x",
                 0.8,
                 0.95,

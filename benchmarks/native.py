@@ -73,13 +73,12 @@ def read_all(wire: str, port: int, units: int, **what: float | str) -> float:
 def null_server(wire: str) -> Iterator[tuple[int, int]]:
     """One that answers everything at once; its port and pid."""
     command = [*on_core(SERVER_CORE), str(built("null")), f"wire={wire}"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None, "it is a pipe"
-        yield int(process.stdout.readline()), process.pid
-    finally:
-        process.kill()
-        process.wait(timeout=30)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None, "it is a pipe"
+            yield int(process.stdout.readline()), process.pid
+        finally:
+            process.kill()
 
 
 def on_core(core: int) -> Sequence[str]:

@@ -1,0 +1,57 @@
+"""How the benchmarks count and judge: a wrong figure would look like any other."""
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks import native
+from benchmarks.bench_targets import Row
+from benchmarks.histogram import Histogram
+
+TIMES = st.lists(st.integers(1, 10**9), min_size=1, max_size=50)
+
+
+@given(TIMES, TIMES)
+def test_histograms_add_up_to_that_of_all_times(some: list[int], others: list[int]) -> None:
+    together = Histogram((one, 1) for one in some)
+    together += Histogram((one, 1) for one in others)
+    every = sorted(some + others)
+    assert len(together) == len(every)
+    assert together.at_us(1.0) == round(every[-1] / 1e3, 1)
+    assert together.at_us(0.5) == round(every[(len(every) + 1) // 2 - 1] / 1e3, 1)
+
+
+@pytest.mark.parametrize(
+    ("found", "at_most", "met"),
+    [(0.9, True, "aim"), (1.5, True, "must"), (2.5, True, "no"), (0.9, False, "no"), (2.5, False, "must")],
+)
+def test_a_row_is_judged_by_what_is_better(found: float, at_most: bool, met: str) -> None:
+    must, aim = (2.0, 1.0) if at_most else (2.0, 3.0)
+    assert Row("a figure", "x", must, aim, [found], at_most=at_most).figures()["met"] == met
+
+
+def test_without_a_peer_a_row_is_not_measured() -> None:
+    assert Row("a figure", "x", 2, 1, []).figures()["met"] == "not measured"
+
+
+def test_at_a_pace_a_stall_counts_for_every_unit_that_was_due_in_it() -> None:
+    native.built("appends")
+    with native.null_server("ws") as (port, pid):
+        stall = threading.Thread(target=_stall, args=(pid,))
+        stall.start()
+        run = native.appends("ws", port, per_second=1_000, seconds=1, warm_seconds=0)
+        stall.join()
+    assert len(run.times) == 1_000
+    assert run.times.at_us(0.8) > 100_000, "of 300 ms, 100 and more are left for every fifth unit"
+
+
+def _stall(pid: int) -> None:
+    time.sleep(0.3)
+    os.kill(pid, signal.SIGSTOP)
+    time.sleep(0.3)
+    os.kill(pid, signal.SIGCONT)
