@@ -10,16 +10,16 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
 import msgspec
 
 from engram_bus.decisions.state import State
-from engram_bus.errors import DataDirectoryError
+from engram_bus.errors import DataDamaged, DataDirectoryError
 from engram_bus.log.contract import cursor_text
-from engram_bus.log.directory import read_identity
+from engram_bus.log.directory import Identity, read_identity, read_tenant, refuse_elsewhere
 from engram_bus.log.lmdb import LogReader
 from engram_bus.log.verify import Damage, LogReport, walk
 
@@ -116,14 +116,28 @@ _encode = msgspec.json.Encoder().encode
 
 def _walk_all(path: Path, say: Callable[[Reading | VerifyReport], None]) -> VerifyReport:
     try:
-        read_identity(path)
+        identity = read_identity(path)
     except DataDirectoryError as exc:
         return VerifyReport(str(path), (), (Damage("identity", str(exc)),))
     logs = tuple(
         walk(tenant, tenant.name, State().parts, lambda file, seq: say(Reading(file, seq)))
         for tenant in sorted(path.glob("tenants/*"))
     )
-    return VerifyReport(str(path), logs, tuple(damage for log in logs for damage in log.damage))
+    elsewhere = tuple(_elsewhere(path, identity))
+    return VerifyReport(str(path), logs, (*elsewhere, *(damage for log in logs for damage in log.damage)))
+
+
+def _elsewhere(path: Path, identity: Identity) -> Iterator[Damage]:
+    """Logs of other directories. An identity that cannot be read is damage of its own."""
+    for file in sorted(path.glob("tenants/*/identity")):
+        try:
+            tenant = read_tenant(file.parent, file.parent.name)
+        except DataDirectoryError:
+            continue
+        try:
+            refuse_elsewhere(path, identity, tenant)
+        except DataDamaged as exc:
+            yield Damage("identity", str(exc))
 
 
 def _main(arguments: list[str], out: IO[bytes]) -> None:

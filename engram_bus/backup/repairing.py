@@ -21,7 +21,7 @@ from engram_bus.backup.building import continued, new_directory
 from engram_bus.backup.manifest import Manifest, is_backup, load
 from engram_bus.backup.merging import Merging, Range, epoch_at, extend
 from engram_bus.backup.segments import records
-from engram_bus.errors import BackupError, DataDamaged
+from engram_bus.errors import BackupError, DataDamaged, DataDirectoryError
 from engram_bus.log.beside import Wrong, beginning_beside, raws_beside
 from engram_bus.log.contract import Epoch
 from engram_bus.log.directory import (
@@ -29,11 +29,13 @@ from engram_bus.log.directory import (
     LogHeader,
     begin_directory,
     begin_tenant,
+    bind_tenant,
     establish_tenant,
     header_of,
     lock_directory,
     read_identity,
     read_tenant,
+    refuse_elsewhere,
     sync_directory,
 )
 from engram_bus.log.record import Record, RecordError, parse
@@ -139,7 +141,7 @@ class _Repair:
     def _repair_identities(self) -> None:
         """Both are small and said twice: the directory's says nothing of the log, the log's stands in its header."""
         try:
-            read_identity(self._data_dir)
+            self._look_at_directory()
         except DataDamaged as exc:
             self._found.append(Damage("identity", str(exc)))
             self._move_file_aside(self._data_dir / "identity")
@@ -155,6 +157,19 @@ class _Repair:
             establish_tenant(self._tenant, begin_tenant(self._tenant, DEFAULT_TENANT, epochs))
             source = "the log itself" if header else "the backup"
             self._done.append(f"the identity of the log was written again, as {source} has it")
+        if self._done:
+            bind_tenant(self._tenant, read_tenant(self._tenant, DEFAULT_TENANT), read_identity(self._data_dir))
+
+    def _look_at_directory(self) -> None:
+        """Raises DataDamaged where its identity cannot be read, or the log is of another directory for sure: it names
+        one, and what it says of itself is what the log says."""
+        identity = read_identity(self._data_dir)
+        try:
+            tenant = read_tenant(self._tenant, DEFAULT_TENANT)
+        except DataDirectoryError:
+            return  # That is looked at next.
+        if beginning_beside(self._tenant / "log").header == header_of(tenant):
+            refuse_elsewhere(self._data_dir, identity, tenant)
 
     def _epochs_of(self, header: LogHeader | None) -> tuple[Epoch, ...]:
         """The epochs of a log whose identity is lost."""

@@ -56,13 +56,16 @@ class Identity(msgspec.Struct, frozen=True):
     created_at: str
 
 
-class TenantIdentity(msgspec.Struct, frozen=True):
+class TenantIdentity(msgspec.Struct, frozen=True, omit_defaults=True):
     """Of one log: its epochs, and whether its log was ever opened (a missing log is then damage, not a beginning)."""
 
     format: int
     tenant: str
     epochs: list[Epoch]
     established: bool
+    directory: str | None = None
+    """The id of the data directory it is in. None where no bus has opened it yet, and of earlier versions: the next
+    start writes it."""
 
 
 class LogHeader(msgspec.Struct, frozen=True):
@@ -116,6 +119,10 @@ class DataDirectory:
                     sync_directory(holder)
             except OSError as exc:
                 raise DataDirectoryError(f"{path} cannot be made: {exc}") from exc
+        tenant = load_tenant(path, name, writable=self.writable)
+        refuse_elsewhere(self.path, self.identity, tenant)
+        if self.writable:
+            bind_tenant(path, tenant, self.identity)
         return path
 
     def close(self) -> None:
@@ -205,6 +212,21 @@ def read_tenant(path: Path, name: str) -> TenantIdentity:
     if not identity.epochs:
         raise DataDamaged(f"{path / 'identity'} names no epoch: restore it from a backup of this directory")
     return identity
+
+
+def refuse_elsewhere(path: Path, directory: Identity, tenant: TenantIdentity) -> None:
+    """Raises DataDamaged where a log is of another data directory than the one at `path` says to be."""
+    if tenant.directory not in (None, directory.id):
+        raise DataDamaged(
+            f"{path / 'identity'} is of data directory {directory.id}, and tenants/{tenant.tenant} of "
+            f"{tenant.directory}: restore the identity from a backup of this directory"
+        )
+
+
+def bind_tenant(path: Path, tenant: TenantIdentity, directory: Identity) -> None:
+    """Note durably in which directory a log is."""
+    if tenant.directory != directory.id:
+        _write_identity(path / "identity", msgspec.structs.replace(tenant, directory=directory.id))
 
 
 def begin_tenant(path: Path, name: str, epochs: Sequence[Epoch]) -> TenantIdentity:

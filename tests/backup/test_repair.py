@@ -128,6 +128,15 @@ def test_a_lost_identity_is_written_again(data: Path, file: str, content: bytes 
     assert len(raws_of(data)) == 12
 
 
+def test_an_identity_of_another_directory_is_made_anew(data: Path, tmp_path: Path) -> None:
+    fill(tmp_path / "other", [1])
+    shutil.copy(tmp_path / "other" / "identity", data / "identity")
+    repaired = repair(data)
+    assert [damage.file for damage in repaired.damage] == ["identity"]
+    assert repaired.report.is_whole
+    assert len(raws_of(data)) == 12
+
+
 def test_an_identity_of_a_later_format_is_no_damage(data: Path) -> None:
     identity = tenant(data) / "identity"
     identity.write_text(identity.read_text().replace('"format":1', '"format":2'))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from engram_bus.errors import DataDirectoryError
+from engram_bus.errors import DataDamaged, DataDirectoryError
 from engram_bus.log import directory
 from engram_bus.log.contract import Epoch
 from engram_bus.log.directory import (
@@ -22,7 +23,7 @@ from engram_bus.log.directory import (
     new_epoch,
     write_durably,
 )
-from tests.disk import CREATED_AT, opened, tenant
+from tests.disk import CREATED_AT, image, opened, tenant
 from tests.values import sealed, unit
 
 
@@ -51,7 +52,14 @@ def test_a_new_directory_has_everything_of_format_1(tmp_path: Path) -> None:
         "tenants/default/search",
     }
     identity = json.loads((tenant(tmp_path / "data") / "identity").read_text())
-    assert identity | {"epochs": []} == {"format": 1, "tenant": "default", "epochs": [], "established": True}
+    directory = json.loads((tmp_path / "data" / "identity").read_text())["id"]
+    assert identity | {"epochs": []} == {
+        "format": 1,
+        "tenant": "default",
+        "epochs": [],
+        "established": True,
+        "directory": directory,
+    }
     assert [epoch.keys() for epoch in identity["epochs"]] == [{"name", "first_seq"}]
     assert (tmp_path / "data" / "keys").stat().st_mode & 0o777 == 0o700
 
@@ -140,6 +148,26 @@ def test_a_tenant_that_was_moved_is_refused(tmp_path: Path) -> None:
     tenant(tmp_path).rename(tmp_path / "tenants" / "other")
     with pytest.raises(DataDirectoryError, match="is of tenant 'default': its log was moved here"):
         load_tenant(tmp_path / "tenants" / "other", "other", writable=True)
+
+
+def test_the_identity_of_another_directory_is_refused(tmp_path: Path) -> None:
+    fill(tmp_path / "one")
+    fill(tmp_path / "other")
+    shutil.copy(tmp_path / "other" / "identity", tmp_path / "one" / "identity")
+    before = image(tmp_path / "one")
+    with pytest.raises(DataDamaged, match="one/identity is of data directory"):
+        fill(tmp_path / "one")
+    assert image(tmp_path / "one") | {"lock": b""} == before | {"lock": b""}
+
+
+def test_a_log_that_names_no_directory_names_it_from_the_next_start_on(tmp_path: Path) -> None:
+    fill(tmp_path)
+    whole = (tenant(tmp_path) / "identity").read_text()
+    named = json.loads(whole)
+    del named["directory"]
+    (tenant(tmp_path) / "identity").write_text(json.dumps(named))
+    fill(tmp_path)
+    assert (tenant(tmp_path) / "identity").read_text() == whole
 
 
 def test_a_log_without_an_epoch_is_refused(tmp_path: Path) -> None:

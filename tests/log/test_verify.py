@@ -264,6 +264,16 @@ def test_a_foreign_key_in_the_log_is_named(path: Path) -> None:
     assert first_damage(path).what == "ends with a key of 3 bytes"
 
 
+def test_an_identity_of_another_directory_is_named(path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    other = tmp_path_factory.mktemp("other")
+    with opened(other):
+        pass
+    (path / "identity").write_bytes((other / "identity").read_bytes())
+    (damage,) = verify(path).damage
+    assert damage.file == "identity"
+    assert "is of data directory" in damage.what
+
+
 def test_a_swapped_identity_is_named(path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     other = tmp_path_factory.mktemp("other")
     with opened(other):
