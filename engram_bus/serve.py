@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import faulthandler
 import gc
 import logging
 import resource
@@ -34,6 +35,9 @@ from engram_bus.projections.search.choice import check as check_embedder
 from engram_bus.settings import GRPC_PORT, Settings, SettingsError, is_loopback
 
 log = logging.getLogger("engram_bus")
+
+STDERR = 2
+"""The descriptor: `sys.stderr` may be something that has none."""
 
 
 class PortTaken(Exception):
@@ -115,6 +119,8 @@ def run(settings: Settings, *, ready: Callable[[str], None] = lambda url: None) 
         check_embedder(settings.embedder)
     except ValueError as exc:
         raise SettingsError(f"embedder: {exc}") from exc
+    # A page of the log whose length leads out of its file ends the process (SIGBUS): it says where, at least.
+    faulthandler.enable(STDERR)
     _set_up_logging(settings.log_level)
     _raise_file_limit()
     _calm_collector()

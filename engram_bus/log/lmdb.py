@@ -520,6 +520,8 @@ class LmdbLog:
             return self._open_index_to_read(path)
         try:
             if not index_is_trusted(path):
+                if (path / "data.mdb").exists():
+                    log.warning("%s is folded again: nothing says that it is whole", path)
                 _empty(path)
             elif not index_is_as_closed(path):
                 log.warning("%s is not as it was closed: it is folded again", path)

@@ -92,7 +92,10 @@ class Runner(Generic[P]):
         self._rest_until = -inf
         self._damage: RecordError | None = None
         self._doubt_at = -inf
-        kept = [one for generation in self._generations() if (one := self._reopened(generation)) is not None]
+        generations = self._generations()
+        if self.head and not generations:
+            log.warning("%s holds no %s: it is built from the log", path, name)
+        kept = [one for generation in generations if (one := self._reopened(generation)) is not None]
         self._serving = kept[0] if kept else self._begun(1)
         self._next = kept[1] if len(kept) > 1 else None
 

@@ -26,6 +26,15 @@ def test_it_says_where_it_is_and_closes_its_log_when_it_is_told_to_stop(tmp_path
             assert bus.returncode == 0
 
 
+def test_a_broken_page_that_ends_it_is_not_the_end_without_words(tmp_path: Path) -> None:
+    with running("serve", "--port", "0", "--data-dir", str(tmp_path / "data"), "--search") as bus:
+        assert bus.stdout is not None
+        bus.stdout.readline()
+        bus.send_signal(signal.SIGBUS)
+        _, told = bus.communicate(timeout=20)
+    assert "Fatal Python error: Bus error" in told
+
+
 def test_every_setting_is_a_flag() -> None:
     told = engram("serve", "--help").stdout
     for field in msgspec.structs.fields(Settings):

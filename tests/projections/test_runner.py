@@ -392,6 +392,17 @@ def test_one_that_does_not_even_close_is_given_up(kept: Kept, caplog: pytest.Log
     assert kept.idle().said.by_agent == kept.source.told(10)
 
 
+def test_where_there_is_none_over_a_log_that_is_said(kept: Kept, caplog: pytest.LogCaptureFixture) -> None:
+    assert not caplog.text, "a new log has nothing to be built from"
+    kept.say(10)
+    kept.runner = kept.opened()
+    assert not caplog.text, "an empty one is one"
+    for directory in kept.path.iterdir():
+        directory.rename(kept.path / "elsewhere")
+    kept.runner = kept.opened()
+    assert f"holds no {NAME}: it is built from the log" in caplog.text
+
+
 def test_one_of_another_log_is_not_used(kept: Kept) -> None:
     kept.say(50)
     kept.idle()
