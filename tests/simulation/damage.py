@@ -2,8 +2,10 @@
 
 import asyncio
 import os
+import select
 import shutil
-from collections.abc import Callable, Iterator
+import socket
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
@@ -13,10 +15,8 @@ import msgspec
 
 from engram_bus.embedded import Bus
 from engram_bus.projections.follower import Follower
-from engram_bus.projections.runner import Runner
-from engram_bus.projections.search.embedders import StaticEmbedder
-from engram_bus.projections.search.engine import SearchIndex
-from engram_bus.projections.search.keywords import VERSION
+from engram_bus.projections.search import process
+from engram_bus.projections.search.embedders import StaticEmbedder, Vectors
 from engram_bus.units import Draft, Relationship, RelationshipType, UnitType
 from tests.disk import opened, tenant
 from tests.simulation.damage_pages import PAGE_BYTES, Span, pages, places
@@ -30,7 +30,10 @@ LOG = "tenants/default/log/data.mdb"
 INDEX = "tenants/default/index/data.mdb"
 MARK = "tenants/default/index/mark"
 SEARCH = "tenants/default/search/"
-_EMBEDDER = StaticEmbedder()
+_STATIC = StaticEmbedder()
+_CRC_BYTES = 4
+_FOOTER = b'{"version"'
+"""How what tantivy puts behind the contents of a file begins."""
 
 
 class Worlds(NamedTuple):
@@ -60,7 +63,7 @@ def make_worlds(path: Path) -> Worlds:
     asyncio.run(_fill(worlds.data, 1, OLDER_UNITS, "ann"))
     with searched(worlds.data):
         pass
-    shutil.copytree(worlds.data, worlds.older)
+    copy(worlds.data, worlds.older)
     asyncio.run(_fill(worlds.data, OLDER_UNITS + 1, UNITS, "ann"))
     with searched(worlds.data):
         pass
@@ -91,19 +94,40 @@ async def _fill(path: Path, first: int, last: int, agent_id: str) -> None:
         await bus.acquire_lock(f"held/{last}", agent_id=agent_id, ttl_seconds=HELD_SECONDS)
 
 
+class _Elsewhere:
+    """An embedder of choice, whose vectors are kept in files of their own."""
+
+    name = "elsewhere-1"
+    is_at_hand = False
+    dimension = None
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        return _STATIC.embed(texts)[:, ::-1].copy()
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
 @contextmanager
-def searched(path: Path) -> Iterator[SearchIndex]:
-    """The search index, opened as its process does, and up to the head."""
-    follower = Follower(tenant(path))
-    try:
-        name = f"{VERSION}-{_EMBEDDER.name}"
-        runner = Runner(follower, tenant(path) / "search", name, lambda at: SearchIndex(at, _EMBEDDER, follower))
-        while runner.is_behind:
-            runner.step()
-        runner._commit()
-        yield runner.projection
-        runner.projection.close()
-    finally:
+def searched(path: Path) -> Iterator[process._Search]:
+    """What the search process does, up to the head, with all its files."""
+    at = tenant(path) / "search"
+    at.mkdir(parents=True, exist_ok=True)
+    ours, theirs = socket.socketpair()
+    with ours, theirs, (at / "lock").open("wb"):
+        search = process._Search(tenant(path), at, theirs, _Elsewhere())
+        follower, late = search._runner._source, search._late
+        assert isinstance(follower, Follower)
+        assert late is not None, "it is not at hand"
+        while search._runner.is_behind or search._runner.progress.rebuilt is not None:
+            search._runner.step()
+        search._runner._commit()
+        while late.missing:
+            late.work()
+            select.select([late.wakes], [], [], 1)
+        search._tidy()
+        yield search
+        search._runner.projection.close()
         follower.close()
 
 
@@ -113,6 +137,8 @@ def searched(path: Path) -> Iterator[SearchIndex]:
 def cases(data: Path, *, seeds: int) -> Iterator[Case]:
     """Every kind of damage to every file; where chance has a part in it, with so many seeds."""
     for file in files(data):
+        if is_work(file):
+            continue
         content = (data / file).read_bytes()
         for kind in _kinds(file, content):
             is_drawn = kind.startswith(("flip", "zero", "swap two"))
@@ -120,6 +146,14 @@ def cases(data: Path, *, seeds: int) -> Iterator[Case]:
                 yield Case(file, kind, seed)
     yield Case("keys", "make a file of it", 0)
     yield Case("keys", "delete", 0)
+    for directory in directories(data):
+        for kind in ("delete", *_OTHERS):
+            yield Case(directory, kind, 0)
+
+
+def is_work(file: str) -> bool:
+    """Whether it is a second name of another file, or a lock of tantivy's."""
+    return Path(file).parent.name == "work" and not file.endswith(".json")
 
 
 def files(data: Path) -> list[str]:
@@ -133,12 +167,31 @@ def _kinds(file: str, content: bytes) -> Iterator[str]:
     yield from _REPLACEMENTS
     if content:
         yield "flip a bit"
+    if file.startswith(SEARCH):
+        yield from (f"flip a bit of {kind}" for kind in _search_places(file, content))
+    if Path(file).parent.name == "segments":
+        yield "exchange with one alike"
     if len(content) >= PAGE_BYTES:
         yield "zero a page"
     if len(content) >= 2 * PAGE_BYTES:
         yield "swap two pages"
     if file.endswith(".mdb"):
         yield from (f"flip a bit of {kind}" for kind in places(content, has_records=file == LOG))
+
+
+def _search_places(file: str, content: bytes) -> dict[str, list[Span]]:
+    """The kinds of bytes of a file of search: what it says, and what proves it."""
+    size = len(content)
+    match Path(file).name:
+        case "commit":
+            said = content.index(b"\n") + 1
+            return {"checksum": [Span(0, said)], "what it says": [Span(said, size)]}
+        case "units" | "pairs" | "rows":
+            return {"rows": [Span(0, size - _CRC_BYTES)], "the last row's checksum": [Span(size - _CRC_BYTES, size)]}
+    if Path(file).parent.name == "segments":
+        footer = content.rindex(_FOOTER)
+        return {"contents": [Span(0, footer)], "footer": [Span(footer, size)]}
+    return {}
 
 
 def inflict(case: Case, at: Path, worlds: Worlds) -> None:
@@ -150,6 +203,11 @@ def inflict(case: Case, at: Path, worlds: Worlds) -> None:
     elif case.kind == "make a file of it":
         file.rmdir()
         file.write_bytes(b"")
+    elif case.kind == "exchange with one alike":
+        other = dice.choice([one for one in file.parent.glob(f"*{file.suffix}") if one != file])
+        content, others = file.read_bytes(), other.read_bytes()
+        file.write_bytes(others)
+        other.write_bytes(content)
     elif case.kind in _CHANGES:
         file.write_bytes(_CHANGES[case.kind](file.read_bytes()))
     else:
@@ -170,7 +228,12 @@ def _drawn(case: Case, content: bytes, dice: Random) -> bytes:
             _flip(damaged, Span(0, len(content)), dice)
         case _:
             kind = case.kind.removeprefix("flip a bit of ")
-            _flip(damaged, dice.choice(places(content, has_records=case.file == LOG)[kind]), dice)
+            found = (
+                _search_places(case.file, content)
+                if case.file.startswith(SEARCH)
+                else places(content, has_records=case.file == LOG)
+            )
+            _flip(damaged, dice.choice(found[kind]), dice)
     return bytes(damaged)
 
 
@@ -188,10 +251,13 @@ _CHANGES: dict[str, Callable[[bytes], bytes]] = {
 
 
 def _take_from(world: Path, file: Path, name: str) -> None:
-    """The file of another directory in the place of this one, if it has one."""
-    name = _alike(world, name)
-    if name:
-        shutil.copyfile(world / name, file)
+    """The file or directory of another one in the place of this one, if it has one."""
+    if file.is_dir():
+        shutil.rmtree(file)
+        if (world / name).is_dir():
+            copy(world / name, file)
+    elif other := _alike(world, name):
+        file.write_bytes((world / other).read_bytes())
     else:
         file.unlink()
 
@@ -200,9 +266,27 @@ def _alike(world: Path, name: str) -> str:
     """The same file of another directory: tantivy's have random names."""
     if (world / name).is_file():
         return name
-    ending = Path(name).suffix
-    found = [one for one in files(world) if one.startswith(SEARCH) and ending and one.endswith(ending)]
-    return found[0] if found else ""
+    found = (world / name).parent.glob(f"*{Path(name).suffix}") if Path(name).suffix else iter(())
+    return next((str(one.relative_to(world)) for one in sorted(found)), "")
+
+
+def directories(data: Path) -> list[str]:
+    """Those of search, which may be lost or replaced as a whole."""
+    found = (one for one in (data / SEARCH).rglob("*") if one.is_dir())
+    return [SEARCH.rstrip("/"), *sorted(str(one.relative_to(data)) for one in found)]
+
+
+def copy(world: Path, to: Path) -> None:
+    """With second names as second names."""
+    names: dict[int, Path] = {}
+    for path in [world, *sorted(world.rglob("*"))]:
+        target = to / path.relative_to(world)
+        if path.is_dir():
+            target.mkdir()
+        elif (first := names.setdefault(path.stat().st_ino, target)) is target:
+            shutil.copyfile(path, target)
+        else:
+            target.hardlink_to(first)
 
 
 def _make_directory(file: Path) -> None:
@@ -212,14 +296,17 @@ def _make_directory(file: Path) -> None:
 
 def _delete(file: Path) -> None:
     if file.is_dir():
-        file.rmdir()
+        shutil.rmtree(file)
     else:
         os.unlink(file)  # noqa: PTH108 (as it is read: a file is deleted)
 
 
+_OTHERS: dict[str, Callable[[Path, str, Worlds], None]] = {
+    "replace by its older copy": lambda file, name, worlds: _take_from(worlds.older, file, name),
+    "replace by another directory's": lambda file, name, worlds: _take_from(worlds.other, file, name),
+}
 _REPLACEMENTS: dict[str, Callable[[Path, str, Worlds], None]] = {
     "delete": lambda file, _, __: _delete(file),
     "make a directory of it": lambda file, _, __: _make_directory(file),
-    "replace by its older copy": lambda file, name, worlds: _take_from(worlds.older, file, name),
-    "replace by another directory's": lambda file, name, worlds: _take_from(worlds.other, file, name),
+    **_OTHERS,
 }

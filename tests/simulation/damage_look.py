@@ -5,6 +5,7 @@ is an outcome like any other. `Looker` is its other end.
 """
 
 import asyncio
+import logging
 import os
 import resource
 import select
@@ -25,6 +26,7 @@ from engram_bus import verify
 from engram_bus.embedded import Bus
 from engram_bus.errors import DataDirectoryError, IdTaken, LogDamaged, StorageFailed
 from engram_bus.log.record import Record, RecordError, parse
+from engram_bus.projections.search.messages import Answered, Ask
 from engram_bus.projections.search.values import Asked
 from engram_bus.router.local import Gap
 from engram_bus.units import Append, Draft, WorkUnit, is_own_kind
@@ -44,11 +46,13 @@ class Job(msgspec.Struct, frozen=True):
 
 
 class Seen(msgspec.Struct, frozen=True):
-    """`outcome` is exact, damaged, refused, wrong, whole, died or hung; `said` tells more of it."""
+    """`outcome` is exact, damaged, refused, wrong, whole, died or hung; `said` tells more of it, and `warned` what was
+    logged."""
 
     outcome: str
     said: str = ""
     answers: str = ""
+    warned: str = ""
 
 
 class WrongError(Exception):
@@ -59,6 +63,27 @@ class WrongError(Exception):
 
 
 def look(job: Job) -> Seen:
+    log = logging.getLogger("engram_bus")
+    log.addHandler(heard := _Warnings(logging.WARNING))
+    try:
+        seen = _look(job)
+    finally:
+        log.removeHandler(heard)
+    return msgspec.structs.replace(seen, warned="; ".join(heard.said))
+
+
+class _Warnings(logging.Handler):
+    """What the log of a bus would show."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append(record.getMessage())
+
+
+def _look(job: Job) -> Seen:
     raws: list[bytes] = msgspec.msgpack.decode(Path(job.records).read_bytes())
     whole = [parse(raw, seq) for seq, raw in enumerate(raws, start=1)]
     path = Path(job.path)
@@ -81,11 +106,17 @@ def look(job: Job) -> Seen:
 
 def _search(path: Path) -> Seen:
     try:
-        with searched(path) as index:
-            found = [index.search(Asked(query=query, mode=mode)) for query in QUERIES for mode in ("keyword", "hybrid")]
+        with searched(path) as search:
+            asked = [Asked(query=query, mode=mode) for query in QUERIES for mode in ("keyword", "hybrid")]
+            head, until = search._runner.head, time.monotonic() + SECONDS_MAX
+            said = [search._answer(Ask(number, head, one, until)) for number, one in enumerate(asked)]
     except (RecordError, OSError) as exc:
         return Seen("refused", f"{type(exc).__name__}: {exc}")
-    answers = [([(hit.seq, round(hit.score, 3)) for hit in one.hits], one.total) for one in found]
+    answers = []
+    for one in said:
+        _require(isinstance(one, Answered), f"a search is not answered: {one}")
+        assert isinstance(one, Answered)
+        answers.append(([(hit.seq, round(hit.score, 3)) for hit in one.found.hits], one.found.total))
     return Seen("exact", answers=msgspec.json.encode(answers).decode())
 
 
