@@ -14,6 +14,7 @@ from typing import NamedTuple
 import msgspec
 import pytest
 
+from engram_bus.codec import UNREADABLE
 from engram_bus.log.directory import TenantIdentity
 from tests.simulation.damage import INDEX, LOG, MARK, SEARCH, Case, Worlds, cases, copy, files, inflict, make_worlds
 from tests.simulation.damage_look import TAKES_NONE, Looker, Seen
@@ -83,7 +84,7 @@ def _content(file: Path) -> bytes:
     raw = file.read_bytes()
     try:
         identity = msgspec.json.decode(raw, type=TenantIdentity)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except UNREADABLE:
         return raw
     return msgspec.json.encode(msgspec.structs.replace(identity, directory=None))
 

@@ -11,6 +11,7 @@ from zlib import crc32
 
 import msgspec
 
+from engram_bus.codec import UNREADABLE
 from engram_bus.log.directory import write_durably
 from engram_bus.projections.contract import Damaged
 
@@ -55,7 +56,7 @@ def read_commit(path: Path) -> Commit | None:
         return msgspec.json.decode(said, type=Commit)
     except FileNotFoundError:
         return None
-    except (IsADirectoryError, msgspec.MsgspecError, UnicodeDecodeError) as exc:
+    except (IsADirectoryError, *UNREADABLE) as exc:
         raise Damaged(f"{file} is not what was written: {exc}") from exc
 
 

@@ -20,6 +20,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from engram_bus.codec import UNREADABLE
 from engram_bus.log.record import RecordError
 from engram_bus.projections.contract import Damaged
 from engram_bus.projections.search.embedders.contract import Embedder, EmbedderError, EmbedderRefused, Vectors
@@ -270,7 +271,7 @@ class _Kept:
             self._rows, self.newest = rows, newest
         except FileNotFoundError:
             pass
-        except (Damaged, msgspec.MsgspecError, ValueError) as exc:
+        except (Damaged, ValueError, *UNREADABLE) as exc:
             log.warning("the vectors in %s are made again: %s", path, exc)
 
     @property

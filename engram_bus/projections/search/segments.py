@@ -18,6 +18,7 @@ from zlib import crc32
 
 import msgspec
 
+from engram_bus.codec import UNREADABLE
 from engram_bus.limits import MIB
 from engram_bus.log.directory import sync_directory
 from engram_bus.projections.contract import Damaged
@@ -143,7 +144,7 @@ def _copy(file: Path, name: Path) -> None:
 def _files_of(meta: str) -> Iterable[str]:
     try:
         segments = msgspec.json.decode(meta, type=_Meta).segments
-    except msgspec.MsgspecError as exc:
+    except UNREADABLE as exc:
         raise Damaged(f"{_META} is not what was written: {exc}") from exc
     return [f"{segment.segment_id.replace('-', '')}.{part}" for segment in segments for part in _PARTS]
 
@@ -157,7 +158,7 @@ def _as_written(file: Path) -> Stamp:
     footer = tail[-_LENGTH_BYTES - int.from_bytes(tail[-_LENGTH_BYTES:-4], "little") :]
     try:
         crc = msgspec.json.decode(footer[:-_LENGTH_BYTES], type=_Footer).crc
-    except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
+    except UNREADABLE as exc:
         raise Damaged(f"{file} has no checksum") from exc
     return Stamp(size, crc32(footer, crc))
 

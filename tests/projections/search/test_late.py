@@ -234,7 +234,7 @@ def test_vectors_of_another_log_are_made_again(world: World) -> None:
 
 
 @pytest.mark.parametrize("name", ["rows", "newest"])
-@pytest.mark.parametrize("damage", [b"", b"garbage"])
+@pytest.mark.parametrize("damage", [b"", b"garbage", b"[" * 5_000])
 def test_damaged_vectors_are_made_again(world: World, name: str, damage: bytes) -> None:
     world.say("rain in Lisbon", "the parser lost a token")
     world.work_all()
