@@ -269,8 +269,9 @@ class _Kept:
             if newest.crc not in (None, rows.stamp.crc):
                 raise Damaged(f"{path / 'rows'} is not the file that was written")
             self._rows, self.newest = rows, newest
-        except FileNotFoundError:
-            pass
+        except FileNotFoundError as exc:
+            if (path / "rows").exists():
+                log.warning("the vectors in %s are made again: %s", path, exc)
         except (Damaged, ValueError, *UNREADABLE) as exc:
             log.warning("the vectors in %s are made again: %s", path, exc)
 

@@ -244,6 +244,20 @@ def test_damaged_vectors_are_made_again(world: World, name: str, damage: bytes) 
     assert nearest(world, "weather in Lisbon")[0] == 0
 
 
+def test_rows_whose_count_is_gone_are_made_again_and_that_is_said(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.say("rain in Lisbon")
+    world.work_all()
+    assert not caplog.text
+    world.late.close()
+    (world.path / "newest").unlink()
+    world.again()
+    world.work_all()
+    assert world.embedder.asked == [["rain in Lisbon"]]
+    assert "are made again" in caplog.text
+
+
 def test_whole_rows_of_others_are_made_again(world: World, tmp_path: Path) -> None:
     world.say("rain in Lisbon", "the parser lost a token")
     world.work_all()
