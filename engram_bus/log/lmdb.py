@@ -66,6 +66,7 @@ from engram_bus.log.index import (
     seq_key,
     target_prefix,
 )
+from engram_bus.log.pages import wrong_page
 from engram_bus.log.record import GENESIS, Record, RecordError
 from engram_bus.log.tail import Tail
 
@@ -81,6 +82,7 @@ _FOLD_UNITS = 2_000
 _WALK_UNITS = 500
 _WALK_BYTES = 8 * MIB
 _READERS_MAX = 126
+_VERSIONS_END = 2 ** (8 * SEQ_BYTES)
 _LOCK_FILE_BYTES = 64 * (_READERS_MAX + 2)
 """As LMDB makes it: a header, and a cache line for each reader."""
 
@@ -277,17 +279,29 @@ class LmdbLog:
             self._fold_index()
         end = self._head + 1 if before is None else before
         with self._index.begin() as txn, txn.cursor(self._tables[Table.CONTEXTS]) as cursor:
-            places = list(_context_places(cursor, context_id, after, end, reverse, units_max))
+            versions = _context_versions(cursor, context_id, after, end)
+            places = list(_context_places(cursor, context_id, versions[::-1] if reverse else versions, units_max))
+            beside = [*_places_beside(cursor, context_id, versions)]
+        self._check_beside(beside, context_id)
         return self._entries(places, bytes_max, context_id)
+
+    def _check_beside(self, places: Sequence[tuple[int, int]], context_id: str) -> None:
+        """A search for where a page begins or ends may have been led past a unit by an entry that is not right."""
+        with self._env.begin() as txn:
+            for version, seq in places:
+                try:
+                    self._placed(txn, context_id, version, seq)
+                except _MisplacedError as exc:
+                    raise self._damaged(seq, exc) from exc
+                except (RecordError, lmdb.Error):
+                    pass  # A damaged record keeps nobody from those after it.
 
     def _entries(self, places: Sequence[tuple[int, int]], bytes_max: int, context_id: str) -> list[Entry]:
         entries: list[Entry] = []
         with self._env.begin() as txn:
             for version, seq in places:
                 try:
-                    entry = Entry(seq, records.body_of(self._raw(txn, seq), seq))
-                    if (entry.unit.context_id, entry.unit.version) != (context_id, version):
-                        raise RecordError(f"is not version {version} of {context_id!r}, as the index says")
+                    entry = self._placed(txn, context_id, version, seq)
                 except (RecordError, lmdb.Error) as exc:
                     if entries:
                         break
@@ -297,6 +311,12 @@ class LmdbLog:
                 bytes_max -= len(entry.body)
                 entries.append(entry)
         return entries
+
+    def _placed(self, txn: lmdb.Transaction, context_id: str, version: int, seq: int) -> Entry:
+        entry = Entry(seq, records.body_of(self._raw(txn, seq), seq))
+        if (entry.unit.context_id, entry.unit.version) != (context_id, version):
+            raise _MisplacedError(f"is not version {version} of {context_id!r}, as the index says")
+        return entry
 
     def _raw(self, txn: lmdb.Transaction, seq: int) -> bytes:
         # An index entry that a power cut tore, or a record of a commit that failed, may lie after the head.
@@ -371,7 +391,7 @@ class LmdbLog:
                 name = bytes(cursor.key())[:-9]
                 if not name.startswith(wanted):
                     break
-                ids.append(name.decode())
+                ids.append(_decoded(name))
                 found = cursor.set_range(name + b"\1")
         return ids
 
@@ -445,6 +465,7 @@ class LmdbLog:
                 # What is read may be in memory alone: who wrote it may have been killed before its flush.
                 env.sync(True)
                 sync_directory(self._path / "log")
+            _refuse_wrong_pages(env, file)
             self._check_header(env)
         except lmdb.Error as exc:
             env.close()
@@ -543,6 +564,8 @@ class LmdbLog:
         try:
             if (short := _short_by(env, path / "data.mdb")) > 0:
                 raise _IndexUnusableError(f"it is {short} bytes short")
+            if (wrong := _wrong_page(env, path / "data.mdb")) is not None:
+                raise _IndexUnusableError(wrong)
             tables = {table: env.open_db(table.value.encode()) for table in Table}
             self._indexed = self._index_cursor(env, tables)
         except BaseException:
@@ -696,6 +719,17 @@ class LogReader:
             raw = txn.get(seq_key(seq))
         return None if raw is None else bytes(raw)
 
+    def wrong_page(self) -> str | None:
+        """What is wrong with the first page that an append would trip over; None where there is none."""
+        return _wrong_page(self._env, Path(self._env.path()) / "data.mdb")
+
+    def wrong_count(self) -> str | None:
+        """Whether as many records are counted as there are, which a start looks at."""
+        with _reading(self._env) as txn, txn.cursor() as cursor:
+            count = int(txn.stat()["entries"]) - 1
+            head = key_seq(bytes(cursor.key())) if cursor.last() else -1
+        return None if count in (head, -1) else f"it holds {count} records up to seq {head}: it has gaps"
+
     def forget_dead_readers(self) -> None:
         """Give back the place of a reader that died: the pages it saw cannot be used again before."""
         self._env.reader_check()
@@ -709,6 +743,10 @@ class IndexReader:
 
     def close(self) -> None:
         self._env.close()
+
+    def wrong_page(self) -> str | None:
+        """What is wrong with the first page that is not what it should be: any may be written to."""
+        return _wrong_page(self._env, Path(self._env.path()) / "data.mdb", everywhere=True)
 
     def cursor(self) -> tuple[int, bytes]:
         """Up to where the index goes, and the chain digest there."""
@@ -821,6 +859,17 @@ def _refuse_short(env: lmdb.Environment, file: Path) -> None:
         raise DataDamaged(f"{file} is {short} bytes shorter than its pages: it was cut")
 
 
+def _refuse_wrong_pages(env: lmdb.Environment, file: Path) -> None:
+    """An append that comes across such a page may end the process: look first."""
+    if (wrong := _wrong_page(env, file)) is not None:
+        raise DataDamaged(f"{file} is damaged: {wrong}")
+
+
+def _wrong_page(env: lmdb.Environment, file: Path, *, everywhere: bool = False) -> str | None:
+    with env.begin() as txn:
+        return wrong_page(file, int(txn.id()), everywhere=everywhere)
+
+
 def _short_by(env: lmdb.Environment, file: Path) -> int:
     pages_bytes = (int(env.info()["last_pgno"]) + 1) * int(env.stat()["psize"])
     return pages_bytes - file.stat().st_size
@@ -836,6 +885,10 @@ def _open_table(env: lmdb.Environment, table: Table) -> lmdb._Database | None:
 
 class _IndexUnusableError(Exception):
     """The index is not one that this log can be looked up in: it is made again."""
+
+
+class _MisplacedError(RecordError):
+    """The index leads to a record under a name that it does not have."""
 
 
 def _empty(path: Path) -> None:
@@ -873,22 +926,29 @@ def _raws(cursor: lmdb.Cursor, first: int, last: int) -> Iterator[tuple[int, byt
         yield seq, bytes(cursor.value())
 
 
-def _context_places(
-    cursor: lmdb.Cursor, context_id: str, after: int, before: int, reverse: bool, units_max: int
-) -> Iterator[tuple[int, int]]:
-    """The (version, seq) of a context with after < seq < before, in the order asked for."""
+def _context_versions(cursor: lmdb.Cursor, context_id: str, after: int, before: int) -> range:
+    """The versions of a context with after < seq < before."""
     last = _last_version(cursor, context_id)
     first_version = 1 if after <= 0 else _version_from(cursor, context_id, after + 1, last)
     end_version = _version_from(cursor, context_id, before, last)
-    if first_version >= end_version:
-        return
-    versions = range(end_version - 1, first_version - 1, -1) if reverse else range(first_version, end_version)
-    found = cursor.set_key(context_key(context_id, versions[0]))
+    return range(first_version, end_version)
+
+
+def _context_places(cursor: lmdb.Cursor, context_id: str, versions: range, units_max: int) -> Iterator[tuple[int, int]]:
+    """The (version, seq) of these versions of a context, in their order."""
+    found = bool(versions) and cursor.set_key(context_key(context_id, versions[0]))
     for version in versions[:units_max]:
         if not found or bytes(cursor.key()) != context_key(context_id, version):
             raise LogDamaged(f"the index of context {context_id!r} has a gap")
         yield version, key_seq(bytes(cursor.value()))
-        found = cursor.prev() if reverse else cursor.next()
+        found = cursor.next() if versions.step > 0 else cursor.prev()
+
+
+def _places_beside(cursor: lmdb.Cursor, context_id: str, versions: range) -> Iterator[tuple[int, int]]:
+    """The (version, seq) before and behind these versions, where there are any."""
+    for version in (versions.start - 1, versions.stop):
+        if version < _VERSIONS_END and cursor.set_key(context_key(context_id, version)):
+            yield version, key_seq(bytes(cursor.value()))
 
 
 def _last_version(cursor: lmdb.Cursor, context_id: str) -> int:
@@ -914,6 +974,13 @@ def _version_from(cursor: lmdb.Cursor, context_id: str, seq: int, last: int) -> 
         else:
             high = middle
     return low
+
+
+def _decoded(name: bytes) -> str:
+    try:
+        return name.decode()
+    except UnicodeDecodeError as exc:
+        raise LogDamaged(f"the index names a context {name!r}, which none can be: {exc}") from exc
 
 
 def _parse_header(value: bytes) -> LogHeader:

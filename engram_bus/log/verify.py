@@ -159,6 +159,8 @@ class _Walk:
         self.tell(self._file("log"), 0)
         try:
             self.log = LogReader(self.path / "log")
+            if (wrong := self.log.wrong_page()) is not None:
+                self._log_damage(wrong)
             header = self.log.header()
             begun = header is None and not identity.established and self.log.head() == 0
         except DataDirectoryError as exc:
@@ -183,6 +185,9 @@ class _Walk:
         self.tell(self._file("index"), 0)
         try:
             self.index = IndexReader(path)
+            if (wrong := self.index.wrong_page()) is not None:
+                self._index_damage(wrong)
+                return
             self.indexed, self.indexed_chain = self.index.cursor()
             self._open_snapshots(self.index)
         except DataDirectoryError as exc:
@@ -238,6 +243,8 @@ class _Walk:
             yield record
         if self.history.group_open:
             self._log_damage("the command it is part of was not recorded whole", self.head)
+        if (wrong := self.log.wrong_count()) is not None:
+            self._log_damage(wrong)
 
     def _is_found(self, record: Record) -> bool:
         """Whether the tree's branches lead to it: one record after the other is read without them."""

@@ -212,8 +212,18 @@ def test_a_unit_at_another_version_of_its_context_is_damage_not_a_unit_twice(tmp
     fill(tmp_path)
     with tampering(tmp_path, "index", Table.CONTEXTS) as txn:
         txn.put(context_key("plan", 3), seq_key(2))
-    with opened(tmp_path) as log, pytest.raises(LogDamaged, match="record 2 is not version 3 of 'plan'"):
-        log.read_context("plan", **ALL | {"after": 2})  # type: ignore[arg-type]
+    with opened(tmp_path) as log:
+        assert [entry.seq for entry in log.read_context("plan", **ALL)] == [1, 2]  # type: ignore[arg-type]
+        with pytest.raises(LogDamaged, match="record 2 is not version 3 of 'plan'"):
+            log.read_context("plan", **ALL | {"after": 2})  # type: ignore[arg-type]
+
+
+def test_a_context_whose_name_is_none_is_damage(tmp_path: Path) -> None:
+    fill(tmp_path)
+    with tampering(tmp_path, "index", Table.CONTEXTS) as txn:
+        txn.put(b"\xff\0" + seq_key(1), seq_key(1))
+    with opened(tmp_path) as log, pytest.raises(LogDamaged, match="names a context"):
+        log.context_ids("", prefix="", limit=9)
 
 
 def test_a_lost_version_is_damage(tmp_path: Path) -> None:
