@@ -11,7 +11,6 @@ import json
 import random
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
@@ -30,6 +29,7 @@ from benchmarks.harness import (
     caught_up,
     commit,
     grpc_port,
+    in_memory,
     keep,
     machine,
     resident_bytes,
@@ -192,10 +192,10 @@ class House:
         data.mkdir(exist_ok=True)
         return self._stack.enter_context(serving(data, "--grpc-port", "0", *flags, core=native.SERVER_CORE))
 
+    @cached_property
     def in_memory(self) -> Served:
-        """A bus whose disk is memory: what it does besides waiting for a flush."""
-        home = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="engram-bench-", dir="/dev/shm"))
-        return self.serve("memory", "--no-search", directory=Path(home))
+        """A bus whose disk is memory, without search."""
+        return self.serve("memory", "--no-search", directory=self._stack.enter_context(in_memory()))
 
     def appends(self, wire: str, port: int, **load: float | str) -> Callable[[], native.Appended]:
         """A turn of appends, once search has caught up."""
@@ -378,7 +378,7 @@ def fanout(house: House) -> Part:
     """100 subscribers, one unit at a time; also in memory, where no flush is in the way, and over Redis Streams."""
     turns = {
         "bus": house.fan("ws", house.bus.port),
-        "bus, its disk in memory": house.fan("ws", house.in_memory().port),
+        "bus, its disk in memory": house.fan("ws", house.in_memory.port),
         "uvloop": house.fan("ws", house.uvloop),
         "null": house.fan("ws", house.null("ws")),
     }

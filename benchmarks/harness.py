@@ -81,6 +81,13 @@ def scratch() -> Iterator[Path]:
         yield Path(path)
 
 
+@contextlib.contextmanager
+def in_memory() -> Iterator[Path]:
+    """A directory whose disk is memory: what a bus does besides waiting for a flush."""
+    with tempfile.TemporaryDirectory(prefix="engram-bench-", dir="/dev/shm") as path:
+        yield Path(path)
+
+
 class Served(NamedTuple):
     """A bus in a process of its own."""
 
