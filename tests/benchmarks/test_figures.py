@@ -1,6 +1,7 @@
 """How the benchmarks count and judge: a wrong figure would look like any other."""
 
 import os
+import shutil
 import signal
 import threading
 import time
@@ -39,6 +40,7 @@ def test_without_a_peer_a_row_is_not_measured() -> None:
     assert Row("a figure", "x", 2, 1, []).figures()["met"] == "not measured"
 
 
+@pytest.mark.skipif(shutil.which("cc") is None, reason="the load is C")
 def test_at_a_pace_a_stall_counts_for_every_unit_that_was_due_in_it() -> None:
     native.built("appends")
     with native.null_server("ws") as (port, pid):
