@@ -174,7 +174,7 @@ def url_of(listener: socket.socket) -> str:
 def _config(api: HttpApi, bounds: Bounds) -> uvicorn.Config:
     return uvicorn.Config(
         api,
-        http=edge_http(bounds),
+        http=edge_http(bounds, api.direct),
         ws=EdgeWebSocket,
         loop="none",
         lifespan="off",

@@ -12,6 +12,7 @@ from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
 from engram_bus import clock
+from engram_bus.api.edge.direct import Headers, Respond, Taker
 from engram_bus.api.edge.socket import socket_of
 from engram_bus.api.health import Health, search_status
 from engram_bus.api.messages import covering
@@ -96,7 +97,6 @@ _decode_lock = msgspec.json.Decoder(LockIn).decode
 _decode_refresh = msgspec.json.Decoder(RefreshIn).decode
 _decode_search = msgspec.json.Decoder(SearchIn).decode
 _decode_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
-Headers = Sequence[tuple[bytes, bytes]]
 # A page may talk to this bus and to nothing else, and may not be framed by another one.
 _PAGE_POLICY = (
     b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -124,26 +124,47 @@ _PREFLIGHT: Headers = (
 )
 
 
-class Call:
-    """One request as an operation sees it."""
+class Asked:
+    """What a request's headers say of an operation."""
 
-    __slots__ = ("_receive", "headers", "operation", "path", "query", "scope", "values")
+    __slots__ = ("headers", "operation")
 
-    def __init__(
-        self, operation: Operation, scope: Scope, headers: dict[bytes, bytes], receive: Receive, path: dict[str, str]
-    ) -> None:
+    def __init__(self, operation: Operation, headers: Mapping[bytes, bytes]) -> None:
         self.operation = operation
-        self.scope = scope
-        self.path = path
         self.headers = headers
-        self.query: bytes = scope["query_string"]
-        self.values: dict[str, Any] = {}
-        self._receive = receive
 
     def header(self, name: bytes) -> str | None:
         """A header as text. Raises InvalidRequest for bytes that are none."""
         raw = self.headers.get(name)
         return None if raw is None else _text(name, raw)
+
+    def media_type(self) -> str:
+        """The body's type; JSON where none is told. Raises UnsupportedMedia for one the operation does not list."""
+        told = self.headers.get(b"content-type")
+        if told is None or told == b"application/json":
+            base = JSON
+        else:
+            base = told.decode("latin-1").partition(";")[0].strip().lower()
+        if base not in self.operation.requests:
+            allowed = ", ".join(self.operation.requests)
+            raise UnsupportedMedia(f"content type {base[:64]!r} is not read here; one of {allowed}")
+        return base
+
+
+class Call(Asked):
+    """One request as an operation sees it."""
+
+    __slots__ = ("_receive", "path", "query", "scope", "values")
+
+    def __init__(
+        self, operation: Operation, scope: Scope, headers: dict[bytes, bytes], receive: Receive, path: dict[str, str]
+    ) -> None:
+        super().__init__(operation, headers)
+        self.scope = scope
+        self.path = path
+        self.query: bytes = scope["query_string"]
+        self.values: dict[str, Any] = {}
+        self._receive = receive
 
     async def body(self, bytes_max: int) -> bytes:
         """The whole body; the edge sees to it that it comes in time. Raises TooLarge, ClientLeft."""
@@ -178,15 +199,6 @@ class Call:
             return answer.result()
         finally:
             leaving.cancel()
-
-    def media_type(self) -> str:
-        """The body's type; JSON where none is told. Raises UnsupportedMedia for one the operation does not list."""
-        told = self.headers.get(b"content-type", b"application/json").decode("latin-1")
-        base = told.partition(";")[0].strip().lower()
-        if base not in self.operation.requests:
-            allowed = ", ".join(self.operation.requests)
-            raise UnsupportedMedia(f"content type {base[:64]!r} is not read here; one of {allowed}")
-        return base
 
 
 class ClientLeft(Exception):
@@ -223,8 +235,11 @@ class HttpApi:
             (Route(operation.path, _never, methods=[operation.method]), operation, self._handler(operation))
             for operation in OPERATIONS
         ]
-        # The routes that carry the load skip the matching of patterns.
+        # The routes that carry the load skip the matching of patterns, and the first of them ASGI.
         self._hot = {("POST", "/workunit"): self._route("append"), ("POST", "/workunits"): self._route("append_bulk")}
+        self.direct: Mapping[bytes, Taker] = dict.fromkeys(
+            (b"/workunit", PREFIX.encode() + b"/workunit"), self._take_append
+        )
 
     def _handler(self, operation: Operation) -> Handler:
         handler: Handler = getattr(self, f"_{operation.name}")
@@ -263,12 +278,8 @@ class HttpApi:
             return
         except _Static as static:
             reply = static.reply
-        except EngramError as exc:
-            reply = Reply(exc.status, problem_body(exc), problem_headers(exc))
-        except Exception:
-            log.exception("a request to %s failed", scope["path"])
-            error = InternalError("the request could not be answered; the log of the bus says why")
-            reply = Reply(error.status, problem_body(error), problem_headers(error))
+        except Exception as exc:
+            reply = _refusing(exc)
         await _send(send, reply, scope["method"], (*self._reflected(), *shared))
         self.metrics.answered(name, reply.status, clock.monotonic_seconds() - started)
 
@@ -279,7 +290,7 @@ class HttpApi:
             (b"engram-applied-seq", b"%d" % self.bus.head),
         )
 
-    def _let_in(self, headers: dict[bytes, bytes]) -> Headers:
+    def _let_in(self, headers: Mapping[bytes, bytes]) -> Headers:
         """What the answer says to a page of another origin; nothing, for nearly all. Raises ForbiddenOrigin."""
         host, origin = headers.get(b"host", b""), headers.get(b"origin")
         self._check_host(host)
@@ -319,31 +330,59 @@ class HttpApi:
 
     async def _append(self, call: Call) -> Reply:
         media_type = call.media_type()
-        body = await call.body(UNIT_REQUEST_BYTES_MAX)
-        append = _APPENDS[media_type](body, agent_id=call.header(b"x-agent-id"))
-        answer = await self.bus.execute(self._with_headers(call, append, append.draft.context_id))
+        command = self._append_of(call, media_type, await call.body(UNIT_REQUEST_BYTES_MAX))
+        return self._appended(call, await self.bus.execute(command))
+
+    def _take_append(self, headers: Mapping[bytes, bytes], body: bytes, respond: Respond) -> None:
+        """As `_append`, of a request that the edge took whole."""
+        started, shared = clock.monotonic_seconds(), _NOT_SHARED
+        asked = Asked(self._hot["POST", "/workunit"][0], headers)
+
+        def reply_with(reply: Reply) -> None:
+            respond(reply.status, (*reply.headers, _length(reply), *self._reflected(), *shared), reply.body)
+            self.metrics.answered("append", reply.status, clock.monotonic_seconds() - started)
+
+        def done(outcome: Answer | EngramError) -> None:
+            try:
+                reply = _refusing(outcome) if isinstance(outcome, EngramError) else self._appended(asked, outcome)
+            except Exception as exc:
+                reply = _refusing(exc)
+            reply_with(reply)
+
+        try:
+            shared = self._let_in(headers)
+            self.bus.submit(self._append_of(asked, asked.media_type(), body), done)
+        except Exception as exc:
+            reply_with(_refusing(exc))
+
+    def _append_of(self, asked: Asked, media_type: str, body: bytes) -> Append:
+        append = _APPENDS[media_type](body, agent_id=asked.header(b"x-agent-id"))
+        with_headers: Append = self._with_headers(asked, append, append.draft.context_id)
+        return with_headers
+
+    def _appended(self, asked: Asked, answer: Answer) -> Reply:
         entry = answer.entries[0]
-        media_header, encode = _UNITS[_preferred(call.headers.get(b"accept", b""))]
+        media_header, encode = _UNITS[_preferred(asked.headers.get(b"accept", b""))]
         return Reply(201, encode(entry), self._write_headers(answer, entry.unit.version, media_header))
 
-    def _with_headers(self, call: Call, command: Any, context_id: str) -> Any:
+    def _with_headers(self, asked: Asked, command: Any, context_id: str) -> Any:
         """The command with what headers say; where header and body both say something, they must agree."""
         changes: dict[str, Any] = {}
-        key = call.header(b"idempotency-key")
+        key = asked.header(b"idempotency-key")
         if key is not None:
             changes["idempotency_key"] = _agreed(command.idempotency_key, key, "idempotency_key")
-        expected = self._expected_version(call, context_id)
+        expected = self._expected_version(asked, context_id)
         if expected is not None:
             changes["expected_version"] = _agreed(command.expected_version, expected, "expected_version")
         return msgspec.structs.replace(command, **changes) if changes else command
 
-    def _expected_version(self, call: Call, context_id: str) -> int | None:
-        none_match = call.headers.get(b"if-none-match")
+    def _expected_version(self, asked: Asked, context_id: str) -> int | None:
+        none_match = asked.headers.get(b"if-none-match")
         if none_match is not None:
             if none_match.strip() != b"*":
                 raise InvalidRequest("If-None-Match takes * here", field="If-None-Match")
             return 0
-        match = call.headers.get(b"if-match")
+        match = asked.headers.get(b"if-match")
         if match is None:
             return None
         if match.strip() == b"*":
@@ -676,10 +715,22 @@ async def _never() -> None:
 
 
 async def _send(send: Send, reply: Reply, method: str, shared: Headers) -> None:
-    length = () if reply.status == 204 else ((b"content-length", b"%d" % len(reply.body)),)
+    length = () if reply.status == 204 else (_length(reply),)
     headers = [*reply.headers, *length, *shared]
     await send({"type": "http.response.start", "status": reply.status, "headers": headers})
     await send({"type": "http.response.body", "body": b"" if method == "HEAD" else reply.body})
+
+
+def _length(reply: Reply) -> tuple[bytes, bytes]:
+    return b"content-length", b"%d" % len(reply.body)
+
+
+def _refusing(exc: Exception) -> Reply:
+    """The problem that an error is; ours, where it is a mistake of ours."""
+    if not isinstance(exc, EngramError):
+        log.error("a request failed", exc_info=exc)
+        exc = InternalError("the request could not be answered; the log of the bus says why")
+    return Reply(exc.status, problem_body(exc), problem_headers(exc))
 
 
 async def _until_left(receive: Receive, over: asyncio.Future[None]) -> None:

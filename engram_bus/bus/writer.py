@@ -382,10 +382,10 @@ class Writer:
 
     def _take_append(self, batch: _Batch, command: Append) -> Answer:
         """As `_take`, of the command that nearly all are: one unit, and nothing to recognise it by."""
-        self.state.check(command, batch.stamp)
-        draft = command.draft
+        drafts = self.state.decide(command, batch.stamp)
+        draft = drafts[0]
         if draft.id is not None:
-            self._check_ids(batch, (draft,))
+            self._check_ids(batch, drafts)
         batch.is_recording = True
         entry = self._seal(batch, self._place(batch, draft), NOTHING_PRIVATE, 1, 0)
         batch.is_recording = False

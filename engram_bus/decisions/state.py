@@ -39,7 +39,8 @@ class State:
         """The units a command asks for. Raises the refusals of the decision it belongs to."""
         match command:
             case Append():
-                self.check(command, stamp)
+                self.contexts.check_append(command)
+                self._check_fences(command, stamp)
                 return (command.draft,)
             case AppendAtomic():
                 drafts = self.contexts.decide(command, stamp)
@@ -57,11 +58,6 @@ class State:
                 return self.locks.decide(command, stamp)
             case RefreshLock() | ReleaseLock() | BreakLock() | TendLocks():
                 return self.locks.decide(command, stamp)
-
-    def check(self, append: Append, stamp: Stamp) -> None:
-        """Whether its draft may be recorded as it is. Raises the refusals of contexts and of locks."""
-        self.contexts.check_append(append)
-        self._check_fences(append, stamp)
 
     def _check_fences(self, append: Append, stamp: Stamp) -> None:
         fences = self.contexts.fences(append.draft.context_id)

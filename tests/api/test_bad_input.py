@@ -526,6 +526,34 @@ def test_pipelined_requests_are_answered_in_order(bus: LiveBus) -> None:
         assert [wire.answer().status for _ in range(60)] == [201, 404, 200] * 20
 
 
+def test_a_thousand_refusals_in_one_piece_follow_what_they_waited_for(bus: LiveBus) -> None:
+    good, bad = (request("POST", "/workunit", body, JSON) for body in (json.dumps(UNIT).encode(), b"{}"))
+    with Wire(bus.address) as wire:
+        wire.send(good + bad * 1_000 + good)
+        assert [wire.answer().status for _ in range(1_002)] == [201, *[400] * 1_000, 201]
+
+
+def test_an_append_that_comes_in_pieces_or_wants_to_be_asked_for_is_taken(bus: LiveBus) -> None:
+    unit = json.dumps(UNIT).encode()
+    with Wire(bus.address) as wire:
+        whole = request("POST", "/workunit", unit, JSON)
+        for at in range(0, len(whole), 50):
+            wire.send(whole[at : at + 50])
+        assert wire.answer().status == 201
+        asking = request("POST", "/workunit", unit, JSON, "Expect: 100-continue")
+        wire.send(asking.removesuffix(unit))
+        assert (wire.status_line(), wire.status_line()) == ("HTTP/1.1 100 Continue\r\n", "\r\n")
+        assert wire.send(unit).answer().status == 201
+
+
+def test_an_append_that_asks_to_close_is_answered_and_closed(bus: LiveBus) -> None:
+    with Wire(bus.address) as wire:
+        wire.send(request("POST", "/workunit", json.dumps(UNIT).encode(), JSON, "Connection: close"))
+        answer = wire.answer()
+        assert (answer.status, answer.headers["connection"]) == (201, "close")
+        assert wire.rest() == b""
+
+
 def test_requests_before_garbage_are_answered_first(bus: LiveBus) -> None:
     with Wire(bus.address) as wire:
         wire.send(request("POST", "/workunit", json.dumps(UNIT).encode(), JSON) * 3 + b"\x00garbage\r\n\r\n")

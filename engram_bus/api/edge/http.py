@@ -2,12 +2,15 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import httptools
 import msgspec
+from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from engram_bus.api.edge.direct import DirectCycle, Taker, is_direct
 from engram_bus.api.edge.socket import SOCKET, Written
 from engram_bus.api.problems import problem_body, problem_headers
 from engram_bus.errors import Busy, EngramError, HeadersTooLarge, InvalidRequest, TooLarge, TooSlow
@@ -37,9 +40,9 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True):
 USUAL = Bounds()
 
 
-def edge_http(bounds: Bounds) -> type["EdgeHttp"]:
-    """The protocol class with other bounds than usual; uvicorn makes its instances."""
-    return type("EdgeHttp", (EdgeHttp,), {"bounds": bounds})
+def edge_http(bounds: Bounds, direct: Mapping[bytes, Taker]) -> type["EdgeHttp"]:
+    """The protocol class with these bounds and takers; uvicorn makes its instances."""
+    return type("EdgeHttp", (EdgeHttp,), {"bounds": bounds, "direct": direct})
 
 
 class EdgeHttp(Written, HttpToolsProtocol):
@@ -49,6 +52,8 @@ class EdgeHttp(Written, HttpToolsProtocol):
     """
 
     bounds: ClassVar[Bounds] = USUAL
+    direct: ClassVar[Mapping[bytes, Taker]] = {}
+    """Who takes small POSTs to a target, without ASGI."""
 
     _lacks: Literal["nothing", "headers", "body"] = "nothing"
     _phase = 0
@@ -58,6 +63,7 @@ class EdgeHttp(Written, HttpToolsProtocol):
     _fault: EngramError | None = None
     _owed: EngramError | None = None
     _is_refused = False
+    _held: DirectCycle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -125,6 +131,8 @@ class EdgeHttp(Written, HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        # The one before may have been answered while this one lay in the same piece.
+        self._unset_keepalive_if_required()
         # uvicorn types extensions as dictionaries of dictionaries; ASGI lets them hold anything.
         self.scope["extensions"] = {SOCKET: self}  # type: ignore[dict-item]
         self._header_bytes = 0
@@ -141,17 +149,63 @@ class EdgeHttp(Written, HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if self._declines():
             return
+        taker = self.direct.get(self.url)
+        if taker is not None and self._begin_directly(taker):
+            self._begin("body")
+            return
         super().on_headers_complete()
         self._begin("body")
         cycle = self._last_cycle()
-        if cycle is not None:
+        if isinstance(cycle, RequestResponseCycle):
             cycle.transport = self._answers  # type: ignore[assignment]
+
+    def _begin_directly(self, taker: Taker) -> bool:
+        """Queue the request for its taker; False where it is not of the kind that is taken so."""
+        headers = dict(self.headers)
+        if self.parser.get_method() != b"POST" or self.parser.should_upgrade() or not is_direct(headers):
+            return False
+        before = self._last_cycle()
+        keep_alive = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
+        cycle = DirectCycle(self, taker, headers, keep_alive=keep_alive)
+        # It has the names of uvicorn's that the connection uses.
+        self.cycle = cycle  # type: ignore[assignment]
+        if before is None or before.response_complete:
+            cycle.is_due = True
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((cycle, self.app))  # type: ignore[arg-type]
+        return True
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle | DirectCycle, app: ASGI3Application) -> None:
+        """As uvicorn's, of the request whose turn it is now."""
+        if not isinstance(cycle, DirectCycle):
+            super()._start_asgi_task(cycle, app)
+            return
+        cycle.is_due = True
+        if not cycle.more_body:
+            # Not within the answer to the one before: of a thousand in one piece each would lie in the last one's.
+            self.loop.call_soon(self._perform, cycle)
+
+    def _perform(self, cycle: DirectCycle) -> None:
+        if self.flow.write_paused:
+            self._held = cycle  # Answers lie there that are not read: this one waits until they are.
+        elif not cycle.disconnected:
+            cycle.perform()
+
+    def responded(self, cycle: DirectCycle, response: bytes) -> None:
+        self._answers.write(response)
+        if not cycle.keep_alive:
+            self.close()
+        self.on_response_complete()
 
     def on_message_complete(self) -> None:
         if self._declines():
             return
         self._begin("nothing")
         super().on_message_complete()
+        cycle = self._last_cycle()
+        if isinstance(cycle, DirectCycle) and cycle.is_due and not cycle.response_complete:
+            self._perform(cycle)
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -229,7 +283,7 @@ class EdgeHttp(Written, HttpToolsProtocol):
         cycle = self._last_cycle()
         return not self.pipeline and (cycle is None or cycle.response_complete or cycle.disconnected)
 
-    def _last_cycle(self) -> RequestResponseCycle | None:
+    def _last_cycle(self) -> RequestResponseCycle | DirectCycle | None:
         """The newest request with its answer: none before the first, whatever uvicorn's annotation says."""
         return self.cycle
 
@@ -267,6 +321,9 @@ class EdgeHttp(Written, HttpToolsProtocol):
     def resume_writing(self) -> None:
         super().resume_writing()
         self.became_writable()
+        held, self._held = self._held, None
+        if held is not None:
+            self._perform(held)
 
     def pause_reading(self) -> None:
         self.flow.pause_reading()
