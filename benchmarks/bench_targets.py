@@ -456,15 +456,21 @@ def thousand(house: House) -> Part:
 
 def beside_fanout(house: House) -> Part:
     """One who appends elsewhere, one after the other, beside 100 subscribers who take all there is."""
-    found = house.turns({"bus": house.fan("ws", house.bus.port, window=32, probe=1)})
-    p99s = [run.probe.at_us(0.99) / 1e3 for run in found["bus"]]
-    together = Histogram()
-    for run in found["bus"]:
-        together += run.probe
-    return Part(
-        [Row("append p99 while fan-out saturates the process", "ms", 10, 3, p99s, at_most=True)],
-        {**_fans(found), "append_us": together.percentiles_us()},
+    load = {"window": 32, "probe": 1}
+    found = house.turns(
+        {"bus": house.fan("ws", house.bus.port, **load), "null": house.fan("ws", house.null("ws"), **load)}
     )
+    p99s = [run.probe.at_us(0.99) / 1e3 for run in found["bus"]]
+    figure = "append p99 while fan-out saturates the process"
+    answers = {name: _together(found[name]).percentiles_us() for name in ("bus", "null")}
+    return Part([Row(figure, "ms", 10, 3, p99s, at_most=True)], {**_fans(found), "append_us": answers})
+
+
+def _together(runs: Sequence[native.Delivered]) -> Histogram:
+    together = Histogram()
+    for run in runs:
+        together += run.probe
+    return together
 
 
 # --- Reading and holding ---------------------------------------------------------------------------------------------

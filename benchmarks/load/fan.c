@@ -220,7 +220,7 @@ int main(int argc, char **argv)
 	allow_files();
 	place = (struct place){text("host", "127.0.0.1"), (int)number("port", 0), text("context", "bench"), ""};
 	struct place aside = place;
-	aside.context = "aside";
+	aside.context = ASIDE;
 	wire = wire_named(text("wire", "ws"));
 	publishing = wire_named(text("publish", wire->name));
 	if (number("read", 0))

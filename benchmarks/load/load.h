@@ -160,6 +160,7 @@ static inline double cpu_seconds(void)
 
 /* --- The mark: which unit it is and when it was due, at the beginning of a payload of words ------------------------ */
 
+#define ASIDE "aside"
 #define MARK "@due="
 #define MARK_BYTES (5 + 16 + 1 + 8)
 
