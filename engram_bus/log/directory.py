@@ -292,6 +292,12 @@ def mark_index(path: Path, *, clean: bool) -> None:
         sync_directory(path)
 
 
+def forget_index(path: Path) -> None:
+    """The next start folds it again: it is not what was written."""
+    (path / "mark").unlink(missing_ok=True)
+    sync_directory(path)
+
+
 def boot_id() -> str:
     """Which run of the machine this is."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -46,6 +46,7 @@ from engram_bus.log.contract import Epoch, Sizes, Snapshot
 from engram_bus.log.directory import (
     LogHeader,
     establish_tenant,
+    forget_index,
     header_of,
     index_is_as_closed,
     index_is_trusted,
@@ -131,6 +132,7 @@ class LmdbLog:
         self._open()
 
     def _open(self) -> None:
+        self._index_is_damaged = False
         self._env = self._open_log()
         try:
             self._head, self._chain = self._find_head()
@@ -432,7 +434,7 @@ class LmdbLog:
 
     def _close_index(self) -> None:
         """The mark may only be on the disk when all before it is."""
-        clean = self._writable and self._failed is None
+        clean = self._writable and self._failed is None and not self._index_is_damaged
         try:
             if clean:
                 self._index.sync(True)
@@ -608,11 +610,11 @@ class LmdbLog:
         """Bring the index up to the head. Raises StorageFull."""
         self._index_tail()
         if self._tail:
-            raise StorageFull(f"no room for the index in {self._path}: lookups wait for it")
+            raise self._index_refused()
         while self._indexed < self._head:
             last = min(self._indexed + _FOLD_UNITS, self._head)
             if not self._index_records(self._records(self._indexed + 1, last)):
-                raise StorageFull(f"no room for the index in {self._path}: lookups wait for it")
+                raise self._index_refused()
 
     @property
     def _tail_is_long(self) -> bool:
@@ -622,6 +624,11 @@ class LmdbLog:
         """Give the index what is only in memory, if it has room."""
         if self._tail and self._index_records(self._tail.records):
             self._tail = Tail()
+
+    def _index_refused(self) -> EngramError:
+        if self._index_is_damaged:
+            return LogDamaged(f"{self._path / 'index'} is damaged: the next start folds it again")
+        return StorageFull(f"no room for the index in {self._path}: lookups wait for it")
 
     def _records(self, first: int, last: int) -> list[Record]:
         found: list[Record] = []
@@ -648,6 +655,9 @@ class LmdbLog:
                 txn.put(_CURSOR, seq_key(newest.unit.seq) + newest.chain, db=self._tables[Table.STATE])
         except lmdb.Error as exc:
             log.error("the index of %s is behind its log: %s", self._path, exc)
+            if isinstance(exc, _NOT_LMDB):
+                self._index_is_damaged = True
+                forget_index(self._path / "index")
             return False
         self._indexed = newest.unit.seq
         return True

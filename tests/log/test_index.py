@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 from pathlib import Path
+from typing import NoReturn
 
 import lmdb
 import pytest
@@ -26,7 +27,7 @@ from engram_bus.log.index import (
 )
 from engram_bus.log.lmdb import LmdbLog
 from engram_bus.log.memory import MemoryLog
-from engram_bus.log.record import Private
+from engram_bus.log.record import Private, Record
 from tests.disk import opened, stored, tampering, tenant
 from tests.values import sealed, unit, unit_id
 
@@ -336,3 +337,20 @@ def test_a_key_that_a_damaged_index_does_not_lead_to_is_found_all_the_same(
     with opened(tmp_path) as log:
         assert log.seq_of_key("ann", "k") == 1
     assert "is not as it was closed: it is folded again" in caplog.text
+
+
+def test_an_index_that_cannot_take_more_for_it_is_damaged_is_folded_again_by_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def corrupted(record: Record) -> NoReturn:
+        raise lmdb.CorruptedError("a page is not what it should be")
+
+    fill(tmp_path)
+    shutil.rmtree(tenant(tmp_path) / "index")
+    with monkeypatch.context() as patched:
+        patched.setattr(log_lmdb, "puts", corrupted)
+        with pytest.raises(DataDirectoryError, match="index is damaged: the next start folds it again"):
+            fill(tmp_path)
+    assert not (tenant(tmp_path) / "index" / "mark").exists()
+    with opened(tmp_path) as log:
+        assert lookups_are_right(log)
