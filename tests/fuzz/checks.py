@@ -28,6 +28,18 @@ def started(world: World, at: Path, file: str, *, written: Sequence[str] = (), a
     return seen.outcome
 
 
+def verified(world: World, at: Path, file: str) -> str:
+    """Damage that no start looks for: where a bus does not serve exactly what was written, `engram verify` finds it."""
+    said = _look(world, at, "verify")
+    require(said.outcome in ("whole", "damaged", "died"), f"verify {said.outcome}: {said.said}")
+    seen = _look(world, at, "start")
+    if said.outcome == "whole" and seen.outcome != "exact":
+        # A pointer may lead to an old copy of the very same page, until an append writes over that one.
+        said = _look(world, at, "verify")
+        require(said.outcome != "whole", f"verify says that {file} is whole, the bus: {seen.outcome}: {seen.said}")
+    return f"verified {said.outcome} and {seen.outcome}"
+
+
 def asked(world: World, at: Path) -> str:
     """A bus over what nothing tells from what was written: what it finds is right, though not all may be found, and
     what cannot be is told in the words of the contract."""

@@ -3,6 +3,7 @@ tell which lines of the bus they reached. What LMDB's or tantivy's own code does
 """
 
 import argparse
+import gc
 import time
 from random import Random
 
@@ -30,6 +31,7 @@ def run(name: str, *, seconds: float, seed: int) -> Found:
         for data in [*target.seeds(world), *kept(name).values()]:
             _try(target, world, data, found, edges, corpus)
         first = len(edges.reached)
+        gc.freeze()  # So that a fork does not copy what it never touches.
         while (now := time.monotonic()) < began + seconds:
             _try(target, world, _mutated(corpus, dice), found, edges, corpus)
             if now > told + _TELL_SECONDS:

@@ -17,7 +17,7 @@ from engram_bus.log.directory import LogHeader, index_is_trusted, lock_directory
 from engram_bus.log.index import Table, seq_key
 from engram_bus.log.lmdb import LmdbLog, _state_digest
 from tests.disk import stored, tampering, tenant
-from tests.fuzz.checks import SERVED, asked, started
+from tests.fuzz.checks import SERVED, asked, started, verified
 from tests.fuzz.world import LOG, MARK, TENANT, World, require
 
 _HEADER_KEY = seq_key(0)
@@ -124,7 +124,9 @@ def check_index(world: World, data: bytes) -> str:
             case _:
                 mark_index(index, clean=True)
         require(index_is_trusted(index), "the mark that was just made says so")
-        return asked(world, at)
+        with world.copied(at) as another:
+            told = verified(world, another, "tenants/default/index")
+        return f"{told}, asked {asked(world, at)}"
 
 
 def _tamper(at: Path, program: bytes) -> None:

@@ -18,7 +18,6 @@ from engram_bus.bus.writer import Answer, Writer
 from engram_bus.clock import Clock
 from engram_bus.log.contract import Epoch, Log
 from engram_bus.log.directory import DEFAULT_TENANT, Identity, begin_tenant
-from engram_bus.log.lmdb import LmdbLog
 from engram_bus.log.record import GENESIS, parse
 from engram_bus.units import (
     FORMAT_BYTES,
@@ -34,6 +33,7 @@ from engram_bus.units import (
     UpdateContext,
     ts_text,
 )
+from tests.disk import opened
 from tests.simulation.damage_look import Job, Seen, look
 
 LOG = "tenants/default/log/data.mdb"
@@ -126,11 +126,10 @@ def _make_data(path: Path) -> list[bytes]:
         folder.mkdir(parents=True)
     (path / "identity").write_bytes(msgspec.json.encode(Identity(1, "0123456789abcdef", ts_text(START_US))))
     begin_tenant(tenant, DEFAULT_TENANT, EPOCHS)
-    log = LmdbLog(tenant)
-    asyncio.run(_fill(log))
-    raws = [log.record(seq).raw for seq in range(1, log.head + 1)]
-    log.close()
-    for lock in (tenant / "log" / "lock.mdb", tenant / "index" / "lock.mdb"):
+    with opened(path) as log:
+        asyncio.run(_fill(log))
+        raws = [log.record(seq).raw for seq in range(1, log.head + 1)]
+    for lock in (path / "lock", tenant / "log" / "lock.mdb", tenant / "index" / "lock.mdb"):
         lock.unlink()
     return raws
 
