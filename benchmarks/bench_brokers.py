@@ -53,6 +53,7 @@ def main() -> None:
     fans = {name: some for name, some in DELIVERIES.items() if not small or name.startswith("100 subscribers,")}
     figures: dict[str, Any] = {}
     with scratch() as directory, contextlib.ExitStack() as stack:
+        about = machine(directory)
         versions: dict[str, str] = {}
         flushes = Flushes(directory, count=50 if small else 300)
         appenders = dict(_appenders(directory, stack, versions))
@@ -65,7 +66,6 @@ def main() -> None:
             figures["deliveries"] = {
                 name: _deliveries(fanning, flushes, rounds, {**load, "seconds": seconds}) for name, load in fans.items()
             }
-        about = machine(directory)
     head = {"machine": about, "pinned": native.pinned(), "payload_bytes": 300, "rounds": rounds, "versions": versions}
     report(QUESTION, {**head, "disk": flushes.figures(), **figures}, small=small)
 

@@ -54,6 +54,7 @@ def machine(directory: Path) -> dict[str, Any]:
     return {
         "commit": commit(),
         "cpus": os.cpu_count(),
+        "load_average": round(os.getloadavg()[0], 1),
         "kernel": platform.release(),
         "python": platform.python_version(),
         "file_system": _said("stat", "-f", "-c", "%T", str(directory)),

@@ -137,7 +137,12 @@ def _large_log(kept: Mapping[str, Any]) -> list[str]:
 def _about(kept: Mapping[str, Any]) -> str:
     about = kept["machine"]
     disk = kept.get("disk") or {}
-    said = [f"commit {about['commit']}", f"{about['cpus']} processors", about["file_system"], kept["pinned"]]
+    said = [
+        f"commit {about['commit']}",
+        f"{about['cpus']} processors, load average {about['load_average']} before",
+        about["file_system"],
+        kept["pinned"],
+    ]
     said += [f"{kept['payload_bytes']} B payloads", f"{kept['rounds']} rounds"]
     for name in ("append_fdatasync_p50_us", "prezeroed_overwrite_fdatasync_p50_us"):
         p50 = disk[name]["median"] if name in disk else about[name.replace("append_", "").replace("_p50", "")]["p50"]
