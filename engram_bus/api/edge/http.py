@@ -130,20 +130,32 @@ class EdgeHttp(Written, HttpToolsProtocol):
     # --- What the parser says ----------------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        super().on_message_begin()
+        # Not uvicorn's: it makes the scope, which not every request needs.
+        self.url, self.headers, self.expect_100_continue = b"", [], False
         # The one before may have been answered while this one lay in the same piece.
         self._unset_keepalive_if_required()
-        # uvicorn types extensions as dictionaries of dictionaries; ASGI lets them hold anything.
-        self.scope["extensions"] = {SOCKET: self}  # type: ignore[dict-item]
         self._header_bytes = 0
         self._begin("headers")
 
+    def _make_scope(self) -> None:
+        """What uvicorn does when a message begins, for one whose headers were read."""
+        url, headers, expects = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.expect_100_continue = url, expects
+        self.headers.extend(headers)
+        # uvicorn types extensions as dictionaries of dictionaries; ASGI lets them hold anything.
+        self.scope["extensions"] = {SOCKET: self}  # type: ignore[dict-item]
+
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
-        self._count(len(url), QUERY_BYTES_MAX, "the request target")
+        self._header_bytes += len(url)
+        if self._header_bytes > QUERY_BYTES_MAX:
+            self._give_up("the request target", QUERY_BYTES_MAX)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._count(len(name) + len(value) + len(": \r\n"), HEADER_BYTES_MAX, "the request headers")
+        self._header_bytes += len(name) + len(value) + 4  # ": " and the line's end.
+        if self._header_bytes > HEADER_BYTES_MAX:
+            self._give_up("the request headers", HEADER_BYTES_MAX)
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
@@ -153,6 +165,7 @@ class EdgeHttp(Written, HttpToolsProtocol):
         if taker is not None and self._begin_directly(taker):
             self._begin("body")
             return
+        self._make_scope()
         super().on_headers_complete()
         self._begin("body")
         cycle = self._last_cycle()
@@ -238,12 +251,10 @@ class EdgeHttp(Written, HttpToolsProtocol):
         else:
             self._refuse(TooSlow(f"the {self._lacks} took longer than {seconds:g} s"))
 
-    def _count(self, size_bytes: int, bytes_max: int, what: str) -> None:
-        self._header_bytes += size_bytes
-        if self._header_bytes > bytes_max:
-            self._fault = HeadersTooLarge(f"{what} have more than {bytes_max} bytes", limit=bytes_max)
-            # The parser turns it into an error of its own, and uvicorn that into send_400_response.
-            raise ValueError(what)
+    def _give_up(self, what: str, bytes_max: int) -> None:
+        self._fault = HeadersTooLarge(f"{what} have more than {bytes_max} bytes", limit=bytes_max)
+        # The parser turns it into an error of its own, and uvicorn that into send_400_response.
+        raise ValueError(what)
 
     def _check_size(self) -> None:
         """What the parser holds back and has not told of yet: a header without end, chunks of nothing."""
