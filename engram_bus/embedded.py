@@ -125,7 +125,7 @@ class Bus:
         self.fanout = Fanout(log, heartbeat_seconds=heartbeat_seconds, stall_seconds=stall_seconds)
         self.on_ready: list[Callable[[], None]] = []
         """Called whenever it may have changed whether appends are taken."""
-        self.writer = Writer(log, tell=self._tell, tell_ready=self._tell_ready)
+        self.writer = Writer(log, tell=self._tell, tell_ready=self._tell_ready, tell_settled=self._tell_settled)
         self._directory = directory
         self._embedder = embedder
         self.searcher: Searcher | LocalSearch | None = None
@@ -729,7 +729,9 @@ class Bus:
         question = asked_from(asked, window)
         timeout_ms = MIN_SEQ_TIMEOUT_MS_DEFAULT if asked.timeout_ms is None else asked.timeout_ms
         await self.wait_for(asked.min_seq, timeout_ms=timeout_ms)
-        found = await self.start_search().search(question)
+        searcher = self.start_search()
+        self.writer.settle()  # It answers over all units up to the newest, and reads the log beside us.
+        found = await searcher.search(question)
         bytes_max = SEARCH_PAGE_BYTES_MAX if asked.include == "units" else None
         return window, found, await self._read_hits(found.hits[: asked.limit], bytes_max=bytes_max)
 
@@ -765,7 +767,7 @@ class Bus:
             self.searcher = (
                 _in_memory(self.log)
                 if directory is None
-                else Searcher(directory.tenant(), head=self.head, embedder=self._embedder)
+                else Searcher(directory.tenant(), head=self.log.settled, embedder=self._embedder)
             )
         return self.searcher
 
@@ -826,11 +828,13 @@ class Bus:
 
     def _tell(self, entries: Sequence[Entry]) -> None:
         self.fanout.offer(entries)
-        if self.searcher is not None:
-            self.searcher.tell(self.head)
         for min_seq, reached in self._waiting:
             if min_seq <= self.head and not reached.done():
                 reached.set_result(None)
+
+    def _tell_settled(self, seq: int) -> None:
+        if self.searcher is not None:
+            self.searcher.tell(seq)
 
     def _tell_ready(self) -> None:
         for changed in self.on_ready:

@@ -157,9 +157,13 @@ GATHER_IDLE_TURNS_MAX: Final = 32
 """Of those, turns in a row that bring none, about 0.2 ms: a flush takes as long."""
 SNAPSHOT_UNITS: Final = 100_000
 """A start folds at most this many units after the newest snapshot."""
-INDEX_TAIL_UNITS_MAX: Final = 128
-"""Newest units that are found in memory alone: the index takes them at once, in under a millisecond."""
-INDEX_TAIL_BYTES_MAX: Final = 4 * MIB
+SEGMENT_BYTES: Final = 1 * MIB
+"""Of the file that makes a commit durable: a larger commit goes to LMDB itself."""
+TAIL_UNITS_MAX: Final = 512
+"""Newest units that LMDB has not taken over yet: it takes them at once, in single milliseconds."""
+TAIL_BYTES_MAX: Final = 512 * KIB
+SETTLE_SECONDS: Final = 0.02
+"""After an append, when LMDB takes over what there is: who reads the log beside the bus hears of it then."""
 STORAGE_RETRY_SECONDS: Final = 0.5
 """How often a full disk is asked for room again."""
 RETRY_AFTER_SECONDS: Final = 1
@@ -230,6 +234,7 @@ assert PAYLOAD_BYTES_MAX < GRPC_ANSWER_BYTES_MAX
 assert SEARCH_PAGE_BYTES_MAX <= GRPC_ANSWER_BYTES_MAX
 assert BULK_UNITS_MAX * GRPC_ITEM_ERROR_BYTES_MAX < GRPC_ANSWER_BYTES_MAX, "a batch may be refused unit by unit"
 assert SEARCH_STEP_BYTES <= SEARCH_PAGE_BYTES_MAX <= PAGE_BYTES_MAX
+assert TAIL_BYTES_MAX < SEGMENT_BYTES, "a tail fits the segment"
 assert LOCK_TEND_UNITS_MAX <= BATCH_UNITS_MAX - BULK_UNITS_MAX, "beside it, one bulk still fits a commit"
 assert LOCK_BREAK_MAX <= BULK_UNITS_MAX
 assert STORAGE_RETRY_SECONDS <= RETRY_AFTER_SECONDS, "who comes back finds that the disk was asked again"

@@ -39,6 +39,7 @@ from engram_bus.log.directory import (
     sync_directory,
 )
 from engram_bus.log.record import Record, RecordError, parse
+from engram_bus.log.segment import SEGMENT
 from engram_bus.log.verify import Damage
 from engram_bus.units import ts_text
 from engram_bus.verify import VerifyReport, verify
@@ -261,7 +262,8 @@ class _Repair:
         file = self._tenant / "log" / "data.mdb"
         if head is None or not file.exists():
             return None
-        return head if head <= file.stat().st_size // _RECORD_BYTES_MIN else None
+        size_bytes = sum(part.stat().st_size for part in (file, file.with_name(SEGMENT)) if part.exists())
+        return head if head <= size_bytes // _RECORD_BYTES_MIN else None
 
     def _own_epochs(self, header: LogHeader | None) -> tuple[Epoch, ...]:
         """The epochs of the log: its identity and its header agree, or the backup says which of them is right."""

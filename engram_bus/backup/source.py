@@ -9,6 +9,7 @@ from engram_bus.log.beside import Wrong, beginning_beside, raws_beside
 from engram_bus.log.contract import Epoch
 from engram_bus.log.directory import DEFAULT_TENANT, header_of, read_identity, read_tenant
 from engram_bus.log.record import Record, RecordError, chain_follows, parse
+from engram_bus.log.segment import SEGMENT
 
 
 class Source:
@@ -29,13 +30,14 @@ class Source:
         self.head = 0
         if identity.established or (self._log / "data.mdb").exists():
             beginning = beginning_beside(self._log)
-            if beginning.head is None or beginning.header is None:
+            if beginning.head is None or beginning.header is None or beginning.wrong:
                 raise DataDamaged(beginning.wrong or f"{self._log} has lost its header")
             if beginning.header != header_of(identity):
                 raise DataDamaged(f"{self._log} is another log than {folder / 'identity'} says")
             self.head = beginning.head
             # A writer that was killed in its flush has left what a power cut could still take away.
-            _flush(self._log / "data.mdb")
+            for file in (self._log / "data.mdb", self._log / SEGMENT):
+                _flush(file)
 
     def records(self, after: int, chain: bytes) -> Iterator[Record]:
         """The records after a seq whose chain digest is `chain`. Raises DataDamaged, naming the unit."""
@@ -66,6 +68,8 @@ class Source:
 
 
 def _flush(file: Path) -> None:
+    if not file.exists():
+        return  # A log of an older version has no segment.
     try:
         fd = os.open(file, os.O_RDONLY)
         try:

@@ -51,6 +51,7 @@ from engram_bus.limits import (
     LOCK_TIMER_SECONDS_MAX,
     QUEUE_BYTES_MAX,
     QUEUE_UNITS_MAX,
+    SETTLE_SECONDS,
     SNAPSHOT_UNITS,
     STORAGE_RETRY_SECONDS,
 )
@@ -177,7 +178,7 @@ class Writer:
     """Owns the log's end and the decisions' state. All of it runs in the loop's thread.
 
     `tell` is called with every committed batch, in order, after its callers were answered; `tell_ready` whenever
-    `refusal` may have changed.
+    `refusal` may have changed; `tell_settled` with the seq up to which the log can be read beside the bus.
     """
 
     def __init__(
@@ -188,12 +189,15 @@ class Writer:
         entropy: Callable[[int], bytes] = os.urandom,
         tell: Callable[[Sequence[Entry]], None],
         tell_ready: Callable[[], None] = lambda: None,
+        tell_settled: Callable[[int], None] = lambda seq: None,
     ) -> None:
         self.state = State()
         self._log = log
         self._entropy = entropy
         self._tell = tell
         self._tell_ready = tell_ready
+        self._tell_settled = tell_settled
+        self._settling: asyncio.TimerHandle | None = None
         self._queue: deque[Ticket] = deque()
         self._queue_bytes = 0
         self._turn_due = False
@@ -278,7 +282,7 @@ class Writer:
         """Commit what waits, keep a snapshot, and refuse from now on."""
         while self._queue and self._refusal is None:
             self._commit()
-        for timer in (self._probe, self._timer):
+        for timer in (self._probe, self._timer, self._settling):
             if timer is not None:
                 timer.cancel()
         if self._refusal is None and self._log.head > self._snapshot_seq:
@@ -320,8 +324,24 @@ class Writer:
             _answer(done, outcome)
         if batch.entries:
             self._tell(batch.entries)
+            if self._settling is None:
+                self._settling = asyncio.get_running_loop().call_later(SETTLE_SECONDS, self.settle)
             if self._log.head - self._snapshot_seq >= SNAPSHOT_UNITS:
                 self._keep_snapshot()
+
+    def settle(self) -> None:
+        """Let the log take over what was appended lately, and tell whoever reads it beside the bus."""
+        if self._settling is not None:
+            self._settling.cancel()
+            self._settling = None
+        try:
+            self._log.settle()
+        except Unavailable as exc:
+            # It is durable where it is, and the next append that needs the room is refused.
+            log.error("what was appended lately could not be taken over: %s", exc)
+            if self._refusal is None and not isinstance(exc, StorageFailed):
+                self._settling = asyncio.get_running_loop().call_later(STORAGE_RETRY_SECONDS, self.settle)
+        self._tell_settled(self._log.settled)
 
     def _begin(self) -> _Batch:
         units = min(len(self._queue), BATCH_UNITS_MAX)
@@ -653,7 +673,9 @@ class Writer:
 
     def check(self) -> None:
         """Ask the log whether it takes appends; a refusal is asked again until it is gone."""
-        self._probe = None
+        if self._probe is not None:
+            self._probe.cancel()
+            self._probe = None
         try:
             self._log.probe()
             if not self._folded:

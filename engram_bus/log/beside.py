@@ -142,6 +142,7 @@ def _say_beginning(path: Path, out: IO[bytes]) -> None:
         header = reader.header()
     except RecordError as exc:
         wrong = f"the header {exc}"
+    wrong = wrong or reader.segment_damage
     try:
         head = reader.head()
     except RecordError as exc:

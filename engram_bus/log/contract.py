@@ -68,6 +68,16 @@ class Log(Protocol):
     def append(self, records: Sequence[Record]) -> None:
         """Add records whose seqs follow `head`. Raises StorageFull, StorageReadOnly or StorageFailed."""
 
+    @property
+    def settled(self) -> int:
+        """Up to here whoever reads the log beside the bus finds it all; not beyond `head`."""
+
+    def settle(self) -> None:
+        """Bring `settled` up to `head`: where that takes time, appends leave it to a better moment.
+
+        Raises StorageFull, StorageReadOnly or StorageFailed; what was appended is durable all the same.
+        """
+
     def probe(self) -> None:
         """Whether appends can be taken (again). Raises as `append` does."""
 

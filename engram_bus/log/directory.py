@@ -3,8 +3,9 @@
     identity                      {"format": 1, "id": ..., "created_at": ...}: written first
     lock                          held by the one process that writes; its content says who that is
     keys/                         secrets of the bus, mode 0700
-    tenants/default/identity      {"format": 1, "tenant": ..., "epochs": [{"name", "first_seq"}], "established": true}
+    tenants/default/identity      {"format": 2, "tenant": ..., "epochs": [{"name", "first_seq"}], "established": true}
     tenants/default/log/          the log's LMDB environment; its key 0 says which log it is (`LogHeader`)
+    tenants/default/log/segment   the newest commits, until LMDB has taken them over
     tenants/default/index/        what can be folded again from the log
     tenants/default/index/mark    {"format": 1, "boot": ..., "clean": false}: whether that can be trusted
     tenants/default/search/       likewise
@@ -39,6 +40,8 @@ from engram_bus.log.contract import Epoch
 log = logging.getLogger(__name__)
 
 FORMAT = 1
+TENANT_FORMAT = 2
+"""From 2 on a log has a segment, which a program that does not know of it would not read."""
 INDEX_FORMAT = 1
 DEFAULT_TENANT = "default"
 
@@ -63,6 +66,12 @@ class TenantIdentity(msgspec.Struct, frozen=True, omit_defaults=True):
     tenant: str
     epochs: list[Epoch]
     established: bool
+
+    @property
+    def has_segment(self) -> bool:
+        """Whether its newest commits may lie in a segment alone: a missing one is then damage."""
+        return self.format >= TENANT_FORMAT
+
     directory: str | None = None
     """The id of the data directory it is in. None where no bus has opened it yet, and of earlier versions: the next
     start writes it."""
@@ -88,6 +97,7 @@ class IndexMark(msgspec.Struct, frozen=True):
 
 
 T = TypeVar("T", Identity, TenantIdentity)
+_FORMATS: dict[type[Identity | TenantIdentity], int] = {Identity: FORMAT, TenantIdentity: TENANT_FORMAT}
 
 
 class DataDirectory:
@@ -231,27 +241,33 @@ def bind_tenant(path: Path, tenant: TenantIdentity, directory: Identity) -> None
 
 def begin_tenant(path: Path, name: str, epochs: Sequence[Epoch]) -> TenantIdentity:
     """Write the identity of a log that is about to be made, with the history it continues."""
-    identity = TenantIdentity(FORMAT, name, list(epochs), established=False)
+    identity = TenantIdentity(TENANT_FORMAT, name, list(epochs), established=False)
     _write_identity(path / "identity", identity)
     return identity
 
 
 def establish_tenant(path: Path, identity: TenantIdentity) -> TenantIdentity:
-    """Note that the log exists: from now on its absence is damage."""
-    identity = msgspec.structs.replace(identity, established=True)
+    """Note that the log and its segment exist: from now on their absence is damage."""
+    identity = msgspec.structs.replace(identity, format=TENANT_FORMAT, established=True)
     _write_identity(path / "identity", identity)
     return identity
 
 
 def header_of(identity: TenantIdentity) -> LogHeader:
     """What the log of this identity says of itself."""
-    return LogHeader(identity.format, identity.tenant, identity.epochs)
+    return LogHeader(FORMAT, identity.tenant, identity.epochs)
 
 
 def index_is_trusted(path: Path) -> bool:
     """Whether the index in `path` is whole, as far as its mark says."""
     mark = _index_mark(path)
     return mark is not None and (mark.clean or mark.boot == boot_id())
+
+
+def index_was_closed(path: Path) -> bool:
+    """Whether the log was closed after everything was taken over from its segment: the mark is written last."""
+    mark = _index_mark(path)
+    return mark is not None and mark.clean
 
 
 def index_is_as_closed(path: Path) -> bool:
@@ -376,8 +392,9 @@ def _read(path: Path, kind: type[T]) -> T:
         value = msgspec.json.decode(path.read_bytes(), type=kind)
     except (OSError, *UNREADABLE) as exc:
         raise DataDamaged(f"{path} cannot be read ({exc}): restore it from a backup of this directory") from exc
-    if value.format != FORMAT:
-        raise DataDirectoryError(f"{path} has format {value.format}, this version reads format {FORMAT}")
+    newest = _FORMATS[kind]
+    if not FORMAT <= value.format <= newest:
+        raise DataDirectoryError(f"{path} has format {value.format}, this version reads format {newest}")
     return value
 
 

@@ -1,8 +1,9 @@
-"""The log on disk: one LMDB environment for the records, synced on every commit, and one for what finds them.
+"""The log on disk: a segment that makes commits durable, an LMDB environment that takes them over, one to find them.
 
-The only place that knows LMDB. Two environments because it is the clearer idea and the faster one: the log's commit
-dirties few pages and is flushed; the index's is left to the operating system and folded again after a power cut. It
-takes the newest records many at a time, and until then memory finds them (`Tail`).
+The only place that knows LMDB. A commit is one flush of the segment (`segment.py`); its records are in memory as well
+(`Tail`), until LMDB takes over many at a time, and syncs them. Two environments because it is the clearer idea and the
+faster one: the log's commit dirties few pages and is flushed; the index's is left to the operating system and folded
+again after a power cut.
 Never NOSYNC, WRITEMAP, NOMETASYNC or MAPASYNC on the log. A read transaction never outlives the call that opened it:
 one open reader keeps every page from being reused.
 """
@@ -12,7 +13,7 @@ import logging
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from hashlib import blake2b
@@ -36,10 +37,10 @@ from engram_bus.errors import (
 from engram_bus.limits import (
     DISK_RESERVE_BYTES,
     DISK_RESERVE_DIVISOR,
-    INDEX_TAIL_BYTES_MAX,
-    INDEX_TAIL_UNITS_MAX,
     LOG_SIZE_BYTES_MAX,
     MIB,
+    TAIL_BYTES_MAX,
+    TAIL_UNITS_MAX,
 )
 from engram_bus.log import record as records
 from engram_bus.log.contract import Epoch, Sizes, Snapshot
@@ -50,6 +51,7 @@ from engram_bus.log.directory import (
     header_of,
     index_is_as_closed,
     index_is_trusted,
+    index_was_closed,
     is_read_only,
     load_tenant,
     mark_index,
@@ -69,6 +71,7 @@ from engram_bus.log.index import (
 )
 from engram_bus.log.pages import wrong_page
 from engram_bus.log.record import GENESIS, Record, RecordError
+from engram_bus.log.segment import SEGMENT, Segment, SegmentDamaged, content_of, is_segment, make_segment, records_after
 from engram_bus.log.tail import Tail
 
 log = logging.getLogger(__name__)
@@ -79,6 +82,7 @@ _CURSOR = b"cursor"
 """Up to where the index goes: a seq and the chain digest there, so that it is never taken for another log's."""
 _SNAPSHOT = b"snapshot:"
 _STATE_DIGEST_BYTES = 16
+NOTHING: Mapping[int, bytes] = {}
 _FOLD_UNITS = 2_000
 _WALK_UNITS = 500
 _WALK_BYTES = 8 * MIB
@@ -128,6 +132,7 @@ class LmdbLog:
         self._failed: StorageFailed | None = None
         self._closed = False
         self._tail = Tail()
+        self._segment: Segment | None = None
         self._identity = load_tenant(path, tenant, writable=writable)
         self._open()
 
@@ -135,16 +140,23 @@ class LmdbLog:
         self._index_is_damaged = False
         self._env = self._open_log()
         try:
-            self._head, self._chain = self._find_head()
+            self._stored, chain = self._find_head()
+            self._tail = self._recovered(chain)
+            self._head = self._stored + len(self._tail)
+            self._chain = self._tail.records[-1].chain if self._tail else chain
             self._index, self._tables = self._open_index()
             try:
                 self._fold_index()
+                if self._writable:
+                    self._segment = Segment(self._segment_file)
+                    self._take_over_what_is_left()
             except BaseException:
+                self._close_segment()
                 self._index.close()
                 raise
-        except (lmdb.Error, LogDamaged, StorageFull) as exc:
+        except (lmdb.Error, LogDamaged, StorageFailed, StorageFull, SegmentDamaged, OSError) as exc:
             self._env.close()
-            error = DataDirectoryError if isinstance(exc, StorageFull) else DataDamaged
+            error = DataDirectoryError if isinstance(exc, StorageFull | StorageFailed | OSError) else DataDamaged
             raise error(f"{self._path / 'log' if isinstance(exc, LogDamaged) else self._path}: {exc}") from exc
         except BaseException:
             self._env.close()
@@ -176,32 +188,61 @@ class LmdbLog:
     # --- Appending ---------------------------------------------------------------------------------------------------
 
     def append(self, records: Sequence[Record]) -> None:
-        self._require_writable(sum(len(record.raw) for record in records))
-        try:
-            with self._env.begin(write=True) as txn:
-                for seq, record in enumerate(records, start=self._head + 1):
-                    # Out of order, LMDB answers False instead of raising; and it takes gaps.
-                    if record.unit.seq != seq or not txn.put(seq_key(seq), record.raw, append=True):
-                        raise AssertionError(f"seq {record.unit.seq} is not {seq}, the next one")
-        except lmdb.Error as exc:
-            self._refuse(exc)
+        self._require_writable(sum([len(record.raw) for record in records]))
+        for seq, record in enumerate(records, start=self._head + 1):
+            if record.unit.seq != seq:
+                raise AssertionError(f"seq {record.unit.seq} is not {seq}, the next one")
+        assert self._segment is not None, "it is writable"
+        if not self._segment.has_room(records):
+            self.settle()
+        if self._segment.has_room(records):
+            try:
+                self._segment.append(records, self._chain)
+            except OSError as exc:
+                self._refuse(exc, exc.errno)
+            self._tail.extend(records)
+        else:
+            self._store(records)
         self._head = records[-1].unit.seq
         self._chain = records[-1].chain
-        self._tail.extend(records)
-        if self._tail_is_long:
-            self._index_tail()
+
+    @property
+    def settled(self) -> int:
+        return self._stored
+
+    def settle(self) -> None:
+        if self._tail and self._failed is None and self._writable:
+            self._store(self._tail.records)
+            self._tail = Tail()
+            assert self._segment is not None, "it is writable"
+            self._segment.restart()
+
+    def _store(self, records: Sequence[Record]) -> None:
+        """Let LMDB have the next ones."""
+        try:
+            with self._env.begin(write=True) as txn:
+                for record in records:
+                    # Out of order, LMDB answers False instead of raising.
+                    if not txn.put(seq_key(record.unit.seq), record.raw, append=True):
+                        raise AssertionError(f"seq {record.unit.seq} is not behind the last one")
+        except lmdb.Error as exc:
+            self._refuse(exc, exc.code)
+        self._stored = records[-1].unit.seq
+        if self._indexed == records[0].unit.seq - 1:
+            self._index_records(records)
 
     def probe(self) -> None:
         if not self._writable and not is_read_only(self._path):
             self._reopen_writable()
         self._require_writable(0)
+        self.settle()
         try:
             with self._env.begin(write=True) as txn:
                 header = txn.get(_HEADER_KEY)
                 assert header is not None, "the header is written when the log is made"
                 txn.put(_HEADER_KEY, bytes(header))
         except lmdb.Error as exc:
-            self._refuse(exc)
+            self._refuse(exc, exc.code)
         self._fold_index()
 
     def _require_writable(self, batch_bytes: int) -> None:
@@ -220,16 +261,18 @@ class LmdbLog:
                 limit=reserve_bytes,
                 free_bytes=free_bytes,
             )
-        if self._tail_is_long:
+        if len(self._tail) >= TAIL_UNITS_MAX or self._tail.held_bytes >= TAIL_BYTES_MAX:
+            self.settle()
+        if self._indexed < self._stored:
             self._fold_index()
 
-    def _refuse(self, exc: lmdb.Error) -> NoReturn:
+    def _refuse(self, exc: Exception, code: int | None) -> NoReturn:
         """Say what kind of failure this is. After anything but a full or read-only disk the page cache may lie."""
         # A write that came out short is EIO to LMDB; the reason is what the disk has left.
-        is_short = exc.code == errno.EIO and _free_bytes(self._path) < _SHORT_WRITE_BYTES
-        if exc.code in _FULL or isinstance(exc, lmdb.MapFullError) or is_short:
+        is_short = code == errno.EIO and _free_bytes(self._path) < _SHORT_WRITE_BYTES
+        if code in _FULL or isinstance(exc, lmdb.MapFullError) or is_short:
             raise StorageFull(f"no room for the log in {self._path}: {exc}") from exc
-        if exc.code in _READ_ONLY:
+        if code in _READ_ONLY:
             raise StorageReadOnly(f"{self._path} refuses writes: {exc}") from exc
         if isinstance(exc, _NOT_LMDB):  # What says which of its pages are free is read by writes alone.
             file = self._path / "log" / "data.mdb"
@@ -249,21 +292,24 @@ class LmdbLog:
     # --- Reading -----------------------------------------------------------------------------------------------------
 
     def read(self, after: int, *, units_max: int, bytes_max: int) -> list[Entry]:
-        entries: list[Entry] = []
         last = min(after + units_max, self._head)
-        if after >= last:
-            return entries
+        entries: list[Entry] = []
         try:
-            with self._env.begin() as txn, txn.cursor() as cursor:
-                for seq, raw in _raws(cursor, after + 1, last):
-                    body = records.body_of(raw, seq)
-                    if entries and len(body) > bytes_max:
-                        break
-                    bytes_max -= len(body)
-                    entries.append(Entry(seq, body))
+            if after < min(last, self._stored):
+                with self._env.begin() as txn, txn.cursor() as cursor:
+                    for seq, raw in _raws(cursor, after + 1, min(last, self._stored)):
+                        body = records.body_of(raw, seq)
+                        if entries and len(body) > bytes_max:
+                            return entries
+                        bytes_max -= len(body)
+                        entries.append(Entry(seq, body))
         except (RecordError, lmdb.Error) as exc:
             if not entries:
                 raise self._damaged(after + 1, exc) from exc
+            return entries
+        if last > self._stored:
+            newest = self._tail.after(max(after, self._stored), last - max(after, self._stored))
+            _extend(entries, newest, bytes_max)
         return entries
 
     def _damaged(self, seq: int, exc: RecordError | lmdb.Error) -> EngramError:
@@ -277,15 +323,25 @@ class LmdbLog:
     ) -> list[Entry]:
         if not may_be_name(context_id):
             return []
-        if self._tail.has_context(context_id):
-            self._fold_index()
         end = self._head + 1 if before is None else before
+        newest = self._tail.of_context(context_id, after, end)
+        entries: list[Entry] = []
+        if reverse and _extend(entries, newest[::-1][:units_max], bytes_max):
+            return entries
+        bytes_max -= sum([len(entry.body) for entry in entries])
+        self._fold_index()
         with self._index.begin() as txn, txn.cursor(self._tables[Table.CONTEXTS]) as cursor:
+            units_left = units_max - len(entries)
             versions = _context_versions(cursor, context_id, after, end)
-            places = list(_context_places(cursor, context_id, versions[::-1] if reverse else versions, units_max))
+            places = list(_context_places(cursor, context_id, versions[::-1] if reverse else versions, units_left))
             beside = [*_places_beside(cursor, context_id, versions)]
         self._check_beside(beside, context_id)
-        return self._entries(places, bytes_max, context_id)
+        stored = self._stored_entries(places, bytes_max, context_id, is_first=not entries)
+        entries += stored
+        if not reverse and len(stored) == len(places):
+            bytes_max -= sum([len(entry.body) for entry in stored])
+            _extend(entries, newest[: units_max - len(entries)], bytes_max)
+        return entries
 
     def _check_beside(self, places: Sequence[tuple[int, int]], context_id: str) -> None:
         """A search for where a page begins or ends may have been led past a unit by an entry that is not right."""
@@ -298,17 +354,20 @@ class LmdbLog:
                 except (RecordError, lmdb.Error):
                     pass  # A damaged record keeps nobody from those after it.
 
-    def _entries(self, places: Sequence[tuple[int, int]], bytes_max: int, context_id: str) -> list[Entry]:
+    def _stored_entries(
+        self, places: Sequence[tuple[int, int]], bytes_max: int, context_id: str, *, is_first: bool
+    ) -> list[Entry]:
+        """What lies in LMDB at these places, as far as bytes go; where it `is_first`, at least one."""
         entries: list[Entry] = []
         with self._env.begin() as txn:
             for version, seq in places:
                 try:
                     entry = self._placed(txn, context_id, version, seq)
                 except (RecordError, lmdb.Error) as exc:
-                    if entries:
+                    if entries or not is_first:
                         break
                     raise self._damaged(seq, exc) from exc
-                if entries and len(entry.body) > bytes_max:
+                if (entries or not is_first) and len(entry.body) > bytes_max:
                     break
                 bytes_max -= len(entry.body)
                 entries.append(entry)
@@ -322,12 +381,14 @@ class LmdbLog:
 
     def _raw(self, txn: lmdb.Transaction, seq: int) -> bytes:
         # An index entry that a power cut tore, or a record of a commit that failed, may lie after the head.
-        raw = txn.get(seq_key(seq)) if 1 <= seq <= self._head else None
+        raw = txn.get(seq_key(seq)) if 1 <= seq <= self._stored else None
         if raw is None:
             raise RecordError("is missing")
         return bytes(raw)
 
     def record(self, seq: int) -> Record:
+        if self._stored < seq <= self._head:
+            return self._tail.record(seq)
         try:
             with self._env.begin() as txn:
                 raw = self._raw(txn, seq)
@@ -359,6 +420,7 @@ class LmdbLog:
         return seq
 
     def _lookup(self, table: Table, key: bytes) -> int | None:
+        self._fold_index()
         with self._index.begin() as txn:
             value = txn.get(key, db=self._tables[table])
         return None if value is None else key_seq(bytes(value))
@@ -367,8 +429,7 @@ class LmdbLog:
     def seqs_relating_to(self, target_id: str, *, units_max: int) -> list[int]:
         if not may_be_name(target_id):
             return []
-        if self._tail.has_target(target_id):
-            self._fold_index()
+        self._fold_index()
         prefix = target_prefix(target_id)
         seqs: list[int] = []
         with self._index.begin() as txn, txn.cursor(self._tables[Table.TARGETS]) as cursor:
@@ -376,6 +437,7 @@ class LmdbLog:
             while found and len(seqs) < units_max and bytes(cursor.key()).startswith(prefix):
                 seqs.append(key_seq(bytes(cursor.key())))
                 found = cursor.next()
+        seqs += self._tail.relating_to(target_id)[: units_max - len(seqs)]
         return seqs
 
     @_damage_named
@@ -384,18 +446,21 @@ class LmdbLog:
             return []
         self._fold_index()
         wanted = prefix.encode()
+        start_after = after.encode(errors="surrogatepass")
         # One past every key of `after`: its zero byte becomes a one, which no name holds.
-        start = max(wanted, after.encode(errors="surrogatepass") + b"\1") if after else wanted
-        ids: list[str] = []
+        start = max(wanted, start_after + b"\1") if after else wanted
+        names: set[bytes] = set()
         with self._index.begin() as txn, txn.cursor(self._tables[Table.CONTEXTS]) as cursor:
             found = cursor.set_range(start) if start else cursor.first()
-            while found and len(ids) < limit:
+            while found and len(names) < limit:
                 name = bytes(cursor.key())[:-9]
                 if not name.startswith(wanted):
                     break
-                ids.append(_decoded(name))
+                names.add(name)
                 found = cursor.set_range(name + b"\1")
-        return ids
+        newest = [context_id.encode() for context_id in self._tail.context_ids()]
+        names |= {name for name in newest if name > start_after and name.startswith(wanted)}
+        return [_decoded(name) for name in sorted(names)[:limit]]
 
     # --- Snapshots ---------------------------------------------------------------------------------------------------
 
@@ -427,14 +492,17 @@ class LmdbLog:
         if self._closed:
             return
         self._closed = True
-        if self._writable and self._failed is None:
-            self._index_tail()
+        try:
+            self.settle()
+        except (StorageFull, StorageReadOnly, StorageFailed) as exc:
+            log.warning("the newest units of %s stay in its segment: %s", self._path, exc)
+        self._close_segment()
         self._close_index()
         self._env.close()
 
     def _close_index(self) -> None:
         """The mark may only be on the disk when all before it is."""
-        clean = self._writable and self._failed is None and not self._index_is_damaged
+        clean = self._writable and self._failed is None and not self._tail and not self._index_is_damaged
         try:
             if clean:
                 self._index.sync(True)
@@ -469,7 +537,7 @@ class LmdbLog:
                 sync_directory(self._path / "log")
             _refuse_wrong_pages(env, file)
             self._check_header(env)
-        except lmdb.Error as exc:
+        except (lmdb.Error, OSError) as exc:
             env.close()
             raise _unopened(exc)(f"{file} cannot be opened: {exc}") from exc
         except BaseException:
@@ -497,8 +565,61 @@ class LmdbLog:
             _refuse_foreign(bytes(header), header_of(self._identity), self._path)
         else:
             raise DataDamaged(f"{self._path / 'log'} has lost its header: restore it from a backup")
-        if not self._identity.established and self._writable:
-            self._identity = establish_tenant(self._path, self._identity)
+        if self._writable:
+            self._keep_segment()
+            if not (self._identity.established and self._identity.has_segment):
+                self._identity = establish_tenant(self._path, self._identity)
+
+    @property
+    def _segment_file(self) -> Path:
+        return self._path / "log" / SEGMENT
+
+    def _keep_segment(self) -> None:
+        """Make the segment where it holds nothing: of a new log, of one of an older version, of one that was closed.
+
+        Anywhere else its absence is damage: what was acknowledged last lay there.
+        """
+        file = self._segment_file
+        is_whole = is_segment(file)
+        if is_whole:
+            return
+        if self._identity.established and self._identity.has_segment:
+            if not index_was_closed(self._path / "index"):
+                raise DataDamaged(
+                    f"{file} is {'damaged' if file.exists() else 'missing'}, and the log was not closed: the units "
+                    f"that were recorded last may have been in it. Restore it, or let `engram repair` end the log there"
+                )
+            log.warning("%s is made again: it held nothing, for the log was closed", file)
+        make_segment(file)
+
+    def _recovered(self, chain: bytes) -> Tail:
+        """The records that only the segment holds. Raises SegmentDamaged, RecordError's kin as LogDamaged."""
+        tail = Tail()
+        content = content_of(self._segment_file) if self._identity.has_segment else None
+        if content is None:
+            return tail
+        for seq, raw in records_after(content, self._stored):
+            try:
+                record = records.parse(raw, seq)
+            except RecordError as exc:
+                raise LogDamaged(f"record {seq} {exc}", seq=seq) from exc
+            if not records.chain_follows(record, chain):
+                raise SegmentDamaged(f"holds a unit {seq} that does not follow the log's unit {seq - 1}")
+            tail.extend([record])
+            chain = record.chain
+        return tail
+
+    def _take_over_what_is_left(self) -> None:
+        """What a process that was killed left in the segment; where the disk has no room, it stays there."""
+        try:
+            self.settle()
+        except StorageFull as exc:
+            log.warning("the newest units of %s stay in its segment: %s", self._path, exc)
+
+    def _close_segment(self) -> None:
+        if self._segment is not None:
+            self._segment.close(is_empty=not self._tail)
+            self._segment = None
 
     def _find_head(self) -> tuple[int, bytes]:
         with self._env.begin() as txn, txn.cursor() as cursor:
@@ -517,9 +638,9 @@ class LmdbLog:
 
     def _reopen_writable(self) -> None:
         """The file system takes writes again: open both environments anew, or else as they were."""
+        self._close_segment()
         self._index.close()
         self._env.close()
-        self._tail = Tail()
         self._writable = True
         try:
             self._open()
@@ -583,7 +704,7 @@ class LmdbLog:
             _refuse_short(env, path / "data.mdb")
             tables = {table: env.open_db(table.value.encode(), create=False) for table in Table}
             self._indexed = self._index_cursor(env, tables)
-            if self._indexed != self._head:
+            if self._indexed != self._stored:
                 raise DataDirectoryError(f"{path} is behind its log and cannot be folded on a read-only file system")
         except BaseException:
             env.close()
@@ -597,9 +718,9 @@ class LmdbLog:
         if value is None:
             return 0
         seq, chain = _parse_cursor(bytes(value))
-        if seq > self._head:
+        if seq > self._stored:
             raise DataDamaged(
-                f"{self._path / 'index'} knows {seq} records, {self._path / 'log'} holds {self._head}: the log is an "
+                f"{self._path / 'index'} knows {seq} records, {self._path / 'log'} holds {self._stored}: the log is an "
                 f"older copy or lost its end. Restore the newest log."
             )
         if self.record(seq).chain != chain:
@@ -607,23 +728,11 @@ class LmdbLog:
         return seq
 
     def _fold_index(self) -> None:
-        """Bring the index up to the head. Raises StorageFull."""
-        self._index_tail()
-        if self._tail:
-            raise self._index_refused()
-        while self._indexed < self._head:
-            last = min(self._indexed + _FOLD_UNITS, self._head)
+        """Bring the index up to what LMDB holds: after a start, and after a commit of it that found no room."""
+        while self._indexed < self._stored:
+            last = min(self._indexed + _FOLD_UNITS, self._stored)
             if not self._index_records(self._records(self._indexed + 1, last)):
                 raise self._index_refused()
-
-    @property
-    def _tail_is_long(self) -> bool:
-        return len(self._tail) >= INDEX_TAIL_UNITS_MAX or self._tail.held_bytes >= INDEX_TAIL_BYTES_MAX
-
-    def _index_tail(self) -> None:
-        """Give the index what is only in memory, if it has room."""
-        if self._tail and self._index_records(self._tail.records):
-            self._tail = Tail()
 
     def _index_refused(self) -> EngramError:
         if self._index_is_damaged:
@@ -664,7 +773,7 @@ class LmdbLog:
 
 
 class LogReader:
-    """The log's environment, read-only, beside the process that writes it: what `verify` walks.
+    """The log, read-only, beside the process that writes it: what `verify` walks.
 
     Every transaction is short, so a running bus is not held up, and what is asked for is compared with what is found:
     records are only ever added. Raises DataDirectoryError when the environment cannot be opened, RecordError for what
@@ -672,7 +781,25 @@ class LogReader:
     """
 
     def __init__(self, path: Path) -> None:
+        self.segment_damage = ""
+        """What is wrong with the segment, where something is: what it holds behind that is not known."""
+        content = content_of(path / SEGMENT)
         self._env, _ = _open_beside(path, ())
+        self._newest: dict[int, bytes] = {}
+        if content is not None:
+            self._read_segment(content)
+
+    def _read_segment(self, content: bytes) -> None:
+        """What LMDB had not taken over yet when it was read."""
+        try:
+            with _reading(self._env) as txn, txn.cursor() as cursor:
+                stored = _last_seq(cursor)
+            for seq, raw in records_after(content, stored):
+                self._newest[seq] = raw
+        except SegmentDamaged as exc:
+            self.segment_damage = f"{SEGMENT} {exc}"
+        except RecordError:
+            pass  # LMDB's own: told by who reads it.
 
     def close(self) -> None:
         self._env.close()
@@ -686,10 +813,8 @@ class LogReader:
     def head(self) -> int:
         """The seq of the last record, 0 where there is none."""
         with _reading(self._env) as txn, txn.cursor() as cursor:
-            key = bytes(cursor.key()) if cursor.last() else _HEADER_KEY
-        if len(key) != SEQ_BYTES:
-            raise RecordError(f"ends with a key of {len(key)} bytes")
-        return key_seq(key)
+            stored = _last_seq(cursor)
+        return max(stored, max(self._newest, default=0))
 
     def raws(self, last: int, *, after: int = 0, page_units: int = _WALK_UNITS) -> Iterator[tuple[int, bytes]]:
         """The raw records with after < seq <= last, as far as they follow one another."""
@@ -699,7 +824,7 @@ class LogReader:
             held_bytes = 0
             with _reading(self._env) as txn, txn.cursor() as cursor:
                 try:
-                    for found in _raws(cursor, seq + 1, min(seq + page_units, last)):
+                    for found in _raws(cursor, seq + 1, min(seq + page_units, last), self._newest):
                         page.append(found)
                         held_bytes += len(found[1])
                         if held_bytes >= _WALK_BYTES:
@@ -716,7 +841,8 @@ class LogReader:
         held_bytes = 0
         with _reading(self._env) as txn, txn.cursor() as cursor:
             last = key_seq(bytes(cursor.key())) if cursor.last() and len(cursor.key()) == SEQ_BYTES else 0
-            for found in _raws(cursor, after + 1, min(after + units_max, last)):
+            last = max(last, max(self._newest, default=0))
+            for found in _raws(cursor, after + 1, min(after + units_max, last), self._newest):
                 page.append(found)
                 held_bytes += len(found[1])
                 if held_bytes >= bytes_max:
@@ -727,7 +853,7 @@ class LogReader:
         """The raw record of one seq."""
         with _reading(self._env) as txn:
             raw = txn.get(seq_key(seq))
-        return None if raw is None else bytes(raw)
+        return self._newest.get(seq) if raw is None else bytes(raw)
 
     def wrong_page(self) -> str | None:
         """What is wrong with the first page that an append would trip over; None where there is none."""
@@ -927,13 +1053,35 @@ def _refuse_foreign(header: bytes, expected: LogHeader, path: Path) -> None:
         raise DataDamaged(f"{path / 'log'} is another log than {path / 'identity'} says")
 
 
-def _raws(cursor: lmdb.Cursor, first: int, last: int) -> Iterator[tuple[int, bytes]]:
-    """The raw records `first` to `last`. Raises RecordError at the first that is missing."""
+def _raws(
+    cursor: lmdb.Cursor, first: int, last: int, newest: Mapping[int, bytes] = NOTHING
+) -> Iterator[tuple[int, bytes]]:
+    """The raw records `first` to `last`, of LMDB or else `newest`. Raises RecordError at the first that is missing."""
     for seq in range(first, last + 1):
         # Never `next`: at a page that is no leaf it ends the process (an assertion of LMDB), where this raises.
-        if not cursor.set_key(seq_key(seq)):
+        if cursor.set_key(seq_key(seq)):
+            yield seq, bytes(cursor.value())
+        elif seq in newest:
+            yield seq, newest[seq]
+        else:
             raise RecordError("is missing")
-        yield seq, bytes(cursor.value())
+
+
+def _last_seq(cursor: lmdb.Cursor) -> int:
+    key = bytes(cursor.key()) if cursor.last() else _HEADER_KEY
+    if len(key) != SEQ_BYTES:
+        raise RecordError(f"ends with a key of {len(key)} bytes")
+    return key_seq(key)
+
+
+def _extend(entries: list[Entry], newest: Sequence[Record], bytes_max: int) -> bool:
+    """Add these while they fit, at least one where there is none yet. Whether one did not fit."""
+    for record in newest:
+        if entries and len(record.body) > bytes_max:
+            return True
+        bytes_max -= len(record.body)
+        entries.append(Entry(record.unit.seq, record.body, record.unit))
+    return False
 
 
 def _context_versions(cursor: lmdb.Cursor, context_id: str, after: int, before: int) -> range:

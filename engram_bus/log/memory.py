@@ -44,6 +44,13 @@ class MemoryLog:
             if record.private.key is not None:
                 self._by_key[unit.agent_id, record.private.key] = unit.seq
 
+    @property
+    def settled(self) -> int:
+        return self.head
+
+    def settle(self) -> None:
+        """Everything is where it is."""
+
     def probe(self) -> None:
         """Memory always takes more."""
 

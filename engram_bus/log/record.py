@@ -49,6 +49,7 @@ _FRONT = struct.Struct(">BBH")
 _REST = struct.Struct(">Q32sIIH")
 _COVERED = struct.Struct(">BHHII")
 _CRC = slice(4, 8)
+_CHAIN = slice(16, 16 + DIGEST_BYTES)
 _REDACTED = 1
 _PRIVATE_AT = {0: _HEADER.size + SALT_BYTES, _REDACTED: _HEADER.size + DIGEST_BYTES}
 
@@ -167,6 +168,11 @@ def body_of(raw: bytes, seq: int) -> bytes:
         if version == FORMAT and flags in _PRIVATE_AT and at_seq == seq and _crc(raw) == crc:
             return raw[_PRIVATE_AT[flags] + private_bytes :]
     return raw[_checked(raw, seq).body_at :]
+
+
+def chain_of(raw: bytes) -> bytes:
+    """The chain digest that a whole record says it has."""
+    return raw[_CHAIN]
 
 
 def chain_follows(record: Record, previous: bytes) -> bool:

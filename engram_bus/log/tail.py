@@ -1,5 +1,7 @@
-"""The newest records in memory, found as the index finds older ones, until it holds them too."""
+"""The newest records, which LMDB has not taken over yet, in memory: found as older ones are found there."""
 
+from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Sequence
 
 from engram_bus.log.index import targets
@@ -7,7 +9,7 @@ from engram_bus.log.record import Record
 
 
 class Tail:
-    """Records that follow one another. Looking one up costs what was added since the last look, and then nothing."""
+    """Records that follow one another. Looking one up costs what was added since the last look, and then little."""
 
     def __init__(self) -> None:
         self.records: list[Record] = []
@@ -15,8 +17,8 @@ class Tail:
         self._sorted = 0
         self._ids: dict[str, int] = {}
         self._keys: dict[tuple[str, str], int] = {}
-        self._contexts: set[str] = set()
-        self._targets: set[str] = set()
+        self._contexts: defaultdict[str, list[int]] = defaultdict(list)
+        self._targets: defaultdict[str, list[int]] = defaultdict(list)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -25,6 +27,15 @@ class Tail:
         """Add the next ones."""
         self.records += records
         self.held_bytes += sum([len(record.raw) for record in records])
+
+    def after(self, seq: int, units_max: int) -> Sequence[Record]:
+        """The records behind a seq; `seq` is not before the first."""
+        start = seq + 1 - self.records[0].unit.seq if self.records else 0
+        return self.records[start : start + units_max]
+
+    def record(self, seq: int) -> Record:
+        """The record of a seq that is here."""
+        return self.records[seq - self.records[0].unit.seq]
 
     def seq_of_id(self, unit_id: str) -> int | None:
         """Where the unit of this id lies, if it is here."""
@@ -36,23 +47,29 @@ class Tail:
         self._sort()
         return self._keys.get((agent_id, key))
 
-    def has_context(self, context_id: str) -> bool:
-        """Whether a unit of this context is here."""
+    def of_context(self, context_id: str, after: int, before: int) -> Sequence[Record]:
+        """The units of a context with after < seq < before, oldest first."""
         self._sort()
-        return context_id in self._contexts
+        seqs = self._contexts.get(context_id, ())
+        return [self.record(seq) for seq in seqs[bisect_right(seqs, after) : bisect_right(seqs, before - 1)]]
 
-    def has_target(self, target_id: str) -> bool:
-        """Whether a unit here relates to this one."""
+    def context_ids(self) -> set[str]:
+        """The contexts that have units here."""
         self._sort()
-        return target_id in self._targets
+        return set(self._contexts)
+
+    def relating_to(self, target_id: str) -> Sequence[int]:
+        """The units with a relationship to this one, oldest first."""
+        self._sort()
+        return self._targets.get(target_id, ())
 
     def _sort(self) -> None:
         for record in self.records[self._sorted :]:
             unit = record.unit
             self._ids[unit.id] = unit.seq
-            self._contexts.add(unit.context_id)
-            if unit.relationships:
-                self._targets |= targets(unit)
+            self._contexts[unit.context_id].append(unit.seq)
+            for target_id in targets(unit) if unit.relationships else ():
+                self._targets[target_id].append(unit.seq)
             if record.private.key is not None:
                 self._keys[unit.agent_id, record.private.key] = unit.seq
         self._sorted = len(self.records)

@@ -16,11 +16,12 @@ import msgspec
 from engram_bus.codec import UNREADABLE
 from engram_bus.errors import DataDirectoryError
 from engram_bus.log.contract import Epoch, Snapshot
-from engram_bus.log.directory import TenantIdentity, header_of, index_is_trusted, read_tenant
+from engram_bus.log.directory import TenantIdentity, header_of, index_is_trusted, index_was_closed, read_tenant
 from engram_bus.log.history import History
 from engram_bus.log.index import RECORD_TABLES, Table, entry_seq, puts
 from engram_bus.log.lmdb import IndexReader, LogReader
 from engram_bus.log.record import Record, RecordError, parse
+from engram_bus.log.segment import SEGMENT
 from engram_bus.units import WorkUnit
 
 _PAGE_UNITS = 500
@@ -169,6 +170,14 @@ class _Walk:
         except RecordError as exc:
             self._log_damage(f"the header {exc}")
             return False
+        if self.log.segment_damage:
+            self._log_damage(self.log.segment_damage)
+        elif (
+            identity.has_segment
+            and not (self.path / "log" / SEGMENT).exists()
+            and not index_was_closed(self.path / "index")
+        ):
+            self._log_damage(f"{SEGMENT} is missing, and the log was not closed: units may have been in it")
         if header is None and not begun:
             self._log_damage("the header is missing")
         elif header not in (None, header_of(identity)):

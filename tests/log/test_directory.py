@@ -31,7 +31,7 @@ def open_directory(path: Path) -> DataDirectory:
     return DataDirectory(path, created_at=CREATED_AT)
 
 
-def test_a_new_directory_has_everything_of_format_1(tmp_path: Path) -> None:
+def test_a_new_directory_has_everything(tmp_path: Path) -> None:
     with opened(tmp_path / "data"):
         pass
     found = {str(path.relative_to(tmp_path / "data")) for path in (tmp_path / "data").rglob("*")}
@@ -45,6 +45,7 @@ def test_a_new_directory_has_everything_of_format_1(tmp_path: Path) -> None:
         "tenants/default/log",
         "tenants/default/log/data.mdb",
         "tenants/default/log/lock.mdb",
+        "tenants/default/log/segment",
         "tenants/default/index",
         "tenants/default/index/mark",
         "tenants/default/index/data.mdb",
@@ -54,7 +55,7 @@ def test_a_new_directory_has_everything_of_format_1(tmp_path: Path) -> None:
     identity = json.loads((tenant(tmp_path / "data") / "identity").read_text())
     directory = json.loads((tmp_path / "data" / "identity").read_text())["id"]
     assert identity | {"epochs": []} == {
-        "format": 1,
+        "format": 2,
         "tenant": "default",
         "epochs": [],
         "established": True,
@@ -131,8 +132,9 @@ def test_a_missing_identity_beside_a_log_is_refused_and_nothing_is_made(tmp_path
 def test_a_later_format_is_refused(tmp_path: Path, file: str) -> None:
     fill(tmp_path)
     identity = json.loads((tmp_path / file).read_text())
-    (tmp_path / file).write_text(json.dumps(identity | {"format": 2}))
-    with pytest.raises(DataDirectoryError, match="has format 2, this version reads format 1"):
+    later = identity["format"] + 1
+    (tmp_path / file).write_text(json.dumps(identity | {"format": later}))
+    with pytest.raises(DataDirectoryError, match=f"has format {later}, this version reads format {later - 1}"):
         fill(tmp_path)
 
 

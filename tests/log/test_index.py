@@ -252,30 +252,27 @@ def test_a_damaged_snapshot_is_left_aside(tmp_path: Path, caplog: pytest.LogCapt
 # --- When it has no room ---------------------------------------------------------------------------------------------
 
 
-def test_a_full_index_keeps_no_append_until_the_tail_is_long_and_catches_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(log_lmdb, "INDEX_TAIL_UNITS_MAX", 3)
+def test_a_full_index_keeps_no_append_and_catches_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with opened(tmp_path) as log:
         log.append(sealed(log, [unit(1)], private=Private(key="k")))
+        log.settle()
         with monkeypatch.context() as full:
             full.setattr(log_lmdb, "puts", raise_map_full)
             log.append(sealed(log, [unit(2), unit(3)]))
+            log.settle()
             assert [entry.seq for entry in log.read(0, units_max=9, bytes_max=10**6)] == [1, 2, 3]
-            assert (log.seq_of_id(unit_id(2)), log.seq_of_key("ann", "k")) == (2, 1)
             with pytest.raises(StorageFull, match="no room for the index"):
-                log.read_context("plan", **ALL)  # type: ignore[arg-type]
+                log.seq_of_id(unit_id(2))
             with pytest.raises(StorageFull, match="no room for the index"):
                 log.append(sealed(log, [unit(4)]))
             assert log.head == 3
         assert log.seq_of_id(unit_id(2)) == 2
         log.append(sealed(log, [unit(4)]))
         assert log.seq_of_id(unit_id(4)) == 4
-        assert lookups_are_right_up_to(log, 4)
 
 
-@pytest.mark.parametrize("tail", [{"INDEX_TAIL_UNITS_MAX": 2}, {"INDEX_TAIL_BYTES_MAX": 1}])
-def test_what_the_index_does_not_hold_yet_is_found_all_the_same(
+@pytest.mark.parametrize("tail", [{"TAIL_UNITS_MAX": 2}, {"TAIL_BYTES_MAX": 1}])
+def test_what_lmdb_has_not_taken_over_yet_is_found_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tail: dict[str, int]
 ) -> None:
     for name, value in tail.items():
@@ -287,34 +284,6 @@ def test_what_the_index_does_not_hold_yet_is_found_all_the_same(
             assert (log.seq_of_id(unit_id(seq)), log.seq_of_key("ann", "k")) == (seq, 1)
             if seq % 3 == 0:
                 assert lookups_are_right(log, seq)
-
-
-def test_what_the_index_does_not_hold_yet_is_folded_after_a_kill(tmp_path: Path) -> None:
-    with opened(tmp_path) as log:
-        log.append(sealed(log, [unit(seq) for seq in range(1, 4)]))
-        assert index_cursor(log) == 0
-        copied = tmp_path / "killed"
-        shutil.copytree(tmp_path, copied, ignore=shutil.ignore_patterns("killed"))
-    with opened(copied) as log:
-        assert index_cursor(log) == 3
-        assert lookups_are_right_up_to(log, 3)
-
-
-def index_cursor(log: LmdbLog) -> int:
-    """Up to where the index on the disk goes."""
-    return log._indexed
-
-
-def lookups_are_right_up_to(log: LmdbLog, units: int) -> bool:
-    seqs = list(range(1, units + 1))
-    return (
-        [log.seq_of_id(unit_id(seq)) for seq in seqs]
-        == seqs
-        == [
-            entry.seq
-            for entry in log.read_context("plan", **ALL)  # type: ignore[arg-type]
-        ]
-    )
 
 
 def raise_map_full(record: object) -> None:

@@ -11,7 +11,7 @@ import lmdb
 import pytest
 
 from engram_bus.errors import DataDirectoryError, LogDamaged, StorageFailed, StorageFull, StorageReadOnly
-from engram_bus.limits import DISK_RESERVE_BYTES
+from engram_bus.limits import DISK_RESERVE_BYTES, SEGMENT_BYTES, TAIL_BYTES_MAX
 from engram_bus.log import lmdb as log_lmdb
 from engram_bus.log.contract import Sizes, Snapshot
 from engram_bus.log.index import seq_key
@@ -164,7 +164,16 @@ def test_a_damaged_record_that_has_to_be_indexed_keeps_the_log_closed(path: Path
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
-    """What is written ends as if the disk had answered so; `tests/simulation/test_disk.py` has real disks."""
+    """A flush ends as if the disk had answered so; `tests/simulation/test_disk.py` has real disks."""
+
+    def no_flush(fd: int) -> None:
+        raise OSError(code, "the disk says no")
+
+    monkeypatch.setattr(os, "fdatasync", no_flush)
+
+
+def failing_lmdb(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """What LMDB is to take over, likewise."""
     error = type("Refusal", (lmdb.Error,), {"code": code})("the disk says no")
 
     def no_key(seq: int) -> bytes:
@@ -218,16 +227,51 @@ def test_appends_stop_before_the_disk_is_full(path: Path, monkeypatch: pytest.Mo
         log.probe()
 
 
-def test_a_full_map_is_storage_full(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("code", "refusal"), [(errno.ENOSPC, StorageFull), (errno.EROFS, StorageReadOnly), (errno.EIO, StorageFailed)]
+)
+def test_what_lmdb_does_not_take_over_stays_in_the_segment(
+    path: Path, code: int, refusal: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(path) as log:
+        log.append(sealed(log, [unit(11), unit(12)]))
+        with monkeypatch.context() as patched:
+            failing_lmdb(patched, code)
+            with pytest.raises(refusal):
+                log.settle()
+        assert log.head == 12
+        assert [entry.seq for entry in log.read(9, **PLENTY)] == [10, 11, 12]
+        if refusal is not StorageFailed:
+            log.append(sealed(log, [unit(13)]))
+            log.settle()
+    with opened(path) as log:
+        assert [entry.seq for entry in log.read(9, **PLENTY)][:3] == [10, 11, 12]
+
+
+def test_a_full_map_is_storage_full_when_the_tail_is_long(tmp_path: Path) -> None:
     with opened(tmp_path):
         pass
     log = LmdbLog(tenant(tmp_path), size_bytes_max=200_000)
     try:
+        log.append(sealed(log, [unit(1, payload=bytes(TAIL_BYTES_MAX))]))
         with pytest.raises(StorageFull, match="no room for the log"):
-            log.append(sealed(log, [unit(1, payload=bytes(500_000))]))
-        log.append(sealed(log, [unit(1)]))
+            log.append(sealed(log, [unit(2)]))
+        with pytest.raises(StorageFull, match="no room for the log"):
+            log.probe()
     finally:
         log.close()
+    with opened(tmp_path) as larger:
+        assert larger.head == 1
+        larger.append(sealed(larger, [unit(2)]))
+
+
+def test_a_commit_larger_than_the_segment_is_lmdbs_own(tmp_path: Path) -> None:
+    with opened(tmp_path) as log:
+        log.append(sealed(log, [unit(1)]))
+        log.append(sealed(log, [unit(2, payload=bytes(SEGMENT_BYTES))]))
+        log.append(sealed(log, [unit(3)]))
+        assert [entry.seq for entry in log.read(0, units_max=9, bytes_max=10**8)] == [1, 2, 3]
+        assert [log.seq_of_id(unit_id(seq)) for seq in (1, 2, 3)] == [1, 2, 3]
 
 
 def test_a_failed_disk_is_not_marked_clean(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,7 +286,7 @@ def test_a_snapshot_that_finds_no_room_is_not_kept(path: Path, monkeypatch: pyte
     with opened(path) as log:
         log.save_snapshot("a.1", Snapshot(1, b"one"))
         with monkeypatch.context() as patched:
-            failing(patched, errno.ENOSPC)
+            failing_lmdb(patched, errno.ENOSPC)
             log.save_snapshot("a.1", Snapshot(2, b"two"))
         assert log.load_snapshot("a.1") == Snapshot(1, b"one")
 
