@@ -856,8 +856,8 @@ class LogReader:
         return self._newest.get(seq) if raw is None else bytes(raw)
 
     def wrong_page(self) -> str | None:
-        """What is wrong with the first page that an append would trip over; None where there is none."""
-        return _wrong_page(self._env, Path(self._env.path()) / "data.mdb")
+        """What is wrong with the first page that is not what it should be; an append may trip over it."""
+        return _wrong_page(self._env, Path(self._env.path()) / "data.mdb", everywhere=True)
 
     def wrong_count(self) -> str | None:
         """Whether as many records are counted as there are, which a start looks at."""

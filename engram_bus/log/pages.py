@@ -65,11 +65,14 @@ class _Pages:
         self._last_page = last_page
         self._everywhere = everywhere
         self._seen: set[int] = set()
+        self._free: list[int] = []
 
     def wrong(self, meta: bytes) -> str | None:
         try:
             self._walk(*_TREE.unpack_from(meta, _FREE_AT), is_free=True)
             self._walk(*_TREE.unpack_from(meta, _RECORDS_AT), is_free=False)
+            for number in self._free:
+                _require(number not in self._seen, number, "is in use, and listed as free")
         except _WrongPageError as exc:
             return str(exc)
         return None
@@ -88,6 +91,8 @@ class _Pages:
         for node in nodes:
             if is_free:
                 self._check_free(number, node)
+            elif node.flags & _BIG and self._everywhere:
+                self._overflow_page(int.from_bytes(node.value, "little"), node.value_bytes)
             elif node.flags & _TABLE:
                 _require(len(node.value) == _TREE.size, number, "does not describe a table")
                 self._walk(*_TREE.unpack(node.value), is_free=False)
@@ -119,13 +124,21 @@ class _Pages:
         falling = [*free[:count], _FIRST_PAGE - 1]
         _require(all(one > other for one, other in pairwise(falling)), number, "lists no free pages")
         _require(falling[0] <= self._last_page, number, "lists pages behind the end of the file")
+        self._free += free[:count]
 
     def _overflow(self, number: int, value_bytes: int) -> bytes:
-        self._page(number, _OVERFLOW)
+        self._overflow_page(number, value_bytes)
         self._content.seek(number * self._page_bytes + _HEADER_BYTES)
         value = self._content.read(value_bytes)
         _require(len(value) == value_bytes, number, "is cut off")
         return value
+
+    def _overflow_page(self, number: int, value_bytes: int) -> None:
+        """The first page of a value that is longer than one; the others are all its own."""
+        self._page(number, _OVERFLOW)
+        following = range(number + 1, number + -(-(_HEADER_BYTES + value_bytes) // self._page_bytes))
+        _require(self._seen.isdisjoint(following), number, "is followed by a page of something else")
+        self._seen.update(following)
 
     def _page(self, number: int, kind: int) -> bytes:
         _require(_FIRST_PAGE <= number <= self._last_page, number, "is not in the file")

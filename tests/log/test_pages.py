@@ -111,6 +111,18 @@ def test_a_count_of_records_that_is_not_theirs_is_found_by_verify_too(tmp_path: 
     assert f"holds 8 records up to seq {UNITS}" in verify(tmp_path).text()
 
 
+def test_a_page_that_is_in_use_and_listed_as_free_is_found_by_verify(tmp_path: Path) -> None:
+    file = fill(tmp_path)
+    free = root(file, is_free=True)
+    content = file.read_bytes()[free * PAGE_BYTES :]
+    (node,) = struct.unpack_from("<H", content, 16)
+    (count,) = struct.unpack_from("<Q", content, node + 16)
+    _, *listed = struct.unpack_from(f"<{count}Q", content, node + 24)
+    listed = sorted({*listed, last_leaf(file)}, reverse=True)
+    change(file, free, node + 24, struct.pack(f"<{count}Q", *listed))
+    assert "is in use, and listed as free" in verify(tmp_path).text()
+
+
 def test_of_a_later_transaction_nothing_is_said(tmp_path: Path) -> None:
     file = fill(tmp_path)
     change(file, root(file), 0, b"\xff")
