@@ -157,10 +157,20 @@ class LmdbLog:
         except (lmdb.Error, LogDamaged, StorageFailed, StorageFull, SegmentDamaged, OSError) as exc:
             self._env.close()
             error = DataDirectoryError if isinstance(exc, StorageFull | StorageFailed | OSError) else DataDamaged
-            raise error(f"{self._path / 'log' if isinstance(exc, LogDamaged) else self._path}: {exc}") from exc
+            raise error(f"{self._part(exc)}: {exc}") from exc
         except BaseException:
             self._env.close()
             raise
+
+    def _part(self, exc: Exception) -> Path:
+        """What an error at the opening is about."""
+        match exc:
+            case LogDamaged():
+                return self._path / "log"
+            case SegmentDamaged():
+                return self._segment_file
+            case _:
+                return self._path
 
     # --- What it is --------------------------------------------------------------------------------------------------
 
@@ -783,7 +793,11 @@ class LogReader:
     def __init__(self, path: Path) -> None:
         self.segment_damage = ""
         """What is wrong with the segment, where something is: what it holds behind that is not known."""
-        content = content_of(path / SEGMENT)
+        content = None
+        try:
+            content = content_of(path / SEGMENT)
+        except OSError as exc:
+            self.segment_damage = f"{SEGMENT} cannot be read: {exc}"
         self._env, _ = _open_beside(path, ())
         self._newest: dict[int, bytes] = {}
         if content is not None:

@@ -234,7 +234,7 @@ def test_a_segment_damaged_in_the_middle_is_refused(killed: Path) -> None:
     content[FIRST + 70] ^= 1
     file.write_bytes(content)
     told = "is damaged behind unit 2: unit 4 was recorded, and is whole"
-    with pytest.raises(DataDirectoryError, match=told), opened(killed):
+    with pytest.raises(DataDirectoryError, match=f"log/{SEGMENT}: {told}"), opened(killed):
         pass
     reader = LogReader(tenant(killed) / "log")
     assert (reader.head(), reader.segment_damage) == (2, f"{SEGMENT} {told}")
