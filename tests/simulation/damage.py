@@ -14,6 +14,7 @@ from typing import NamedTuple
 import msgspec
 
 from engram_bus.embedded import Bus
+from engram_bus.log.segment import _commit_at
 from engram_bus.projections.follower import Follower
 from engram_bus.projections.search import process
 from engram_bus.projections.search.embedders import StaticEmbedder, Vectors
@@ -27,21 +28,29 @@ CONTEXTS = 4
 BIG_BYTES = 9_000
 HELD_SECONDS = 3_600
 LOG = "tenants/default/log/data.mdb"
+SEGMENT = "tenants/default/log/segment"
 INDEX = "tenants/default/index/data.mdb"
 MARK = "tenants/default/index/mark"
 SEARCH = "tenants/default/search/"
 _STATIC = StaticEmbedder()
 _CRC_BYTES = 4
+_COMMIT = (("salt", 0, 16), ("checksum", 16, 20), ("size", 20, 24), ("seq", 24, 32), ("chain digest", 32, 64))
 _FOOTER = b'{"version"'
 """How what tantivy puts behind the contents of a file begins."""
 
 
 class Worlds(NamedTuple):
-    """A closed data directory, what it was a while before, and another one."""
+    """A closed data directory, what it was a while before, and another one; `killed` is the first as a kill leaves it,
+    with its newest units in the segment alone."""
 
     data: Path
     older: Path
     other: Path
+    killed: Path
+
+    def of(self, file: str) -> Path:
+        """Where a file is damaged."""
+        return self.killed if file == SEGMENT else self.data
 
 
 class Case(NamedTuple):
@@ -59,12 +68,12 @@ class Case(NamedTuple):
 
 
 def make_worlds(path: Path) -> Worlds:
-    worlds = Worlds(path / "data", path / "older", path / "other")
+    worlds = Worlds(path / "data", path / "older", path / "other", path / "killed")
     asyncio.run(_fill(worlds.data, 1, OLDER_UNITS, "ann"))
     with searched(worlds.data):
         pass
     copy(worlds.data, worlds.older)
-    asyncio.run(_fill(worlds.data, OLDER_UNITS + 1, UNITS, "ann"))
+    asyncio.run(_fill(worlds.data, OLDER_UNITS + 1, UNITS, "ann", killed=worlds.killed))
     with searched(worlds.data):
         pass
     asyncio.run(_fill(worlds.other, 1, UNITS, "eve"))
@@ -76,7 +85,7 @@ def make_worlds(path: Path) -> Worlds:
     return worlds
 
 
-async def _fill(path: Path, first: int, last: int, agent_id: str) -> None:
+async def _fill(path: Path, first: int, last: int, agent_id: str, *, killed: Path | None = None) -> None:
     async with Bus.open(path) as bus:
         for number in range(first, last + 1):
             size_bytes = BIG_BYTES if number % 40 == 7 else 120
@@ -92,6 +101,8 @@ async def _fill(path: Path, first: int, last: int, agent_id: str) -> None:
         drafts = [Draft(context_id="batch", agent_id=agent_id, type=UnitType.MESSAGE, payload=b"of") for _ in range(3)]
         await bus.append_bulk(drafts, atomic=True, idempotency_key=f"batch{last}")
         await bus.acquire_lock(f"held/{last}", agent_id=agent_id, ttl_seconds=HELD_SECONDS)
+        if killed is not None:
+            copy(path, killed)
 
 
 class _Elsewhere:
@@ -134,12 +145,13 @@ def searched(path: Path) -> Iterator[process._Search]:
 # --- Damage ----------------------------------------------------------------------------------------------------------
 
 
-def cases(data: Path, *, seeds: int) -> Iterator[Case]:
+def cases(worlds: Worlds, *, seeds: int) -> Iterator[Case]:
     """Every kind of damage to every file; where chance has a part in it, with so many seeds."""
+    data = worlds.data
     for file in files(data):
         if is_work(file):
             continue
-        content = (data / file).read_bytes()
+        content = (worlds.of(file) / file).read_bytes()
         for kind in _kinds(file, content):
             is_drawn = kind.startswith(("flip", "zero", "swap two"))
             for seed in range(seeds if is_drawn else 1):
@@ -169,6 +181,8 @@ def _kinds(file: str, content: bytes) -> Iterator[str]:
         yield "flip a bit"
     if file.startswith(SEARCH):
         yield from (f"flip a bit of {kind}" for kind in _search_places(file, content))
+    if file == SEGMENT:
+        yield from (f"flip a bit of {kind}" for kind in _segment_places(content))
     if Path(file).parent.name == "segments":
         yield "exchange with one alike"
     if len(content) >= PAGE_BYTES:
@@ -177,6 +191,24 @@ def _kinds(file: str, content: bytes) -> Iterator[str]:
         yield "swap two pages"
     if file.endswith(".mdb"):
         yield from (f"flip a bit of {kind}" for kind in places(content, has_records=file == LOG))
+
+
+def _segment_places(content: bytes) -> dict[str, list[Span]]:
+    """But those of the last commit: where that is not whole, it was torn and never acknowledged."""
+    salt, at, found = content[8:24], PAGE_BYTES, []
+    while (commit := _commit_at(content, salt, at)) is not None:
+        found.append(Span(at, commit.end))
+        at = commit.end
+    whole = found[:-1]
+    heads = {
+        f"commit: {name}": [Span(span.first + first, span.first + end) for span in whole]
+        for name, first, end in _COMMIT
+    }
+    return heads | {
+        "head": [Span(0, 28)],
+        "commit: records": [Span(span.first + 64, span.end - 8) for span in whole],
+        "room behind the last commit": [Span(at, len(content))],
+    }
 
 
 def _search_places(file: str, content: bytes) -> dict[str, list[Span]]:
@@ -228,13 +260,14 @@ def _drawn(case: Case, content: bytes, dice: Random) -> bytes:
             _flip(damaged, Span(0, len(content)), dice)
         case _:
             kind = case.kind.removeprefix("flip a bit of ")
-            found = (
-                _search_places(case.file, content)
-                if case.file.startswith(SEARCH)
-                else places(content, has_records=case.file == LOG)
-            )
-            _flip(damaged, dice.choice(found[kind]), dice)
+            _flip(damaged, dice.choice(_places(case.file, content)[kind]), dice)
     return bytes(damaged)
+
+
+def _places(file: str, content: bytes) -> dict[str, list[Span]]:
+    if file == SEGMENT:
+        return _segment_places(content)
+    return _search_places(file, content) if file.startswith(SEARCH) else places(content, has_records=file == LOG)
 
 
 def _flip(content: bytearray, span: Span, dice: Random) -> None:

@@ -16,7 +16,20 @@ import pytest
 
 from engram_bus.codec import UNREADABLE
 from engram_bus.log.directory import TenantIdentity
-from tests.simulation.damage import INDEX, LOG, MARK, SEARCH, Case, Worlds, cases, copy, files, inflict, make_worlds
+from tests.simulation.damage import (
+    INDEX,
+    LOG,
+    MARK,
+    SEARCH,
+    SEGMENT,
+    Case,
+    Worlds,
+    cases,
+    copy,
+    files,
+    inflict,
+    make_worlds,
+)
 from tests.simulation.damage_look import TAKES_NONE, Looker, Seen
 
 QUICK = {"log": 18, "index": 14, "search": 16, "others": 12}
@@ -48,7 +61,7 @@ class Matrix(NamedTuple):
 
     def end(self, case: Case, at: Path) -> Ended:
         """Damage a copy and look at it."""
-        copy(self.worlds.data, at)
+        copy(self.worlds.of(case.file), at)
         inflict(case, at, self.worlds)
         before = _kept(at)
         is_search = case.file.startswith(SEARCH.rstrip("/"))
@@ -76,7 +89,7 @@ def _outcome(seen: Seen) -> str:
 def _kept(at: Path) -> dict[str, bytes]:
     """The files nobody may remove, and those a start does not write."""
     kept = (name for name in files(at) if not name.startswith(CACHES))
-    written = ("lock", LOG)
+    written = ("lock", LOG, SEGMENT)
     return {name: b"" if name in written else _content(at / name) for name in kept}
 
 
@@ -91,6 +104,8 @@ def _content(file: Path) -> bytes:
 
 
 def _wrong(case: Case, seen: Seen, verified: Seen, answers: str) -> str:
+    if case.file == SEGMENT and case.kind.startswith("replace by"):
+        return ""  # Another one, or an older one, that holds nothing is taken: RELIABILITY.md has it.
     if seen.outcome in ("died", "hung", "wrong"):
         return f"{seen.outcome}: {seen.said}"
     if seen.answers and seen.answers != answers:
@@ -115,7 +130,10 @@ def matrix_in(path: Path) -> Iterator[Matrix]:
         found = looker.look("search", path / "whole")
         assert (found.outcome, found.warned) == ("exact", ""), found
         assert looker.look("start", path / "whole") == Seen("exact")
-        assert looker.look("verify", worlds.data) == Seen("whole")
+        for data in (worlds.data, worlds.killed):
+            assert looker.look("verify", data) == Seen("whole")
+        copy(worlds.killed, path / "started")
+        assert looker.look("start", path / "started") == Seen("exact")
         yield Matrix(worlds, looker, found.answers)
 
 
@@ -190,8 +208,8 @@ def test_every_damage_to_every_file_is_repaired_or_told(matrix: Matrix, tmp_path
 
 
 def cases_of(matrix: Matrix, part: str) -> list[Case]:
-    starts = {"log": LOG, "index": "tenants/default/index/", "search": SEARCH.rstrip("/")}
-    return [case for case in cases(matrix.worlds.data, seeds=SEEDS) if _part(case, starts) == part]
+    starts = {"log": str(Path(LOG).parent), "index": "tenants/default/index/", "search": SEARCH.rstrip("/")}
+    return [case for case in cases(matrix.worlds, seeds=SEEDS) if _part(case, starts) == part]
 
 
 def _part(case: Case, starts: dict[str, str]) -> str:
