@@ -75,11 +75,16 @@ def _said(*command: str) -> str:
 
 @contextlib.contextmanager
 def scratch() -> Iterator[Path]:
-    """A directory on a disk, not on a tmpfs: ENGRAM_BENCH_DIR, or /var/tmp."""
+    """A directory on a disk, not on a tmpfs: ENGRAM_BENCH_DIR, or /var/tmp. SIGTERM leaves it, and no server behind."""
+    signal.signal(signal.SIGTERM, _end)
     with tempfile.TemporaryDirectory(
         prefix="engram-bench-", dir=os.environ.get("ENGRAM_BENCH_DIR", "/var/tmp")
     ) as path:
         yield Path(path)
+
+
+def _end(*_: object) -> None:
+    sys.exit(128 + signal.SIGTERM)
 
 
 @contextlib.contextmanager
