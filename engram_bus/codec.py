@@ -38,6 +38,11 @@ from engram_bus.units import (
 
 T = TypeVar("T")
 
+# Shared by all that say nothing of it, and as frozen as the values that hold them.
+_NO_META: Final[dict[str, str]] = {}
+_NO_RESOURCES: Final[list[str]] = []
+_NO_RELATIONSHIPS: Final[list[Relationship]] = []
+
 JSON: Final = "application/json"
 MSGPACK: Final = "application/msgpack"
 
@@ -59,7 +64,7 @@ _RELATIONSHIPS: Final[dict[str | int, RelationshipType]] = {
 }
 
 
-class RelationshipIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class RelationshipIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """A relationship as clients write it: the type by name or number."""
 
     target_id: str
@@ -67,7 +72,7 @@ class RelationshipIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     meta: dict[str, str] = {}
 
 
-class UnitIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class UnitIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, gc=False):
     """The JSON body of an append: a work unit without what the writer gives.
 
     `payload` is a string for text, any JSON value for application/json; `payload_base64` is any bytes.
@@ -90,7 +95,7 @@ class UnitIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     fence: Fence | None = None
 
 
-class UnitPacked(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class UnitPacked(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, gc=False):
     """The MessagePack body of an append: as in JSON, but `payload` is bin (or str, for text)."""
 
     context_id: str
@@ -109,7 +114,7 @@ class UnitPacked(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     fence: Fence | None = None
 
 
-class UnitOut(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+class UnitOut(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, gc=False):
     """A work unit as JSON: `payload` for text and JSON, `payload_base64` for other bytes; empty fields are left out."""
 
     seq: int
@@ -215,9 +220,9 @@ def append_from(unit: UnitIn | UnitPacked, *, agent_id: str | None = None) -> Ap
             kind=unit.kind,
             content_type=content_type,
             payload=payload,
-            meta=unit.meta or {},
-            resources=unit.resources or [],
-            relationships=_relationships(unit.relationships) if unit.relationships else [],
+            meta=unit.meta or _NO_META,
+            resources=unit.resources or _NO_RESOURCES,
+            relationships=_relationships(unit.relationships) if unit.relationships else _NO_RELATIONSHIPS,
             traceparent=unit.traceparent,
             id=unit.id,
         ),

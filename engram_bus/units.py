@@ -81,7 +81,7 @@ class WorkUnit(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, gc
     payload: bytes
 
 
-class Draft(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Draft(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """A unit before the writer gave it its place: all that a client or a decision says of it.
 
     Commands are digested to recognise a repeat for the life of the log: a new field needs a default that is left out.
@@ -100,14 +100,14 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     id: str | None = None
 
 
-class Fence(msgspec.Struct, frozen=True):
+class Fence(msgspec.Struct, frozen=True, gc=False):
     """What a writer shows to prove that it still holds: the resource, and the fencing token of its lock."""
 
     resource: str
     token: int
 
 
-class Append(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Append(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """Record this draft, if its context is at `expected_version` and its lock is still held (when given)."""
 
     draft: Draft
@@ -259,7 +259,7 @@ class Context(msgspec.Struct, frozen=True):
     closed: bool = False
 
 
-class Stamp(msgspec.Struct, frozen=True):
+class Stamp(msgspec.Struct, frozen=True, gc=False):
     """What the writer gives a decision instead of a clock and randomness."""
 
     ts_us: int

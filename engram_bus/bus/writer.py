@@ -85,7 +85,7 @@ NOOP = "bus.noop"
 _SEED_BYTES = 8
 
 
-class Answer(msgspec.Struct, frozen=True):
+class Answer(msgspec.Struct, frozen=True, gc=False):
     """What a command came to: its units, and for a context update the context, for an acquire or refresh the lock."""
 
     entries: tuple[Entry, ...]

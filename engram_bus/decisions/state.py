@@ -67,4 +67,5 @@ class State:
     def evolve(self, unit: WorkUnit) -> None:
         """Take in one recorded unit."""
         self.contexts.evolve(unit)
-        self.locks.evolve(unit)
+        if unit.kind is not None:
+            self.locks.evolve(unit)

@@ -156,7 +156,7 @@ Event = (
 )
 
 
-class _Operation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="op"):
+class _Operation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="op", gc=False):
     """What a client sends."""
 
     id: Id | UnsetType = UNSET

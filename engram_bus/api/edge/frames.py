@@ -10,8 +10,8 @@ from engram_bus.limits import WEBSOCKET_MESSAGE_BYTES_MAX
 HEAD_BYTES_MAX = 14
 """Two bytes, a length of eight, a mask of four (RFC 6455, 5.2)."""
 
-_FIN_TEXT = 0x81
-_FIN_BINARY = 0x82
+FIN_TEXT = 0x81
+FIN_BINARY = 0x82
 _MASKED_16_BITS = 0x80 | 126
 
 assert WEBSOCKET_MESSAGE_BYTES_MAX > 0xFFFF, "what is read here is never too large"
@@ -20,7 +20,7 @@ assert WEBSOCKET_MESSAGE_BYTES_MAX > 0xFFFF, "what is read here is never too lar
 def whole_message(data: bytes, at: int) -> tuple[bytes, int] | None:
     """The message at `at` and where it ends, if it is of one frame of up to 64 KiB that is there whole; None for
     everything else: what is long, cut, fragmented, a control frame, or wrong."""
-    if len(data) < at + 6 or data[at] not in (_FIN_TEXT, _FIN_BINARY):
+    if len(data) < at + 6 or data[at] not in (FIN_TEXT, FIN_BINARY):
         return None
     size = data[at + 1]
     if 0x80 <= size < _MASKED_16_BITS:
@@ -41,16 +41,13 @@ def whole_message(data: bytes, at: int) -> tuple[bytes, int] | None:
 class FrameEnd:
     """Where the frame that is under way ends, however its bytes are cut into pieces."""
 
-    __slots__ = ("_head", "_left")
+    __slots__ = ("_head", "_left", "is_reached")
 
     def __init__(self) -> None:
         self._head = b""
         self._left = 0
-
-    @property
-    def is_reached(self) -> bool:
+        self.is_reached = True
         """Whether no frame is under way: the next byte begins one."""
-        return not self._left and not self._head
 
     def find(self, data: bytes, at: int) -> int:
         """Where in `data` the frame ends whose bytes go on (or begin) at `at`; the end of `data` if not in it."""
@@ -58,12 +55,13 @@ class FrameEnd:
             head = self._head + data[at : at + HEAD_BYTES_MAX]
             size = _frame_bytes(head)
             if size is None:
-                self._head = head
+                self._head, self.is_reached = head, False
                 return len(data)
             self._left = size - len(self._head)
             self._head = b""
         end = min(at + self._left, len(data))
         self._left -= end - at
+        self.is_reached = not self._left
         return end
 
 

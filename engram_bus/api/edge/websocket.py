@@ -5,11 +5,11 @@ from typing import Protocol
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets import http11
-from websockets.frames import Frame, Opcode
+from websockets.frames import Frame
 from websockets.http11 import Request, Response
 from websockets.protocol import State
 
-from engram_bus.api.edge.frames import FrameEnd, whole_message
+from engram_bus.api.edge.frames import FIN_TEXT, FrameEnd, whole_message
 from engram_bus.api.edge.socket import SOCKET, Written
 from engram_bus.api.problems import CONTENT_TYPE as PROBLEM
 from engram_bus.api.problems import problem_body
@@ -20,7 +20,7 @@ from engram_bus.subscribers.sockets import Listener
 # A query may be longer than a line that this library reads by itself; all of the headers are bounded before it.
 http11.MAX_LINE_LENGTH = HEADER_BYTES_MAX
 
-_OPCODE = 0x0F
+_OPEN = State.OPEN
 
 
 class Receiver(Listener, Protocol):
@@ -49,21 +49,20 @@ class EdgeWebSocket(Written, WebSocketsSansIOProtocol):
             self._frame_end = FrameEnd()
             self._read_handshake(data)
             return
-        at = 0
-        while at < len(data):
-            found = whole_message(data, at) if frame_end.is_reached and self._takes_messages() else None
-            if found is not None:
-                is_text = data[at] & _OPCODE == Opcode.TEXT
-                message, at = found
-                self._take(message, is_text=is_text)
-            else:
+        at, size, receiver, conn = 0, len(data), self._receiver, self.conn
+        while at < size:
+            found = None
+            # Where a message may begin, and is for our receiver.
+            if frame_end.is_reached and receiver is not None and conn.state is _OPEN and conn.current_size is None:
+                found = whole_message(data, at)
+            if found is None:
                 end = frame_end.find(data, at)
                 super().data_received(data[at:end])
                 at = end
-
-    def _takes_messages(self) -> bool:
-        """Whether a message may begin here, and is for our receiver."""
-        return self._receiver is not None and self.conn.state is State.OPEN and self.conn.current_size is None
+            else:
+                is_text = data[at] == FIN_TEXT
+                message, at = found
+                self._take(message, is_text=is_text)
 
     def _read_handshake(self, data: bytes) -> None:
         super().data_received(data)
