@@ -463,7 +463,7 @@ class LmdbLog:
         with self._index.begin() as txn, txn.cursor(self._tables[Table.CONTEXTS]) as cursor:
             found = cursor.set_range(start) if start else cursor.first()
             while found and len(names) < limit:
-                name = bytes(cursor.key())[:-9]
+                name = _context_name(bytes(cursor.key()))
                 if not name.startswith(wanted):
                     break
                 names.add(name)
@@ -1146,6 +1146,13 @@ def _version_from(cursor: lmdb.Cursor, context_id: str, seq: int, last: int) -> 
         else:
             high = middle
     return low
+
+
+def _context_name(key: bytes) -> bytes:
+    """Of a `context_key`; what lies behind all of its keys then lies behind this one, too."""
+    if key[-SEQ_BYTES - 1 : -SEQ_BYTES] != b"\0":
+        raise LogDamaged(f"the index of contexts has the key {key!r}, which names none")
+    return key[: -SEQ_BYTES - 1]
 
 
 def _decoded(name: bytes) -> str:
