@@ -8,6 +8,7 @@ import fcntl
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from zlib import crc32
 
 import msgspec
 
@@ -18,9 +19,11 @@ from engram_bus.log.index import Table, seq_key
 from engram_bus.log.lmdb import LmdbLog, _state_digest
 from tests.disk import stored, tampering, tenant
 from tests.fuzz.checks import SERVED, asked, started, verified
-from tests.fuzz.world import LOG, MARK, TENANT, World, require
+from tests.fuzz.world import LOG, MARK, SEGMENT, TENANT, World, require
 
 _HEADER_KEY = seq_key(0)
+_HEAD_BYTES, _COMMITS_AT = 28, 4_096
+"""Of the log's segment: what it begins with, and where its commits do."""
 _PARTS = State().parts
 
 
@@ -152,6 +155,70 @@ def _tamper(at: Path, program: bytes) -> None:
 def _stored(world: World, part: str, key: bytes, table: Table | None = None) -> bytes:
     with world.copied(world.data) as at, tampering(at, part, table) as txn:
         return stored(txn, key)
+
+
+# --- The newest commits ----------------------------------------------------------------------------------------------
+
+
+def log_segment_seeds(world: World) -> Iterator[bytes]:
+    content = (world.killed / SEGMENT).read_bytes()
+    used = content[:_HEAD_BYTES] + content[_COMMITS_AT:].rstrip(b"\0")
+    yield b"\0" + used
+    yield b"\1" + used
+
+
+def check_log_segment(world: World, data: bytes) -> str:
+    """The newest commits of a bus that was killed: all of them, or damage.
+
+    A commit that is not whole, with no whole one behind it, cannot be told from one that was never acknowledged.
+    """
+    whole = (world.killed / SEGMENT).read_bytes()
+    head, commits = data[1 : 1 + _HEAD_BYTES], data[1 + _HEAD_BYTES :]
+    content = head.ljust(_COMMITS_AT, b"\0") + commits
+    content = content[: len(whole)].ljust(len(whole), b"\0")
+    if is_sealed := data[:1] == b"\1":
+        content = _commits_sealed(content)
+    with world.copied(world.killed) as at:
+        (at / SEGMENT).write_bytes(content)
+        try:
+            log = LmdbLog(tenant(at))
+        except DataDirectoryError as exc:
+            require("segment" in str(exc) or "/log" in str(exc), f"the refusal does not name the file: {exc}")
+            return "refused"
+        try:
+            found = [log.record(seq).raw for seq in range(1, log.head + 1)]
+        finally:
+            log.close()
+        if not is_sealed:
+            require(found == world.raws[: len(found)], "a record that nobody wrote passes for one")
+            for first, last, commit in _commits(world, whole):
+                is_there = content[commit.start : commit.stop] == whole[commit.start : commit.stop]
+                require(last <= len(found) or not is_there, f"units {first} to {last} are whole in it and not served")
+        return "exact" if found == world.raws else f"{'sealed' if is_sealed else 'cut'}"
+
+
+def _commits(world: World, content: bytes) -> Iterator[tuple[int, int, slice]]:
+    """First and last seq of each commit, and where it lies."""
+    at, last = _COMMITS_AT, 0
+    while (first := int.from_bytes(content[at + 24 : at + 32], "big")) > last:
+        end = at + 64 + int.from_bytes(content[at + 20 : at + 24], "big")
+        last = first - 1 + sum(raw in content[at:end] for raw in world.raws)
+        yield first, last, slice(at, end)
+        at = -(-end // 8) * 8
+        if content[at : at + 16] != content[8:24] or first == last + 1:
+            return  # Behind it lies what is left of an earlier round.
+
+
+def _commits_sealed(content: bytes) -> bytes:
+    """The same with checksums made anew, as far as sizes lead, and the salt of the file in each commit."""
+    sealed = bytearray(content)
+    sealed[24:28] = crc32(sealed[:24]).to_bytes(4, "big")
+    at = _COMMITS_AT
+    while at + 64 <= len(sealed) and (size := int.from_bytes(sealed[at + 20 : at + 24], "big")):
+        sealed[at : at + 16] = sealed[8:24]
+        sealed[at + 16 : at + 20] = crc32(sealed[at + 20 : at + 64 + size]).to_bytes(4, "big")
+        at = -(-(at + 64 + size) // 8) * 8
+    return bytes(sealed)
 
 
 # --- Locks and keys --------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ TARGETS = {
     "identity": Target(starts.check_of("identity"), starts.seeds_of("identity")),
     "tenant": Target(starts.check_of(TENANT), starts.seeds_of(TENANT)),
     "header": Target(starts.check_header, starts.header_seeds),
+    "log-segment": Target(starts.check_log_segment, starts.log_segment_seeds),
     "mark": Target(starts.check_mark, starts.seeds_of(starts.MARK)),
     "index": Target(starts.check_index, starts.index_seeds),
     "snapshot": Target(starts.check_snapshot, starts.snapshot_seeds),

@@ -16,8 +16,9 @@ from engram_bus.backup.manifest import empty, save
 from engram_bus.backup.segments import SegmentWriter
 from engram_bus.bus.writer import Answer, Writer
 from engram_bus.clock import Clock
-from engram_bus.log.contract import Epoch, Log
+from engram_bus.log.contract import Epoch
 from engram_bus.log.directory import DEFAULT_TENANT, Identity, begin_tenant
+from engram_bus.log.lmdb import LmdbLog
 from engram_bus.log.record import GENESIS, parse
 from engram_bus.units import (
     FORMAT_BYTES,
@@ -38,6 +39,7 @@ from tests.simulation.damage_look import Job, Seen, look
 
 LOG = "tenants/default/log/data.mdb"
 INDEX = "tenants/default/index/data.mdb"
+SEGMENT = "tenants/default/log/segment"
 MARK = "tenants/default/index/mark"
 TENANT = "tenants/default/identity"
 START_US = 4_102_444_800_000_000
@@ -65,7 +67,9 @@ class World:
         self._folder = TemporaryDirectory(prefix="fuzz-", dir=_MEMORY if _MEMORY.is_dir() else None)
         self.path = Path(self._folder.name)
         self.data, self.backup, self.records = self.path / "data", self.path / "backup", self.path / "records"
-        self.raws = _make_data(self.data)
+        self.killed = self.path / "killed"
+        """The same, of a bus that was killed: its newest commits are in the segment alone."""
+        self.raws = _make_data(self.data, self.killed)
         self._chains = [GENESIS, *(raw[16:48] for raw in self.raws)]
         _make_backup(self.backup, self.raws)
         self.records.write_bytes(msgspec.msgpack.encode(self.raws))
@@ -119,8 +123,8 @@ def _commands() -> Iterator[Command]:
     yield Append(draft=_draft("c1", b'{"n": [1, null]}', content_type=FORMAT_JSON), idempotency_key="last")
 
 
-def _make_data(path: Path) -> list[bytes]:
-    """A closed data directory; gives its records."""
+def _make_data(path: Path, killed: Path) -> list[bytes]:
+    """A closed data directory, and one that was not; gives their records."""
     tenant = path / "tenants" / DEFAULT_TENANT
     for folder in (path / "keys", *(tenant / part for part in ("log", "index", "search"))):
         folder.mkdir(parents=True)
@@ -129,8 +133,10 @@ def _make_data(path: Path) -> list[bytes]:
     with opened(path) as log:
         asyncio.run(_fill(log))
         raws = [log.record(seq).raw for seq in range(1, log.head + 1)]
-    for lock in (path / "lock", tenant / "log" / "lock.mdb", tenant / "index" / "lock.mdb"):
-        lock.unlink()
+        shutil.copytree(path, killed)
+    for folder in (path, killed):
+        for lock in [folder / "lock", *folder.rglob("lock.mdb")]:
+            lock.unlink()
     return raws
 
 
@@ -145,7 +151,7 @@ def _make_backup(path: Path, raws: list[bytes]) -> None:
     save(path, msgspec.structs.replace(begun, head=len(raws), chain=raws[-1][16:48].hex(), segments=(segment,)))
 
 
-async def _fill(log: Log) -> None:
+async def _fill(log: LmdbLog) -> None:
     now_us, dice = START_US, random.Random(1)
 
     def tick() -> int:
@@ -160,7 +166,9 @@ async def _fill(log: Log) -> None:
         entropy=dice.randbytes,
         tell=lambda entries: None,
     )
-    for command in _commands():
+    for number, command in enumerate(_commands()):
+        if number == UNITS // 2:
+            log.settle()  # What comes later is in the segment alone, until the log is closed.
         writer.submit(command, 1, outcomes.append)
         await asyncio.sleep(0)
     writer.close()
