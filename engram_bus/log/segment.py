@@ -96,7 +96,7 @@ class Segment:
         head = _HEAD.pack(self._salt, crc32(body, crc32(covered)), len(body), records[0].unit.seq, previous)
         size_bytes = len(head) + len(body)
         try:
-            if os.pwritev(self._fd, (head, body), self._at) != size_bytes:
+            if os.pwrite(self._fd, head + body, self._at) != size_bytes:
                 raise OSError(f"only a part of {size_bytes} bytes was written")
             os.fdatasync(self._fd)
         except OSError:

@@ -172,17 +172,16 @@ class _Walk:
             return False
         if self.log.segment_damage:
             self._log_damage(self.log.segment_damage)
-        elif (
-            identity.has_segment
-            and not (self.path / "log" / SEGMENT).exists()
-            and not index_was_closed(self.path / "index")
-        ):
+        elif identity.established and identity.has_segment and not self._has_segment_if_needed():
             self._log_damage(f"{SEGMENT} is missing, and the log was not closed: units may have been in it")
         if header is None and not begun:
             self._log_damage("the header is missing")
         elif header not in (None, header_of(identity)):
             self._log_damage("this is another log than the identity beside it says")
         return header == header_of(identity)
+
+    def _has_segment_if_needed(self) -> bool:
+        return (self.path / "log" / SEGMENT).exists() or index_was_closed(self.path / "index")
 
     def open_index(self) -> None:
         path = self.path / "index"

@@ -106,10 +106,11 @@ class Story:
             if one.kind is Kind.MARK:
                 continue
             of_process[one.process].append(at)
-            is_log, is_flush = one.path.endswith("/log/data.mdb"), one.kind in (Kind.SYNC_BEGIN, Kind.SYNC_END)
-            if is_log and one.kind is Kind.WRITE:
+            is_lmdb, is_flush = one.path.endswith("/log/data.mdb"), one.kind in (Kind.SYNC_BEGIN, Kind.SYNC_END)
+            is_log = is_lmdb or one.path.endswith("/log/segment")
+            if is_lmdb and one.kind is Kind.WRITE:
                 writing_meta = one.number < 8_192 and len(one.data) < 4_096
-            sorts[_sort(one, is_log=is_log, is_flush=is_flush, is_meta=is_log and writing_meta)].append(at)
+            sorts[_sort(one, is_log=is_log, is_flush=is_flush, is_meta=is_lmdb and writing_meta)].append(at)
         for moments in of_process.values():
             sorts["opening"] += moments[:OPENING_STEPS]
             sorts["closing"] += moments[-CLOSING_STEPS:]

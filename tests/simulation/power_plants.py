@@ -13,6 +13,7 @@ import lmdb
 
 from engram_bus.log import directory
 from engram_bus.log import lmdb as log_lmdb
+from engram_bus.log import segment
 from engram_bus.log.index import Table, idempotency_key
 from engram_bus.log.lmdb import LmdbLog
 from engram_bus.projections.search import process as search_process
@@ -23,6 +24,11 @@ _lmdb_open = lmdb.open
 
 def answered_before_the_flush() -> None:
     """The log's commits are left to the operating system."""
+    segment.os = SimpleNamespace(**vars(segment.os) | {"fdatasync": lambda _: None})  # type: ignore[attr-defined]
+
+
+def segment_written_over_before_lmdb_has_it() -> None:
+    """What LMDB takes over is left to the operating system."""
     _open_with(sync=False)
 
 
@@ -73,6 +79,7 @@ def names_not_flushed() -> None:
 
 def answers_from_memory_after_a_kill() -> None:
     """What a killed process wrote and did not flush is shown by the next one as if it had."""
+    LmdbLog.settle = lambda self: None  # type: ignore[method-assign]
 
     class Unflushed:
         def __init__(self, env: lmdb.Environment) -> None:
@@ -95,6 +102,7 @@ PLANTS: dict[str, Callable[[], None]] = {
     plant.__name__.replace("_", "-"): plant
     for plant in (
         answered_before_the_flush,
+        segment_written_over_before_lmdb_has_it,
         meta_page_not_flushed,
         index_marked_before_it_is_flushed,
         index_trusted_and_its_hits_not_checked,
