@@ -467,7 +467,7 @@ class Writer:
 
     def _tend(self, batch: _Batch) -> None:
         """Record what comes to locks without a command of anyone: what ran out, and who is granted what is free now."""
-        while (room := batch.room_for_tending) > 0 and self._is_due(batch.stamp.ts_us):
+        while self._is_due(batch.stamp.ts_us) and (room := batch.room_for_tending) > 0:
             command = TendLocks(
                 units_max=room,
                 ended_waits=self._ended_waits,

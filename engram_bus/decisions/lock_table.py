@@ -313,6 +313,8 @@ class LockTable:
     @property
     def next_end_us(self) -> int | None:
         """When the next lease or wait runs out."""
+        if not (self.locks or self.waits):
+            return None  # Most often, and every commit asks twice.
         lease_us, wait_us = self._lease_ends.next_us, self._wait_ends.next_us
         return wait_us if lease_us is None else lease_us if wait_us is None else min(lease_us, wait_us)
 
