@@ -94,6 +94,8 @@ class IndexMark(msgspec.Struct, frozen=True):
     crc: int | None = None
     """CRC-32 of the index's file as it was closed: LMDB has no checksums, and what a damaged page does not lead to any
     more would be taken for new. None where it is open, and of earlier versions."""
+    segment: str | None = None
+    """While it is open, which segment the log's newest commits may lie in: another one would hide them."""
 
 
 T = TypeVar("T", Identity, TenantIdentity)
@@ -270,6 +272,12 @@ def index_was_closed(path: Path) -> bool:
     return mark is not None and mark.clean
 
 
+def segment_in_use(path: Path) -> str | None:
+    """The segment that the log was left with by who did not close it, as far as the mark of its index says."""
+    mark = _index_mark(path)
+    return None if mark is None or mark.clean else mark.segment
+
+
 def index_is_as_closed(path: Path) -> bool:
     """Whether the file of an index that was closed cleanly is the one that was closed; reads all of it."""
     mark = _index_mark(path)
@@ -295,13 +303,13 @@ def _crc(file: Path) -> int:
     return crc
 
 
-def mark_index(path: Path, *, clean: bool) -> None:
-    """Say so durably, of a closed index where it is clean. Where that is not possible there is no mark afterwards: the
-    index is then folded again."""
+def mark_index(path: Path, *, clean: bool, segment: str | None = None) -> None:
+    """Say so durably, of a closed index where it is clean, of an open one with the log's segment. Where that is not
+    possible there is no mark afterwards: the index is then folded again."""
     file = path / "mark"
     try:
         crc = _crc(path / "data.mdb") if clean else None
-        write_durably(file, msgspec.json.encode(IndexMark(INDEX_FORMAT, boot_id(), clean, crc)))
+        write_durably(file, msgspec.json.encode(IndexMark(INDEX_FORMAT, boot_id(), clean, crc, segment)))
     except OSError as exc:
         log.warning("%s cannot be written, the next start folds the index again: %s", file, exc)
         file.unlink(missing_ok=True)

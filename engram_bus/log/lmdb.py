@@ -55,6 +55,7 @@ from engram_bus.log.directory import (
     is_read_only,
     load_tenant,
     mark_index,
+    segment_in_use,
     sync_directory,
 )
 from engram_bus.log.index import (
@@ -71,7 +72,17 @@ from engram_bus.log.index import (
 )
 from engram_bus.log.pages import wrong_page
 from engram_bus.log.record import GENESIS, Record, RecordError
-from engram_bus.log.segment import SEGMENT, Segment, SegmentDamaged, content_of, is_segment, make_segment, records_after
+from engram_bus.log.segment import (
+    NOT_THE_ONE,
+    SEGMENT,
+    Segment,
+    SegmentDamaged,
+    content_of,
+    is_segment,
+    make_segment,
+    name_of,
+    records_after,
+)
 from engram_bus.log.tail import Tail
 
 log = logging.getLogger(__name__)
@@ -506,12 +517,12 @@ class LmdbLog:
             self.settle()
         except (StorageFull, StorageReadOnly, StorageFailed) as exc:
             log.warning("the newest units of %s stay in its segment: %s", self._path, exc)
-        self._close_segment()
-        self._close_index()
+        is_clean = self._close_index()
+        self._close_segment(is_empty=is_clean)
         self._env.close()
 
-    def _close_index(self) -> None:
-        """The mark may only be on the disk when all before it is."""
+    def _close_index(self) -> bool:
+        """Whether it could be marked clean, which may only be on the disk when all before it is."""
         clean = self._writable and self._failed is None and not self._tail and not self._index_is_damaged
         try:
             if clean:
@@ -522,6 +533,7 @@ class LmdbLog:
         self._index.close()
         if clean:
             mark_index(self._path / "index", clean=True)
+        return clean
 
     # --- Opening the log ---------------------------------------------------------------------------------------------
 
@@ -608,6 +620,8 @@ class LmdbLog:
         content = content_of(self._segment_file) if self._identity.has_segment else None
         if content is None:
             return tail
+        if segment_in_use(self._path / "index") not in (None, name_of(content)):
+            raise SegmentDamaged(f"{self._segment_file} {NOT_THE_ONE}")
         for seq, raw in records_after(content, self._stored):
             try:
                 record = records.parse(raw, seq)
@@ -626,9 +640,9 @@ class LmdbLog:
         except StorageFull as exc:
             log.warning("the newest units of %s stay in its segment: %s", self._path, exc)
 
-    def _close_segment(self) -> None:
+    def _close_segment(self, *, is_empty: bool = False) -> None:
         if self._segment is not None:
-            self._segment.close(is_empty=not self._tail)
+            self._segment.close(is_empty=is_empty)
             self._segment = None
 
     def _find_head(self) -> tuple[int, bytes]:
@@ -691,7 +705,8 @@ class LmdbLog:
 
     def _open_index_to_write(self, path: Path) -> tuple[lmdb.Environment, dict[Table, lmdb._Database]]:
         # Before anything is written: whoever finds the index from now on must not take it for a clean one.
-        mark_index(path, clean=False)
+        content = content_of(self._segment_file)
+        mark_index(path, clean=False, segment=None if content is None else name_of(content))
         _allocate_lock_file(path)
         env = _open(path, self._size_bytes_max, writable=True, sync=False, tables=len(Table))
         try:
@@ -800,12 +815,14 @@ class LogReader:
             self.segment_damage = f"{SEGMENT} cannot be read: {exc}"
         self._env, _ = _open_beside(path, ())
         self._newest: dict[int, bytes] = {}
+        self.segment_name: str | None = None
         if content is not None:
             self._read_segment(content)
 
     def _read_segment(self, content: bytes) -> None:
         """What LMDB had not taken over yet when it was read."""
         try:
+            self.segment_name = name_of(content)
             with _reading(self._env) as txn, txn.cursor() as cursor:
                 stored = _last_seq(cursor)
             for seq, raw in records_after(content, stored):

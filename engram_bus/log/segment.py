@@ -39,6 +39,8 @@ from engram_bus.log.record import DIGEST_BYTES, Record, chain_of
 SEGMENT = "segment"
 """Its name, beside LMDB's file."""
 
+NOT_THE_ONE = "is not the one that the log was left with: what was recorded last lies there"
+
 _MAGIC = b"engramS1"
 _SALT_BYTES = 16
 _FILE_HEAD = struct.Struct(f">8s{_SALT_BYTES}sI")
@@ -77,10 +79,16 @@ class Segment:
             self._size_bytes = os.fstat(self._fd).st_size
             if self._size_bytes < SEGMENT_BYTES:
                 raise SegmentDamaged(f"has {self._size_bytes} bytes of {SEGMENT_BYTES}: it was cut")
+            os.fdatasync(self._fd)  # Who closed it last may not have.
         except BaseException:
             os.close(self._fd)
             raise
         self._at = _FIRST_AT
+
+    @property
+    def name(self) -> str:
+        """Which segment it is."""
+        return self._salt.hex()
 
     def has_room(self, records: Sequence[Record]) -> bool:
         """Whether a commit of these fits behind those that are there."""
@@ -144,6 +152,11 @@ def is_segment(file: Path) -> bool:
     return True
 
 
+def name_of(content: bytes) -> str:
+    """Which segment this is. Raises SegmentDamaged."""
+    return _salt(content).hex()
+
+
 def content_of(file: Path) -> bytes | None:
     """What lies in a segment; None where there is none.
 
@@ -170,6 +183,8 @@ def records_after(content: bytes, head: int) -> Iterator[tuple[int, bytes]]:
                 yield at_seq, raw
         at, seq, chain = commit.end, commit.last_seq, chain_of(commit.raws[-1])
     newest = max(head, seq)
+    if len(content) < SEGMENT_BYTES:
+        raise SegmentDamaged(f"has {len(content)} bytes of {SEGMENT_BYTES}: it was cut")
     while (at := content.find(salt, at)) >= 0:
         later = _commit_at(content, salt, at)
         if later is not None and later.last_seq > newest:

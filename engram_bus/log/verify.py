@@ -16,12 +16,19 @@ import msgspec
 from engram_bus.codec import UNREADABLE
 from engram_bus.errors import DataDirectoryError
 from engram_bus.log.contract import Epoch, Snapshot
-from engram_bus.log.directory import TenantIdentity, header_of, index_is_trusted, index_was_closed, read_tenant
+from engram_bus.log.directory import (
+    TenantIdentity,
+    header_of,
+    index_is_trusted,
+    index_was_closed,
+    read_tenant,
+    segment_in_use,
+)
 from engram_bus.log.history import History
 from engram_bus.log.index import RECORD_TABLES, Table, entry_seq, puts
 from engram_bus.log.lmdb import IndexReader, LogReader
 from engram_bus.log.record import Record, RecordError, parse
-from engram_bus.log.segment import SEGMENT
+from engram_bus.log.segment import NOT_THE_ONE, SEGMENT
 from engram_bus.units import WorkUnit
 
 _PAGE_UNITS = 500
@@ -158,6 +165,7 @@ class _Walk:
     def open_log(self, identity: TenantIdentity) -> bool:
         """Whether there is a log to walk, and it is the one of this identity."""
         self.tell(self._file("log"), 0)
+        in_use = segment_in_use(self.path / "index")
         try:
             self.log = LogReader(self.path / "log")
             if (wrong := self.log.wrong_page()) is not None:
@@ -174,6 +182,8 @@ class _Walk:
             self._log_damage(self.log.segment_damage)
         elif identity.established and identity.has_segment and not self._has_segment_if_needed():
             self._log_damage(f"{SEGMENT} is missing, and the log was not closed: units may have been in it")
+        elif in_use not in (None, self.log.segment_name) and in_use == segment_in_use(self.path / "index"):
+            self._log_damage(f"{SEGMENT} {NOT_THE_ONE}")
         if header is None and not begun:
             self._log_damage("the header is missing")
         elif header not in (None, header_of(identity)):

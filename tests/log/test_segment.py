@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from engram_bus.errors import DataDirectoryError
 from engram_bus.limits import SEGMENT_BYTES
 from engram_bus.log.beside import beginning_beside, raws_beside
+from engram_bus.log.directory import mark_index
 from engram_bus.log.lmdb import LogReader
 from engram_bus.log.memory import MemoryLog
 from engram_bus.log.record import Record
@@ -24,6 +25,7 @@ from engram_bus.log.segment import (
     make_segment,
     records_after,
 )
+from engram_bus.verify import verify
 from tests.disk import opened, tenant
 from tests.values import sealed, unit, unit_id
 
@@ -246,5 +248,46 @@ def test_a_segment_of_another_log_is_refused(killed: Path, tmp_path: Path) -> No
         for seq in range(1, 10):
             log.append(sealed(log, [unit(seq, payload=b"other")]))
         shutil.copy(segment_of(tmp_path / "other"), segment_of(killed))
+    mark_index(tenant(killed) / "index", clean=False)  # It does not say which segment there was.
     with pytest.raises(DataDirectoryError, match="does not follow"), opened(killed):
         pass
+
+
+@pytest.mark.parametrize("of", ["before", "closed"])
+def test_a_segment_that_is_not_the_one_the_log_was_left_with_is_refused(tmp_path: Path, of: str) -> None:
+    """An older copy of it, or the one of a log that was closed, would hide what was recorded last."""
+    with opened(tmp_path / "other"):
+        pass
+    with opened(tmp_path / "data") as log:
+        log.append(sealed(log, [unit(1)]))
+    before = segment_of(tmp_path / "data").read_bytes()
+    with opened(tmp_path / "data") as log:
+        log.append(sealed(log, [unit(2)]))
+        log.settle()
+    with opened(tmp_path / "data") as log:
+        log.append(sealed(log, [unit(3)]))
+        shutil.copytree(tmp_path / "data", tmp_path / "killed")
+    content = before if of == "before" else segment_of(tmp_path / "other").read_bytes()
+    segment_of(tmp_path / "killed").write_bytes(content)
+    with (
+        pytest.raises(DataDirectoryError, match="is not the one that the log was left with"),
+        opened(tmp_path / "killed"),
+    ):
+        pass
+    assert "is not the one that the log was left with" in str(verify(tmp_path / "killed").damage)
+
+
+def test_a_log_is_killed_and_closed_in_turns(tmp_path: Path) -> None:
+    path = tmp_path / "data-0"
+    for at in range(1, 7):
+        with opened(path) as log:
+            assert log.head == at - 1
+            log.append(sealed(log, [unit(at)]))
+            if at % 2:
+                path = tmp_path / f"data-{at}"
+                shutil.copytree(tmp_path / f"data-{at - 1 if at % 2 else at}", path)
+        if at % 2 == 0:
+            shutil.copytree(path, tmp_path / f"data-{at}")
+            path = tmp_path / f"data-{at}"
+    with opened(path) as log:
+        assert [entry.seq for entry in log.read(0, **PLENTY)] == [1, 2, 3, 4, 5, 6]

@@ -11,9 +11,8 @@ from typing import Any
 
 import lmdb
 
-from engram_bus.log import directory
+from engram_bus.log import directory, segment
 from engram_bus.log import lmdb as log_lmdb
-from engram_bus.log import segment
 from engram_bus.log.index import Table, idempotency_key
 from engram_bus.log.lmdb import LmdbLog
 from engram_bus.projections.search import process as search_process

@@ -199,7 +199,8 @@ def is_commit(step: Step) -> bool:
 
 
 def killed_in_a_flush(path: Path, plant: str = "") -> Story:
-    """A process wrote the commit of its second unit, and was killed before that was flushed. Then another one opened the log, appended nothing (its disk may be full), and said what it saw."""
+    """A process wrote the commit of its second unit, and was killed before that was flushed. Then another one opened
+    the log, appended nothing (its disk may be full), and said what it saw."""
     whole = story_of(path / "whole", Ran("say('one', 'two')", None, plant))
     wrote = max(at for at, step in enumerate(whole.steps) if is_commit(step))
     made = sum(step.kind is not Kind.MARK for step in whole.steps[: wrote + 1])

@@ -74,7 +74,9 @@ async def refreshed(lease: Lease) -> None:
         await asyncio.sleep(0.01)
 
 
-async def for_ever() -> None:
+async def for_ever(held: asyncio.Event | None = None) -> None:
+    if held is not None:
+        held.set()
     await asyncio.Event().wait()
 
 
@@ -244,8 +246,7 @@ async def test_after_a_cut_another_token_means_that_it_was_lost_and_the_new_lock
     async with Client(await play(before, after), agent_id="ann") as client:
         with pytest.raises(LockLost, match="meanwhile"):
             async with client.lock("plan.md", session=True):
-                held.set()
-                await for_ever()
+                await for_ever(held)
     assert given_back == ["l8"]
 
 
@@ -265,8 +266,7 @@ async def test_a_new_lock_that_cannot_be_given_back_goes_with_its_session(play: 
     async with Client(await play(before, after), agent_id="ann") as client:
         with pytest.raises(LockLost):
             async with client.lock("plan.md", session=True):
-                held.set()
-                await for_ever()
+                await for_ever(held)
         await gone.wait()
 
 
@@ -283,8 +283,7 @@ async def test_after_a_cut_another_holder_means_that_it_was_lost(play: Play, hel
     async with Client(await play(before, after), agent_id="ann") as client:
         with pytest.raises(LockLost) as told:
             async with client.lock("plan.md", session=True):
-                held.set()
-                await for_ever()
+                await for_ever(held)
     assert isinstance(told.value.__cause__, LockHeld)
 
 
@@ -304,8 +303,7 @@ async def test_who_does_not_come_back_within_the_grace_has_lost(
     async with Client(await play(before, away), agent_id="ann") as client:
         with pytest.raises(LockLost, match="not heard of") as told:
             async with client.lock("plan.md", session=True):
-                held.set()
-                await for_ever()
+                await for_ever(held)
     assert isinstance(told.value.__cause__, EngramConnectionError)
 
 
