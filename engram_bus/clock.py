@@ -59,6 +59,11 @@ class Clock:
             self._now_us += min(-ahead_us, earned_us)
 
 
+def boot_us() -> int:
+    """Microseconds since the machine started, for all its processes alike."""
+    return _boot_us()
+
+
 def monotonic_seconds() -> float:
     """For waits and rates only: never recorded."""
     return time.monotonic()

@@ -4,13 +4,15 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import msgspec
 
 from engram_bus import clock
 from engram_bus.bus.admission import admit, check_name, check_resource, check_token
+from engram_bus.bus.contract import DeciderOf
 from engram_bus.bus.writer import Answer, Done, Ticket, Writer
 from engram_bus.codec import Entry, encode_json, lock_mode, milliseconds, parse
 from engram_bus.decisions.locks import GRANTED, LockState, change_of
@@ -46,6 +48,7 @@ from engram_bus.log.lmdb import LmdbLog
 from engram_bus.log.memory import MemoryLog
 from engram_bus.projections.search.choice import STATIC
 from engram_bus.projections.search.choice import check as check_embedder
+from engram_bus.projections.search.contract import Search
 from engram_bus.projections.search.fusion import RANK_CONSTANT
 from engram_bus.projections.search.requests import SearchIn, SearchOut, Window, answer, asked_from, window_of
 from engram_bus.projections.search.searcher import Searcher
@@ -104,6 +107,24 @@ class LockPage(msgspec.Struct, frozen=True):
     applied_seq: int
 
 
+class Counts(NamedTuple):
+    """What is open and under way on a bus."""
+
+    subscribers: int = 0
+    lag_units: int = 0
+    """Of the subscription that is furthest behind."""
+    delivered_units: int = 0
+    queue_commands: int = 0
+
+    def plus(self, other: "Counts") -> "Counts":
+        return Counts(
+            self.subscribers + other.subscribers,
+            max(self.lag_units, other.lag_units),
+            self.delivered_units + other.delivered_units,
+            self.queue_commands + other.queue_commands,
+        )
+
+
 class Bus:
     """One open bus. Use `async with Bus.open(path) as bus:`; everything runs in that loop's thread."""
 
@@ -116,7 +137,10 @@ class Bus:
         stall_seconds: float = SOCKET_STALL_SECONDS,
         session_grace_seconds: float = LOCK_SESSION_GRACE_SECONDS,
         embedder: str = STATIC,
+        decider: DeciderOf | None = None,
+        search: Callable[[], Search] | None = None,
     ) -> None:
+        """`decider` and `search` stand in for the writer and the search of this process, where another one has them."""
         self.log = log
         self._stopped = False
         self.stall_seconds = stall_seconds
@@ -125,15 +149,20 @@ class Bus:
         self.fanout = Fanout(log, heartbeat_seconds=heartbeat_seconds, stall_seconds=stall_seconds)
         self.on_ready: list[Callable[[], None]] = []
         """Called whenever it may have changed whether appends are taken."""
-        self.writer = Writer(log, tell=self._tell, tell_ready=self._tell_ready, tell_settled=self._tell_settled)
+        begin: DeciderOf = partial(Writer, log) if decider is None else decider
+        self.writer = begin(tell=self._tell, tell_ready=self._tell_ready, tell_settled=self._tell_settled)
         self._directory = directory
         self._embedder = embedder
-        self.searcher: Searcher | LocalSearch | None = None
+        self._search = search
+        self.searcher: Search | None = None
+        self.elsewhere = Counts()
+        """What other processes of the same bus count."""
         self._session_grace_seconds = session_grace_seconds
         self._session_ends: dict[str, asyncio.TimerHandle] = {}
-        # No connection of before lives: who comes back in time keeps what was tied to it.
-        for session in self.writer.state.locks.sessions:
-            self.end_session(session)
+        if decider is None:
+            # No connection of before lives: who comes back in time keeps what was tied to it.
+            for session in self.writer.state.locks.sessions:
+                self.end_session(session)
         self._waiting: set[tuple[int, asyncio.Future[None]]] = set()
         self._next_pulse = asyncio.get_running_loop().call_later(_PULSE_SECONDS, self._pulse)
 
@@ -173,6 +202,7 @@ class Bus:
         heartbeat_seconds: float = HEARTBEAT_SECONDS,
         stall_seconds: float = SOCKET_STALL_SECONDS,
         embedder: str = STATIC,
+        log_type: type[LmdbLog] = LmdbLog,
     ) -> Self:
         """Open without a context manager; whoever starts a bus calls `stop`. Raises as `open`."""
         check_embedder(embedder)
@@ -183,7 +213,7 @@ class Bus:
         except DataDamaged as exc:
             raise _advised(path, exc) from exc
         try:
-            log = LmdbLog(directory.tenant(), size_bytes_max=size_bytes_max, writable=directory.writable)
+            log = log_type(directory.tenant(), size_bytes_max=size_bytes_max, writable=directory.writable)
             try:
                 return cls(
                     log,
@@ -244,6 +274,17 @@ class Bus:
     def cursor(self) -> str:
         """The cursor of the head: subscribe after it to get what comes next."""
         return cursor_text(self.epoch, self.head)
+
+    @property
+    def counts(self) -> Counts:
+        """Of the whole bus: here now, in other processes as they told last."""
+        return self.counts_here.plus(self.elsewhere)
+
+    @property
+    def counts_here(self) -> Counts:
+        """Of this process."""
+        fanout = self.fanout
+        return Counts(len(fanout), fanout.furthest_behind, fanout.delivered_units, self.writer.queue_commands)
 
     # --- Append ------------------------------------------------------------------------------------------------------
 
@@ -759,17 +800,17 @@ class Bus:
         """
         self.start_search().rebuild()
 
-    def start_search(self) -> "Searcher | LocalSearch":
+    def start_search(self) -> Search:
         """What searches this log, in a process of its own (in this one for a log in memory); started only once."""
         self._require_open()
         if self.searcher is None:
-            directory = self._directory
-            self.searcher = (
-                _in_memory(self.log)
-                if directory is None
-                else Searcher(directory.tenant(), head=self.log.settled, embedder=self._embedder)
-            )
+            self.searcher = self._own_search() if self._search is None else self._search()
         return self.searcher
+
+    def _own_search(self) -> Search:
+        if self._directory is None:
+            return _in_memory(self.log)
+        return Searcher(self._directory.tenant(), head=self.log.settled, embedder=self._embedder)
 
     # --- Subscribe ---------------------------------------------------------------------------------------------------
 
@@ -787,6 +828,7 @@ class Bus:
         """
         if bound.isascii() and bound.isdigit() and len(bound) <= 18:
             return int(bound)
+        self._require_open()
         return cursor_seq(bound, epochs=self.log.epochs, head=self.head, field=field)
 
     def feed(self, wanted: Filter, framing: Framing[Any], sink: Sink[Any], after: int) -> Feed:
@@ -823,8 +865,10 @@ class Bus:
     # --- Inside ------------------------------------------------------------------------------------------------------
 
     def _require_open(self) -> None:
+        """Before every verb that reads."""
         if self._stopped:
             raise ShuttingDown("the bus is closed")
+        self.writer.catch_up()
 
     def _tell(self, entries: Sequence[Entry]) -> None:
         self.fanout.offer(entries)

@@ -175,6 +175,33 @@ DISK_RESERVE_DIVISOR: Final = 16
 LOG_SIZE_BYTES_MAX: Final = 64 * GIB
 """The sparse map of one log; its indexes get as much."""
 
+# --- Several processes -----------------------------------------------------------------------------------------------
+WORKERS_MAX: Final = 64
+"""Each holds the state of the log in memory and hears of every unit."""
+WORKERS_BY_ITSELF_MAX: Final = 4
+"""Where their number is not given: every unit is decoded and folded once in each."""
+FLUSH_TRIALS_MAX: Final = 32
+"""Flushes of the disk measured at a start, of which half are faster than the figure told."""
+FLUSH_TRIAL_SECONDS_MAX: Final = 0.5
+"""After this no more are begun: a slow disk shows soon enough."""
+FLUSH_SLOW_US_MIN: Final = 1_000
+"""From here on a commit is left to a log process: one at a time, each would hold up reads, fan-out and new requests for
+as long as a page of catching up takes, and the way to another process and back costs a tenth of it."""
+WORKER_LINE_BYTES: Final = 4 * MIB
+"""Records on their way to a worker: beyond, it is behind, and the log is its queue, as for every subscriber."""
+WORKER_STALL_SECONDS: Final = 10.0
+"""A worker that takes nothing of what it is behind by for this long is cut off and started again."""
+WORKER_CATCH_UP_SECONDS_MAX: Final = 1.0
+"""How long a read may hold up a worker's loop for records that another worker's client was told of already: they are
+under way."""
+WORKER_TALLY_SECONDS: Final = 0.5
+"""How often processes tell one another what they count."""
+WORKER_RESTART_SECONDS: Final = 0.1
+"""Before a worker that died is started again; doubled each time, unless it lived for a while."""
+WORKER_RESTART_SECONDS_MAX: Final = 5.0
+PROCESS_END_SECONDS_MAX: Final = 15.0
+"""After it was told to stop; then it is killed. A worker drains in less."""
+
 # --- Backups ---------------------------------------------------------------------------------------------------------
 BACKUP_SEGMENT_BYTES: Final = 64 * MIB
 """A segment that has reached this is not added to any more: only the last is read again by the next run."""
@@ -222,6 +249,7 @@ GOAWAY_RETRY_MS_MIN: Final = 100
 GOAWAY_RETRY_MS_MAX: Final = 2_000
 SSE_RETRY_MS: Final = 1_000
 
+assert 2 * DRAIN_SECONDS_MAX < PROCESS_END_SECONDS_MAX, "who drains is not killed"
 assert BULK_UNITS_MAX <= BATCH_UNITS_MAX, "one bulk is one commit"
 assert BULK_BYTES_MAX <= BATCH_BYTES_MAX <= QUEUE_BYTES_MAX, "one bulk fits a commit, one commit fits the queue"
 assert BATCH_UNITS_MAX <= RING_UNITS_MAX, "one commit must fit the ring"

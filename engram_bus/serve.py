@@ -2,19 +2,15 @@
 
 import asyncio
 import contextlib
-import faulthandler
-import gc
 import logging
-import resource
 import socket
-import sys
 from collections.abc import Callable, Generator
 from typing import NamedTuple
 
 import uvicorn
 import uvloop
 
-from engram_bus import __version__
+from engram_bus import __version__, process
 from engram_bus.api.documents import pages
 from engram_bus.api.edge.http import USUAL, Bounds, edge_http
 from engram_bus.api.edge.websocket import EdgeWebSocket
@@ -24,24 +20,17 @@ from engram_bus.api.http import HttpApi
 from engram_bus.api.origins import LOOPBACK, Origins
 from engram_bus.embedded import Bus
 from engram_bus.limits import (
-    CONNECTIONS_MAX,
     DRAIN_SECONDS_MAX,
     GIB,
     HEARTBEAT_SECONDS,
     KEEP_ALIVE_SECONDS,
     WEBSOCKET_MESSAGE_BYTES_MAX,
 )
+from engram_bus.ports import PortTaken, listen, url_of
 from engram_bus.projections.search.choice import check as check_embedder
 from engram_bus.settings import GRPC_PORT, Settings, SettingsError, is_loopback
 
 log = logging.getLogger("engram_bus")
-
-STDERR = 2
-"""The descriptor: `sys.stderr` may be something that has none."""
-
-
-class PortTaken(Exception):
-    """Another process listens on the port that was asked for."""
 
 
 class GrpcAddress(NamedTuple):
@@ -51,6 +40,8 @@ class GrpcAddress(NamedTuple):
     port: int | None
     """None: the usual one, or none at all where that is taken."""
     reflects: bool
+    is_shared: bool = False
+    """Whether the port was looked at, and other processes of this bus listen there too."""
 
 
 class _Server(uvicorn.Server):
@@ -85,9 +76,16 @@ class _Server(uvicorn.Server):
         """Raises PortTaken where a port was asked for."""
         port = GRPC_PORT if address.port is None else address.port
         try:
-            # Looked at first: where it is taken, gRPC itself would write to stderr, whatever the log level.
-            _listen(address.host, port, "--grpc-port").close()
-            server = GrpcServer(self._bus, self._health, self._api.metrics, reflects=address.reflects)
+            if not address.is_shared:
+                # Looked at first: where it is taken, gRPC itself would write to stderr, whatever the log level.
+                listen(address.host, port, "--grpc-port").close()
+            server = GrpcServer(
+                self._bus,
+                self._health,
+                self._api.metrics,
+                reflects=address.reflects,
+                shares_port=address.is_shared,
+            )
             self._health.grpc_port = await server.start(address.host, port)
         except (PortTaken, OSError) as exc:
             if address.port is not None:
@@ -97,7 +95,8 @@ class _Server(uvicorn.Server):
             return
         self._health.grpc_detail = None
         self._grpc = server
-        log.info("gRPC is at %s:%d", address.host, self._health.grpc_port)
+        if not address.is_shared:
+            log.info("gRPC is at %s:%d", address.host, self._health.grpc_port)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for server in self.servers:
@@ -110,8 +109,8 @@ class _Server(uvicorn.Server):
         await asyncio.gather(self._grpc.stop(), super().shutdown(sockets))
 
 
-def run(settings: Settings, *, ready: Callable[[str], None] = lambda url: None) -> None:
-    """Serve until SIGINT or SIGTERM; `ready` is told the address.
+def run(settings: Settings, *, ready: Callable[[str], None] = lambda url: None, why: str = "as it was told") -> None:
+    """Serve in this process until SIGINT or SIGTERM; `ready` is told the address, the log `why` it is this one alone.
 
     Raises DataDirectoryError, PortTaken, SettingsError.
     """
@@ -119,17 +118,15 @@ def run(settings: Settings, *, ready: Callable[[str], None] = lambda url: None) 
         check_embedder(settings.embedder)
     except ValueError as exc:
         raise SettingsError(f"embedder: {exc}") from exc
-    # A page of the log whose length leads out of its file ends the process (SIGBUS): it says where, at least.
-    faulthandler.enable(STDERR)
-    _set_up_logging(settings.log_level)
-    _raise_file_limit()
-    _calm_collector()
-    uvloop.run(serve(settings, ready=ready))
+    process.set_up(settings.log_level)
+    uvloop.run(serve(settings, ready=ready, why=why))
 
 
-async def serve(settings: Settings, *, ready: Callable[[str], None] = lambda url: None) -> None:
+async def serve(
+    settings: Settings, *, ready: Callable[[str], None] = lambda url: None, why: str = "as it was told"
+) -> None:
     """Serve in the running loop until the process is told to stop."""
-    listener = _listen(settings.host, settings.port)
+    listener = listen(settings.host, settings.port)
     async with Bus.open(
         settings.data_dir,
         size_bytes_max=settings.log_size_gib * GIB,
@@ -141,12 +138,21 @@ async def serve(settings: Settings, *, ready: Callable[[str], None] = lambda url
             bus.start_search()
         url = url_of(listener)
         log.info("the bus is at %s: head %d, epoch %s, data in %s", url, bus.head, bus.epoch, settings.data_dir)
-        on_loopback = is_loopback(settings.host)
-        origins = Origins(frozenset(settings.allow_origins), on_loopback=on_loopback)
-        reflects = on_loopback if settings.grpc_reflection is None else settings.grpc_reflection
-        grpc = GrpcAddress(settings.host, settings.grpc_port, reflects) if settings.grpc else None
-        await edge_of(bus, origins=origins, grpc=grpc, started=lambda: ready(url)).serve(sockets=[listener])
+        log.info("all in one process: %s", why)
+        grpc = GrpcAddress(settings.host, settings.grpc_port, is_reflecting(settings)) if settings.grpc else None
+        edge = edge_of(bus, origins=origins_of(settings), grpc=grpc, started=lambda: ready(url))
+        await edge.serve(sockets=[listener])
         log.info("the bus has stopped at head %d", bus.head)
+
+
+def origins_of(settings: Settings) -> Origins:
+    """Whose web pages are let in."""
+    return Origins(frozenset(settings.allow_origins), on_loopback=is_loopback(settings.host))
+
+
+def is_reflecting(settings: Settings) -> bool:
+    """Whether gRPC tells its services."""
+    return is_loopback(settings.host) if settings.grpc_reflection is None else settings.grpc_reflection
 
 
 def edge_of(
@@ -156,19 +162,19 @@ def edge_of(
     origins: Origins = LOOPBACK,
     bounds: Bounds = USUAL,
     grpc: GrpcAddress | None = None,
+    no_grpc: str = "gRPC is off",
+    worker: int | None = None,
 ) -> uvicorn.Server:
-    """The server that puts HTTP, WebSocket, SSE and gRPC around a bus; whoever opened the bus closes it afterwards."""
-    health = Health(bus, version=__version__)
+    """The server that puts HTTP, WebSocket, SSE and gRPC around a bus; whoever opened the bus closes it afterwards.
+
+    `no_grpc` says why there is none; `worker` is which of several processes of one bus this is.
+    """
+    health = Health(bus, version=__version__, worker=worker)
+    health.grpc_detail = no_grpc
     api = HttpApi(bus, health=health, pages=pages(__version__), origins=origins)
     server = _Server(_config(api, bounds), bus, api, health, started=started)
     server.grpc_address = grpc
     return server
-
-
-def url_of(listener: socket.socket) -> str:
-    """Where a listening socket is reached."""
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _config(api: HttpApi, bounds: Bounds) -> uvicorn.Config:
@@ -191,41 +197,3 @@ def _config(api: HttpApi, bounds: Bounds) -> uvicorn.Config:
         ws_ping_timeout=None,  # A frozen reader is told by its full socket, a dead one by TCP.
         ws_per_message_deflate=False,
     )
-
-
-def _listen(host: str, port: int, flag: str = "--port") -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as exc:
-        listener.close()
-        raise PortTaken(f"cannot listen on {host}:{port}: {exc.strerror}. Choose another with {flag}.") from exc
-    listener.set_inheritable(True)
-    return listener
-
-
-def _raise_file_limit() -> None:
-    """A socket is a file, and the usual soft limit of 1,024 is for programs that use select(2)."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = CONNECTIONS_MAX + 1_024
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-
-
-def _calm_collector() -> None:
-    """What was imported lives as long as the process: the cycle collector need not walk it, and it comes less often,
-    because the hot paths make no cycles and a full collection holds the loop for some 10 ms."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(10_000, 20, 50)
-
-
-def _set_up_logging(level: str) -> None:
-    logging.basicConfig(
-        level=level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
-    )
-    # Its every connection and shutdown step is news to no one.
-    logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.getLevelName(level.upper())))

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import yaml
 
-from engram_bus.limits import GIB, HEARTBEAT_SECONDS, LOG_SIZE_BYTES_MAX, SOCKET_STALL_SECONDS
+from engram_bus.limits import GIB, HEARTBEAT_SECONDS, LOG_SIZE_BYTES_MAX, SOCKET_STALL_SECONDS, WORKERS_MAX
 
 ENVIRONMENT_PREFIX = "ENGRAM_"
 GRPC_PORT = 50_051
@@ -16,6 +16,12 @@ GRPC_PORT = 50_051
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_SIZE_GIB_MAX = 16_384
 """Log and index are each mapped whole, and a process has 128 TiB of addresses."""
+_RANGES = (
+    ("heartbeat_seconds", 1, 3_600),
+    ("stall_seconds", 1, 3_600),
+    ("log_size_gib", 1, LOG_SIZE_GIB_MAX),
+    ("workers", 0, WORKERS_MAX),
+)
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9.:\[\]_-]+")
 
 
@@ -55,6 +61,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     ollama:URL#MODEL. A server's key is read from ENGRAM_EMBEDDER_KEY."""
     log_size_gib: int = LOG_SIZE_BYTES_MAX // GIB
     """Size of the log's sparse map, in GiB: how large it may grow, not what it takes."""
+    workers: int | None = None
+    """Processes that speak to clients, beside one that commits; 0 or 1: all in one process. Not set: several where a
+    flush of the disk is slow."""
 
 
 def load(
@@ -111,11 +120,10 @@ def _check(settings: Settings) -> None:
         raise SettingsError(f"grpc_port {settings.grpc_port} is that of HTTP: gRPC has a port of its own")
     if settings.log_level not in LOG_LEVELS:
         raise SettingsError(f"log_level {settings.log_level!r} is not one of {', '.join(LOG_LEVELS)}")
-    for name in ("heartbeat_seconds", "stall_seconds"):
-        if not 1 <= getattr(settings, name) <= 3_600:
-            raise SettingsError(f"{name} {getattr(settings, name)} is not 1 to 3600")
-    if not 1 <= settings.log_size_gib <= LOG_SIZE_GIB_MAX:
-        raise SettingsError(f"log_size_gib {settings.log_size_gib} is not 1 to {LOG_SIZE_GIB_MAX}")
+    for name, least, most in _RANGES:
+        value = getattr(settings, name)
+        if value is not None and not least <= value <= most:
+            raise SettingsError(f"{name} {value} is not {least} to {most}")
     if not settings.data_dir:
         raise SettingsError("data_dir is empty: name a directory")
     for origin in settings.allow_origins:

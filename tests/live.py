@@ -19,7 +19,8 @@ from engram_bus.embedded import Bus
 from engram_bus.limits import HEARTBEAT_SECONDS, LOCK_SESSION_GRACE_SECONDS, SOCKET_STALL_SECONDS
 from engram_bus.log.contract import Log
 from engram_bus.log.memory import MemoryLog
-from engram_bus.serve import GrpcAddress, edge_of, url_of
+from engram_bus.ports import url_of
+from engram_bus.serve import GrpcAddress, edge_of
 
 T = TypeVar("T")
 

@@ -17,10 +17,11 @@ ENGRAM = (sys.executable, "-m", "engram_bus.cli")
 def environment(**variables: str) -> dict[str, str]:
     """This process's, without what would set a bus's or a terminal's ways.
 
-    A bus searches only when it is asked to: the process that indexes costs half a second of each start.
+    A bus searches only when it is asked to: the process that indexes costs half a second of each start. It is one
+    process, however slow the disk.
     """
     kept = {name: value for name, value in os.environ.items() if not name.startswith("ENGRAM_")}
-    return {**kept, "NO_COLOR": "1", "COLUMNS": "200", "ENGRAM_SEARCH": "false", **variables}
+    return {**kept, "NO_COLOR": "1", "COLUMNS": "200", "ENGRAM_SEARCH": "false", "ENGRAM_WORKERS": "0", **variables}
 
 
 def engram(

@@ -45,7 +45,6 @@ log = logging.getLogger(__name__)
 Context = grpc.aio.ServicerContext[bytes, bytes]
 
 _OPTIONS: Final = (
-    ("grpc.so_reuseport", 0),  # Else a second bus would share the port, and the calls, in silence.
     ("grpc.max_receive_message_length", BODY_WIRE_BYTES_MAX),
     ("grpc.max_send_message_length", -1),
     ("grpc.max_metadata_size", HEADER_BYTES_MAX),
@@ -65,7 +64,10 @@ _SERVICES: Final = ("", SERVICE.full_name)
 class GrpcServer:
     """gRPC around one bus: our service, health, and (if wanted) reflection."""
 
-    def __init__(self, bus: Bus, health_of_bus: Health, metrics: Metrics, *, reflects: bool) -> None:
+    def __init__(
+        self, bus: Bus, health_of_bus: Health, metrics: Metrics, *, reflects: bool, shares_port: bool = False
+    ) -> None:
+        """With `shares_port` other processes of the same bus listen there too."""
         self._bus = bus
         self._metrics = metrics
         self._verbs = Verbs(bus, health_of_bus)
@@ -75,7 +77,9 @@ class GrpcServer:
         self._idle: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._telling: asyncio.Future[None] | None = None
         self._health = health.aio.HealthServicer()
-        self._server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=CONNECTIONS_MAX)
+        # Else a second bus would share the port, and the calls, in silence.
+        options = (("grpc.so_reuseport", int(shares_port)), *_OPTIONS)
+        self._server = grpc.aio.server(options=options, maximum_concurrent_rpcs=CONNECTIONS_MAX)
         self._server.add_generic_rpc_handlers((self._handlers(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if reflects:

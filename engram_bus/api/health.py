@@ -1,20 +1,19 @@
 """How the bus is, said once for every transport: at a glance, and whether it takes appends."""
 
-from typing import TYPE_CHECKING
+from msgspec import UNSET
 
 from engram_bus import clock
 from engram_bus.api.operations import Disk, Ready, SearchStatus, Status
 from engram_bus.embedded import Bus
-from engram_bus.projections.search.searcher import Searcher
-
-if TYPE_CHECKING:
-    from engram_bus.projections.search.local import LocalSearch
+from engram_bus.projections.search.contract import Search
 
 
 class Health:
-    """One bus, as one process serves it."""
+    """One bus, as one process serves it: its numbers are of the whole bus."""
 
-    def __init__(self, bus: Bus, *, version: str) -> None:
+    def __init__(self, bus: Bus, *, version: str, worker: int | None = None) -> None:
+        self.worker = worker
+        """Which of several processes this is; None where there is one."""
         self.grpc_port: int | None = None
         """Where gRPC is served."""
         self.grpc_detail: str | None = "gRPC is off"
@@ -26,6 +25,7 @@ class Health:
     def status(self) -> Status:
         """The bus at a glance."""
         bus, refusal = self._bus, self._bus.writer.refusal
+        counts = bus.counts
         return Status(
             version=self._version,
             epoch=bus.epoch,
@@ -39,11 +39,12 @@ class Health:
             contexts=len(bus.writer.state.contexts),
             locks=bus.writer.state.locks.held_count,
             lock_waits=bus.writer.state.locks.waiting_count,
-            subscribers=len(bus.fanout),
-            lag_units=bus.fanout.furthest_behind,
-            queue_commands=bus.writer.queue_commands,
+            subscribers=counts.subscribers,
+            lag_units=counts.lag_units,
+            queue_commands=counts.queue_commands,
             search=None if bus.searcher is None else search_status(bus.searcher),
             disk=Disk(*bus.log.sizes()),
+            worker=UNSET if self.worker is None else self.worker,
         )
 
     def ready(self) -> Ready:
@@ -57,10 +58,11 @@ class Health:
             epoch=self._bus.epoch,
             grpc_port=self.grpc_port,
             grpc_detail=self.grpc_detail,
+            worker=UNSET if self.worker is None else self.worker,
         )
 
 
-def search_status(searcher: "Searcher | LocalSearch") -> SearchStatus:
+def search_status(searcher: Search) -> SearchStatus:
     """How far the index is."""
     state = searcher.state
     return SearchStatus(

@@ -228,7 +228,7 @@ class HttpApi:
         self._origins = origins
         # Clients call the bus by few names: what was let in once costs a look-up.
         self._check_host = lru_cache(maxsize=64)(lambda host: origins.check_host(host.decode("latin-1")))
-        self.metrics = Metrics(bus)
+        self.metrics = Metrics(bus, worker=health.worker)
         self.sockets: set[Connection] = set()
         self._pages = pages
         self._routes = [

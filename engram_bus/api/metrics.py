@@ -24,17 +24,20 @@ _GRPC_SECONDS = ("engram_grpc_call_seconds", "Time from a gRPC call's start to i
 
 
 class Metrics:
-    """One registry for one bus."""
+    """One registry for one bus. What is told of the process, where there are several, names it: `worker`."""
 
-    def __init__(self, bus: Bus) -> None:
+    def __init__(self, bus: Bus, *, worker: int | None = None) -> None:
         self._registry = CollectorRegistry()
+        self._of_process = self._registry if worker is None else _OfWorker(worker)
         self._registry.register(_BusCollector(bus))
-        ProcessCollector(registry=self._registry)
-        GCCollector(registry=self._registry)
+        if isinstance(self._of_process, _OfWorker):
+            self._registry.register(self._of_process)
+        ProcessCollector(registry=self._of_process)
+        GCCollector(registry=self._of_process)
         self._http = _Door("operation", _HTTP_COUNT, _HTTP_SECONDS)
         self._grpc = _Door("method", _GRPC_COUNT, _GRPC_SECONDS)
-        self._registry.register(self._http)
-        self._registry.register(self._grpc)
+        self._of_process.register(self._http)
+        self._of_process.register(self._grpc)
 
     def answered(self, operation: str, status: int, seconds: float) -> None:
         """Count one answer over HTTP."""
@@ -47,6 +50,21 @@ class Metrics:
     def text(self) -> bytes:
         """All metrics in Prometheus's text format."""
         return generate_latest(self._registry)
+
+
+class _OfWorker(CollectorRegistry, Collector):
+    """What one of several processes counts, each sample with its number: whoever asks the port is answered by any."""
+
+    def __init__(self, worker: int) -> None:
+        super().__init__()
+        self._worker = str(worker)
+
+    def collect(self) -> Iterator[Metric]:
+        for metric in super().collect():
+            metric.samples = [
+                sample._replace(labels={**sample.labels, "worker": self._worker}) for sample in metric.samples
+            ]
+            yield metric
 
 
 class _Door(Collector):
@@ -94,20 +112,20 @@ class _BusCollector(Collector):
         self._bus = bus
 
     def collect(self) -> Iterator[Metric]:
-        bus = self._bus
+        bus, counts = self._bus, self._bus.counts
         sizes = bus.log.sizes()
         gauges = {
             "engram_head_seq": ("The newest seq.", bus.head),
             "engram_contexts": ("Contexts that exist.", len(bus.writer.state.contexts)),
             "engram_locks": ("Locks that are held.", bus.writer.state.locks.held_count),
             "engram_lock_waits": ("Waits for locks.", bus.writer.state.locks.waiting_count),
-            "engram_subscribers": ("Subscriptions that are open.", len(bus.fanout)),
-            "engram_subscription_lag_units": ("Units the furthest subscription is behind.", bus.fanout.furthest_behind),
+            "engram_subscribers": ("Subscriptions that are open.", counts.subscribers),
+            "engram_subscription_lag_units": ("Units the furthest subscription is behind.", counts.lag_units),
             "engram_search_lag_units": (
                 "Units that search has not taken in; all of them while its process is away.",
                 0 if bus.searcher is None else bus.searcher.lag_units,
             ),
-            "engram_queue_commands": ("Commands that wait for their commit.", bus.writer.queue_commands),
+            "engram_queue_commands": ("Commands that wait for their commit.", counts.queue_commands),
             "engram_ready": ("1 while appends are taken.", int(bus.writer.refusal is None)),
             "engram_log_bytes": ("Disk space of the log.", sizes.log_bytes),
             "engram_index_bytes": ("Disk space of the index.", sizes.index_bytes),
@@ -118,5 +136,5 @@ class _BusCollector(Collector):
             yield GaugeMetricFamily("engram_disk_free_bytes", "Free disk space.", value=sizes.free_bytes)
         yield CounterMetricFamily("engram_commits", "Commits of the log since the start.", value=bus.writer.commits)
         yield CounterMetricFamily(
-            "engram_delivered_units", "Units handed to subscribers since the start.", value=bus.fanout.delivered_units
+            "engram_delivered_units", "Units handed to subscribers since the start.", value=counts.delivered_units
         )

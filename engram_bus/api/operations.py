@@ -217,6 +217,8 @@ class Status(msgspec.Struct, frozen=True):
     queue_commands: int
     search: SearchStatus | None
     disk: Disk
+    worker: int | msgspec.UnsetType = msgspec.UNSET
+    """Which of several processes answers, for a bus of several."""
 
 
 class Alive(msgspec.Struct, frozen=True):
@@ -227,7 +229,7 @@ class Alive(msgspec.Struct, frozen=True):
 
 class Ready(msgspec.Struct, frozen=True):
     """Whether appends are taken; `reason` is the code of what is in the way. `grpc_port` is where gRPC is served, null
-    where it is not; then `grpc_detail` says why."""
+    where it is not; then `grpc_detail` says why. `worker` is the process that answers, of a bus of several."""
 
     ready: bool
     reason: str | None
@@ -236,6 +238,7 @@ class Ready(msgspec.Struct, frozen=True):
     epoch: str
     grpc_port: int | None
     grpc_detail: str | None
+    worker: int | msgspec.UnsetType = msgspec.UNSET
 
 
 class Out(msgspec.Struct, frozen=True):

@@ -273,6 +273,14 @@ class Writer:
             self._ended_sessions.add(session)
             self._tend_soon()
 
+    def catch_up(self) -> None:
+        """Nothing: what was answered was decided here."""
+
+    @property
+    def is_folded(self) -> bool:
+        """Whether the state is that of the log's head: not while a commit failed and the log could not be read."""
+        return self._folded
+
     def _schedule(self) -> None:
         if not self._turn_due:
             self._turn_due = True

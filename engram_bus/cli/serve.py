@@ -123,6 +123,15 @@ def serve(
             rich_help_panel=_SETTINGS,
         ),
     ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Processes that speak to clients, beside one that commits; 0 or 1: all in one. Not given: several "
+            "where a flush of the disk takes a millisecond or more.",
+            show_default="by the disk",
+            rich_help_panel=_SETTINGS,
+        ),
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option(
@@ -136,8 +145,9 @@ def serve(
     (ENGRAM_DATA_DIR) or stand in the --config file; flags win over variables, variables over the file.
     """
     from engram_bus.errors import DataDirectoryError
-    from engram_bus.serve import PortTaken, run
+    from engram_bus.ports import PortTaken
     from engram_bus.settings import SettingsError, load
+    from engram_bus.workers.supervisor import LogProcessDied, run
 
     flags = {
         "host": host,
@@ -154,6 +164,7 @@ def serve(
         "search": search,
         "embedder": embedder,
         "log_size_gib": log_size_gib,
+        "workers": workers,
     }
     try:
         text = None if config is None else config.read_text(encoding="utf-8")
@@ -164,3 +175,5 @@ def serve(
         run(settings, ready=lambda url: print(f"The bus is at {url}", flush=True))
     except (SettingsError, DataDirectoryError, PortTaken) as exc:
         raise Failure(str(exc), code=2) from exc
+    except LogProcessDied as exc:
+        raise Failure(str(exc)) from exc

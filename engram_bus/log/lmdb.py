@@ -353,7 +353,7 @@ class LmdbLog:
         self._fold_index()
         with self._index.begin() as txn, txn.cursor(self._tables[Table.CONTEXTS]) as cursor:
             units_left = units_max - len(entries)
-            versions = _context_versions(cursor, context_id, after, end)
+            versions = _context_versions(cursor, context_id, after, min(end, self._stored + 1))
             places = list(_context_places(cursor, context_id, versions[::-1] if reverse else versions, units_left))
             beside = [*_places_beside(cursor, context_id, versions)]
         self._check_beside(beside, context_id)
@@ -456,7 +456,9 @@ class LmdbLog:
         with self._index.begin() as txn, txn.cursor(self._tables[Table.TARGETS]) as cursor:
             found = cursor.set_range(prefix)
             while found and len(seqs) < units_max and bytes(cursor.key()).startswith(prefix):
-                seqs.append(key_seq(bytes(cursor.key())))
+                if (seq := key_seq(bytes(cursor.key()))) > self._stored:
+                    break
+                seqs.append(seq)
                 found = cursor.next()
         seqs += self._tail.relating_to(target_id)[: units_max - len(seqs)]
         return seqs

@@ -31,10 +31,11 @@ from engram_bus.log.directory import DataDirectory
 from engram_bus.log.lmdb import LmdbLog
 from engram_bus.log.memory import MemoryLog
 from engram_bus.log.record import Record, RecordError
+from engram_bus.ports import listen
 from engram_bus.projections.search.messages import Ask, Behind, ToSearch, packed
 from engram_bus.projections.search.searcher import RESTART_SECONDS, Searcher
 from engram_bus.router.fanout import Feed
-from engram_bus.serve import GrpcAddress, _listen, _Server, edge_of
+from engram_bus.serve import GrpcAddress, _Server, edge_of
 from engram_bus.units import Draft, TendLocks, UnitType, ts_text
 
 EPOCHS = (Epoch("e1", 1), Epoch("e2", 4), Epoch("e3", 6))
@@ -249,7 +250,7 @@ async def serve(data: Path, ports: Ports, line: socket.socket) -> None:
 async def _served(bus: Bus, ports: Sequence[int], end: asyncio.Event) -> AsyncIterator[tuple[int, int]]:
     """A bus that answers, at these ports (of HTTP and gRPC)."""
     started = asyncio.Event()
-    with _listen("127.0.0.1", ports[0]) as listener:
+    with listen("127.0.0.1", ports[0]) as listener:
         server = edge_of(bus, grpc=GrpcAddress("127.0.0.1", ports[1], reflects=False), started=started.set)
         # uvicorn's own looks ten times a second whether it should end.
         server.main_loop = end.wait  # type: ignore[method-assign, assignment]

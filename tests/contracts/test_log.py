@@ -1,7 +1,8 @@
-"""Every log keeps what `log/contract.py` promises, and the log on disk does as the one in memory does."""
+"""Every log keeps what `log/contract.py` promises, and the log on disk does as the one in memory does; one that is
+followed by another process, too, however far behind LMDB is."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,9 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from engram_bus.log.contract import Log, Snapshot
-from engram_bus.log.lmdb import LmdbLog
 from engram_bus.log.memory import MemoryLog
 from engram_bus.log.record import GENESIS, Private, chain_follows
+from tests.contracts.followed import opened_and_followed
 from tests.disk import opened
 from tests.values import NAMES, sealed, unit, unit_id
 
@@ -22,13 +23,17 @@ PLENTY = {"units_max": 100, "bytes_max": 1_000_000}
 ALL: dict[str, Any] = {"after": 0, "before": None, "reverse": False, **PLENTY}
 
 
-@pytest.fixture(params=["memory", "lmdb"])
+@pytest.fixture(params=["memory", "lmdb", "followed", "followed, LMDB behind"])
 def log(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Log]:
-    if request.param == "memory":
-        yield MemoryLog()
-    else:
-        with opened(tmp_path) as log:
-            yield log
+    match request.param:
+        case "memory":
+            yield MemoryLog()
+        case "lmdb":
+            with opened(tmp_path) as log:
+                yield log
+        case _:
+            with opened_and_followed(tmp_path, behind=0 if request.param == "followed" else 2) as log:
+                yield log
 
 
 def seqs(entries: list[Any]) -> list[int]:
@@ -145,7 +150,10 @@ class BothLogs(RuleBasedStateMachine):
 
     def reopen_disk(self) -> None:
         self.open_disk = ExitStack()
-        self.disk: LmdbLog = self.open_disk.enter_context(opened(self.path))
+        self.disk: Log = self.open_disk.enter_context(self.opened())
+
+    def opened(self) -> AbstractContextManager[Log]:
+        return opened(self.path)
 
     def teardown(self) -> None:
         if hasattr(self, "exit"):
@@ -242,3 +250,23 @@ def bodies(entries: list[Any]) -> list[tuple[int, bytes]]:
 
 TestBothLogs = BothLogs.TestCase
 TestBothLogs.settings = settings(max_examples=2 * settings().max_examples, stateful_step_count=25)
+
+
+class FollowedAndMemory(BothLogs):
+    """The same, read as a worker reads it."""
+
+    def opened(self) -> AbstractContextManager[Log]:
+        return opened_and_followed(self.path)
+
+
+class LaggingAndMemory(BothLogs):
+    """The same, with the newest records in memory alone."""
+
+    def opened(self) -> AbstractContextManager[Log]:
+        return opened_and_followed(self.path, behind=5)
+
+
+TestFollowedAndMemory = FollowedAndMemory.TestCase
+TestFollowedAndMemory.settings = settings(max_examples=settings().max_examples // 2, stateful_step_count=25)
+TestLaggingAndMemory = LaggingAndMemory.TestCase
+TestLaggingAndMemory.settings = settings(stateful_step_count=25)
