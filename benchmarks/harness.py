@@ -104,11 +104,13 @@ class Served(NamedTuple):
 
 @contextlib.contextmanager
 def serving(directory: Path, *flags: str, kill: bool = False, core: int | None = None) -> Iterator[Served]:
-    """A bus in a process of its own on a free port of loopback. It ends by SIGTERM, or killed.
+    """A bus in a process of its own (one, however slow the disk) on a free port of loopback. It ends by SIGTERM, or
+    killed.
 
     `core` is the processor of its loop; what indexes for search beside it may be anywhere.
     """
-    command = [sys.executable, "-m", "engram_bus.cli", "serve", "--port", "0", "--data-dir", str(directory / "data")]
+    where = ["--port", "0", "--data-dir", str(directory / "data"), "--workers", "0"]
+    command = [sys.executable, "-m", "engram_bus.cli", "serve", *where]
     said = directory / "serve.log"
     with said.open("w") as stderr:
         process = subprocess.Popen([*command, *flags], cwd=ROOT, stdout=subprocess.PIPE, stderr=stderr, text=True)

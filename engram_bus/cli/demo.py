@@ -51,7 +51,8 @@ def demo(
 
 
 def _show(file: Path, directory: str, seconds: float) -> None:
-    with _started("serve", "--port", "0", "--data-dir", directory, "--log-level", "warning", stdout=PIPE) as bus:
+    flags = ("--port", "0", "--data-dir", directory, "--log-level", "warning", "--workers", "0")
+    with _started("serve", *flags, stdout=PIPE) as bus:
         assert bus.stdout is not None, "it is a pipe"
         url = bus.stdout.readline().rpartition(" ")[2].strip()
         if not url:

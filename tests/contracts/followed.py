@@ -29,9 +29,9 @@ class _SharedLog(FollowedLog):
 
 class WrittenAndFollowed:
     """What is appended goes to the writer's log and is told; everything else is asked of the follower, whose LMDB is
-    taken to be some records behind."""
+    taken to be some records behind, or (None) now more and now fewer."""
 
-    def __init__(self, written: LmdbLog, followed: FollowedLog, *, behind: int) -> None:
+    def __init__(self, written: LmdbLog, followed: FollowedLog, *, behind: int | None) -> None:
         self._written = written
         self._followed = followed
         self._behind = behind
@@ -39,7 +39,8 @@ class WrittenAndFollowed:
     def append(self, records: Sequence[Record]) -> None:
         self._written.append(records)
         self._written.settle()
-        held = max(self._followed.settled, self._written.head - self._behind)
+        behind = self._written.head % 7 if self._behind is None else self._behind
+        held = max(self._followed.settled, self._written.head - behind)
         self._followed.follow(records[0].unit.seq, [record.raw for record in records], held)
 
     def settle(self) -> None:
@@ -62,7 +63,7 @@ class WrittenAndFollowed:
 
 
 @contextmanager
-def opened_and_followed(path: Path, *, behind: int = 0) -> Iterator[Any]:
+def opened_and_followed(path: Path, *, behind: int | None = None) -> Iterator[Any]:
     """A data directory's log, written and followed from where it stands."""
     with opened(path) as written:
         yield WrittenAndFollowed(written, _SharedLog(written), behind=behind)

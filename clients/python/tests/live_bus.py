@@ -41,8 +41,9 @@ class LiveBus:
             [*command, *ports, "--data-dir", str(self._data_dir), *self._flags],
             stdout=subprocess.PIPE,
             text=True,
-            # What indexes starts with the first search, so that a bus which is not asked costs nothing.
-            env={**os.environ, "ENGRAM_SEARCH": "false"},
+            # What indexes starts with the first search, so that a bus which is not asked costs nothing. It is one
+            # process, however slow the disk.
+            env={**os.environ, "ENGRAM_SEARCH": "false", "ENGRAM_WORKERS": "0"},
         )
         assert self._process.stdout is not None
         said = self._process.stdout.readline()
