@@ -46,6 +46,7 @@ from engram_bus.log.contract import Log, cursor_seq, cursor_text
 from engram_bus.log.directory import DataDirectory
 from engram_bus.log.lmdb import LmdbLog
 from engram_bus.log.memory import MemoryLog
+from engram_bus.newest import Newest
 from engram_bus.projections.search.choice import STATIC
 from engram_bus.projections.search.choice import check as check_embedder
 from engram_bus.projections.search.contract import Search
@@ -151,6 +152,7 @@ class Bus:
         """Called whenever it may have changed whether appends are taken."""
         begin: DeciderOf = partial(Writer, log) if decider is None else decider
         self.writer = begin(tell=self._tell, tell_ready=self._tell_ready, tell_settled=self._tell_settled)
+        self._newest = Newest()
         self._directory = directory
         self._embedder = embedder
         self._search = search
@@ -439,6 +441,11 @@ class Bus:
         if page is not None:
             position = self._page_seq(page)
             after, before = (after, position) if reverse else (position, before)
+        is_newest = reverse and page is None and after == 0 and before is None and wanted is None
+        if is_newest and (newest := self._newest.of(context_id, limit)) is not None:
+            oldest = newest[-1]
+            more = None if oldest.unit.version == 1 else cursor_text(self.epoch, oldest.seq)
+            return Page(tuple(newest), more, self.head)
         wants = None if wanted is None else predicate(wanted)
         scan = Scan(self.log, context_id, reverse=reverse, after=after, before=before)
         found: list[Entry] = []
@@ -449,7 +456,10 @@ class Bus:
                     found.append(entry)
                     if len(found) == limit:
                         break
-        return Page(tuple(found), None if scan.is_at_end() else cursor_text(self.epoch, scan.position), self.head)
+        is_all = scan.is_at_end()
+        if is_newest and (is_all or len(found) == limit):
+            self._newest.keep(context_id, found)
+        return Page(tuple(found), None if is_all else cursor_text(self.epoch, scan.position), self.head)
 
     def _page_seq(self, page: str) -> int:
         try:
@@ -872,6 +882,7 @@ class Bus:
 
     def _tell(self, entries: Sequence[Entry]) -> None:
         self.fanout.offer(entries)
+        self._newest.take(entries)
         for min_seq, reached in self._waiting:
             if min_seq <= self.head and not reached.done():
                 reached.set_result(None)

@@ -159,6 +159,10 @@ SNAPSHOT_UNITS: Final = 100_000
 """A start folds at most this many units after the newest snapshot."""
 SEGMENT_BYTES: Final = 1 * MIB
 """Of the file that makes a commit durable: a larger commit goes to LMDB itself."""
+NEWEST_UNITS_MAX: Final = 256
+"""Last units of a context that was read lately, which are kept in memory with their encodings."""
+NEWEST_BYTES_MAX: Final = 16 * MIB
+"""Of all such contexts together; their JSON takes as much again."""
 TAIL_UNITS_MAX: Final = 512
 """Newest units that LMDB has not taken over yet: it takes them at once, in single milliseconds."""
 TAIL_BYTES_MAX: Final = 512 * KIB
