@@ -82,6 +82,7 @@ from engram_bus.log.segment import (
     make_segment,
     name_of,
     records_after,
+    renew_segment,
 )
 from engram_bus.log.tail import Tail
 
@@ -605,6 +606,8 @@ class LmdbLog:
         """
         file = self._segment_file
         is_whole = is_segment(file)
+        if is_whole and index_was_closed(self._path / "index"):
+            renew_segment(file)
         if is_whole:
             return
         if self._identity.established and self._identity.has_segment:

@@ -143,6 +143,16 @@ def make_segment(file: Path) -> None:
     sync_directory(file.parent)
 
 
+def renew_segment(file: Path) -> None:
+    """Give it another name, durably, so that no copy of before is taken for it; nothing it held is found any more."""
+    fd = os.open(file, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        os.pwrite(fd, _file_head(), 0)
+        os.fdatasync(fd)
+    finally:
+        os.close(fd)
+
+
 def is_segment(file: Path) -> bool:
     """Whether there is one, of its whole size; not, whether what it holds is whole."""
     try:
