@@ -364,7 +364,7 @@ def test_a_page_that_is_no_leaf_is_damage_and_ends_nobody(tall: Path) -> None:
         assert 0 < len(whole) < 100
         with pytest.raises(LogDamaged):
             log.read(len(whole), units_max=1_000, bytes_max=10**6)
-    assert looked_at(tall).damage[0].seq == len(whole) + 1
+    assert len(whole) + 1 in [damage.seq for damage in looked_at(tall).damage]
 
 
 # --- Damage of what is derived ---------------------------------------------------------------------------------------
