@@ -139,9 +139,9 @@ def test_an_identity_of_another_directory_is_made_anew(data: Path, tmp_path: Pat
 
 def test_an_identity_of_a_later_format_is_no_damage(data: Path) -> None:
     identity = tenant(data) / "identity"
-    identity.write_text(identity.read_text().replace('"format":1', '"format":2'))
+    identity.write_text(identity.read_text().replace('"format":2', '"format":3'))
     before = image(data)
-    with pytest.raises(DataDirectoryError, match="has format 2, this version reads format 1"):
+    with pytest.raises(DataDirectoryError, match="has format 3, this version reads format 2"):
         repair(data)
     assert image(data) == before
 
