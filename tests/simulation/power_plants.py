@@ -55,10 +55,12 @@ def index_trusted_and_its_hits_not_checked() -> None:
     """What a power cut tore is looked up in, and what it leads to is taken for what was asked for."""
 
     def seq_of_id(self: LmdbLog, unit_id: str) -> int | None:
-        return self._lookup(Table.IDS, unit_id.encode())
+        newest = self._tail.seq_of_id(unit_id)
+        return self._lookup(Table.IDS, unit_id.encode()) if newest is None else newest
 
     def seq_of_key(self: LmdbLog, agent_id: str, key: str) -> int | None:
-        return self._lookup(Table.KEYS, idempotency_key(agent_id, key))
+        newest = self._tail.seq_of_key(agent_id, key)
+        return self._lookup(Table.KEYS, idempotency_key(agent_id, key)) if newest is None else newest
 
     log_lmdb.index_is_trusted = lambda path: (path / "mark").exists()
     LmdbLog.seq_of_id = seq_of_id  # type: ignore[method-assign]
