@@ -247,6 +247,13 @@ class _Repair:
                 self._tell("reading", record.unit.seq, known_head)
         end = merging.settled_seq
         is_complete = log_head is not None and end >= known_head
+        if is_complete and beginning.wrong.startswith(SEGMENT):
+            is_complete = False
+            if self._drop_after is None:
+                raise BackupError(
+                    f"{self._data_dir} cannot be repaired: {beginning.wrong}; units behind {end} may be lost with it. "
+                    f"Give them up: `--drop-after {end}` keeps the log up to there"
+                )
         if self._drop_after is None and not is_complete:
             raise BackupError(self._loss(end, known_head, log_head))
         if self._drop_after is not None and is_complete:

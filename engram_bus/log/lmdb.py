@@ -73,6 +73,7 @@ from engram_bus.log.index import (
 from engram_bus.log.pages import wrong_page
 from engram_bus.log.record import GENESIS, Record, RecordError
 from engram_bus.log.segment import (
+    MISSING,
     NOT_THE_ONE,
     SEGMENT,
     Segment,
@@ -97,6 +98,7 @@ _STATE_DIGEST_BYTES = 16
 NOTHING: Mapping[int, bytes] = {}
 _FOLD_UNITS = 2_000
 _WALK_UNITS = 500
+_SEGMENT_LOOKS = 20
 _WALK_BYTES = 8 * MIB
 _READERS_MAX = 126
 _VERSIONS_END = 2 ** (8 * SEQ_BYTES)
@@ -145,6 +147,8 @@ class LmdbLog:
         self._closed = False
         self._tail = Tail()
         self._segment: Segment | None = None
+        self._must_settle = False
+        """Whether the segment holds what a start could not take over: nothing may be written before that is done."""
         self._identity = load_tenant(path, tenant, writable=writable)
         self._open()
 
@@ -215,7 +219,7 @@ class LmdbLog:
             if record.unit.seq != seq:
                 raise AssertionError(f"seq {record.unit.seq} is not {seq}, the next one")
         assert self._segment is not None, "it is writable"
-        if not self._segment.has_room(records):
+        if self._must_settle or not self._segment.has_room(records):
             self.settle()
         if self._segment.has_room(records):
             try:
@@ -238,6 +242,7 @@ class LmdbLog:
             self._tail = Tail()
             assert self._segment is not None, "it is writable"
             self._segment.restart()
+            self._must_settle = False
 
     def _store(self, records: Sequence[Record]) -> None:
         """Let LMDB have the next ones."""
@@ -606,8 +611,6 @@ class LmdbLog:
         """
         file = self._segment_file
         is_whole = is_segment(file)
-        if is_whole and index_was_closed(self._path / "index"):
-            renew_segment(file)
         if is_whole:
             return
         if self._identity.established and self._identity.has_segment:
@@ -624,6 +627,8 @@ class LmdbLog:
         tail = Tail()
         content = content_of(self._segment_file) if self._identity.has_segment else None
         if content is None:
+            if self._identity.established and self._identity.has_segment and not index_was_closed(self._path / "index"):
+                raise SegmentDamaged(f"{self._segment_file} {MISSING}")
             return tail
         if segment_in_use(self._path / "index") not in (None, name_of(content)):
             raise SegmentDamaged(f"{self._segment_file} {NOT_THE_ONE}")
@@ -636,14 +641,18 @@ class LmdbLog:
                 raise SegmentDamaged(f"holds a unit {seq} that does not follow the log's unit {seq - 1}")
             tail.extend([record])
             chain = record.chain
+        if self._writable and not tail and index_was_closed(self._path / "index"):
+            # Only what is seen to hold nothing: the mark may be an older copy.
+            renew_segment(self._segment_file)
         return tail
 
     def _take_over_what_is_left(self) -> None:
         """What a process that was killed left in the segment; where the disk has no room, it stays there."""
         try:
             self.settle()
-        except StorageFull as exc:
+        except (StorageFull, StorageReadOnly) as exc:
             log.warning("the newest units of %s stay in its segment: %s", self._path, exc)
+            self._must_settle = True
 
     def _close_segment(self, *, is_empty: bool = False) -> None:
         if self._segment is not None:
@@ -811,31 +820,38 @@ class LogReader:
     """
 
     def __init__(self, path: Path) -> None:
+        self._env, _ = _open_beside(path, ())
+        self._newest: dict[int, bytes] = {}
         self.segment_damage = ""
         """What is wrong with the segment, where something is: what it holds behind that is not known."""
-        content = None
+        for _ in range(_SEGMENT_LOOKS):
+            self.segment_damage = self._read_segment(path)
+            if not self.segment_damage:
+                break  # What is only being written, while it is read, is whole at another look.
+
+    def _read_segment(self, path: Path) -> str:
+        """Keep what LMDB had not taken over yet; what is wrong with the segment, if anything."""
+        self._newest = {}
+        index = path.parent / "index"
+        in_use = segment_in_use(index)
         try:
             content = content_of(path / SEGMENT)
         except OSError as exc:
-            self.segment_damage = f"{SEGMENT} cannot be read: {exc}"
-        self._env, _ = _open_beside(path, ())
-        self._newest: dict[int, bytes] = {}
-        self.segment_name: str | None = None
-        if content is not None:
-            self._read_segment(content)
-
-    def _read_segment(self, content: bytes) -> None:
-        """What LMDB had not taken over yet when it was read."""
+            return f"{SEGMENT} cannot be read: {exc}"
+        if content is None:
+            return f"{SEGMENT} {MISSING}" if in_use is not None and in_use == segment_in_use(index) else ""
         try:
-            self.segment_name = name_of(content)
+            if in_use not in (None, name_of(content)) and in_use == segment_in_use(index):
+                return f"{SEGMENT} {NOT_THE_ONE}"
             with _reading(self._env) as txn, txn.cursor() as cursor:
                 stored = _last_seq(cursor)
             for seq, raw in records_after(content, stored):
                 self._newest[seq] = raw
         except SegmentDamaged as exc:
-            self.segment_damage = f"{SEGMENT} {exc}"
+            return f"{SEGMENT} {exc}"
         except RecordError:
             pass  # LMDB's own: told by who reads it.
+        return ""
 
     def close(self) -> None:
         self._env.close()

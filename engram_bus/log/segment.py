@@ -24,6 +24,7 @@ was: the next is only written when it is durable. So that is damage.
 """
 
 import contextlib
+import errno
 import os
 import secrets
 import struct
@@ -39,6 +40,7 @@ from engram_bus.log.record import DIGEST_BYTES, Record, chain_of
 SEGMENT = "segment"
 """Its name, beside LMDB's file."""
 
+MISSING = "is missing, and the log was not closed: units may have been in it"
 NOT_THE_ONE = "is not the one that the log was left with: what was recorded last lies there"
 
 _MAGIC = b"engramS1"
@@ -107,16 +109,21 @@ class Segment:
             if os.pwrite(self._fd, head + body, self._at) != size_bytes:
                 raise OSError(f"only a part of {size_bytes} bytes was written")
             os.fdatasync(self._fd)
-        except OSError:
-            self._withdraw()
+        except OSError as exc:
+            if not self._withdraw():
+                raise OSError(errno.EIO, f"a commit that failed ({exc}) cannot be withdrawn") from exc
             raise
         self._at += -(-size_bytes // _ALIGNED) * _ALIGNED
 
-    def _withdraw(self) -> None:
-        """What was refused must not be found by the next start."""
-        with contextlib.suppress(OSError):  # Of a disk that fails there is no more to be had.
+    def _withdraw(self) -> bool:
+        """What was refused must not be found by the next start, nor be before what is appended next."""
+        try:
             os.pwrite(self._fd, bytes(_HEAD.size), self._at)
+        except OSError:
+            return False
+        with contextlib.suppress(OSError):  # The next commit goes to the same place, and is flushed or refused itself.
             os.fdatasync(self._fd)
+        return True
 
     def restart(self) -> None:
         """Everything in it is durable elsewhere: begin from its start."""

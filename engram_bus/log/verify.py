@@ -22,13 +22,12 @@ from engram_bus.log.directory import (
     index_is_trusted,
     index_was_closed,
     read_tenant,
-    segment_in_use,
 )
 from engram_bus.log.history import History
 from engram_bus.log.index import RECORD_TABLES, Table, entry_seq, puts
 from engram_bus.log.lmdb import IndexReader, LogReader
 from engram_bus.log.record import Record, RecordError, parse
-from engram_bus.log.segment import NOT_THE_ONE, SEGMENT
+from engram_bus.log.segment import MISSING, SEGMENT
 from engram_bus.units import WorkUnit
 
 _PAGE_UNITS = 500
@@ -165,7 +164,6 @@ class _Walk:
     def open_log(self, identity: TenantIdentity) -> bool:
         """Whether there is a log to walk, and it is the one of this identity."""
         self.tell(self._file("log"), 0)
-        in_use = segment_in_use(self.path / "index")
         try:
             self.log = LogReader(self.path / "log")
             if (wrong := self.log.wrong_page()) is not None:
@@ -178,12 +176,10 @@ class _Walk:
         except RecordError as exc:
             self._log_damage(f"the header {exc}")
             return False
-        if self.log.segment_damage:
+        if self.log.segment_damage and not index_was_closed(self.path / "index"):
             self._log_damage(self.log.segment_damage)
         elif identity.established and identity.has_segment and not self._has_segment_if_needed():
-            self._log_damage(f"{SEGMENT} is missing, and the log was not closed: units may have been in it")
-        elif in_use not in (None, self.log.segment_name) and in_use == segment_in_use(self.path / "index"):
-            self._log_damage(f"{SEGMENT} {NOT_THE_ONE}")
+            self._log_damage(f"{SEGMENT} {MISSING}")
         if header is None and not begun:
             self._log_damage("the header is missing")
         elif header not in (None, header_of(identity)):
