@@ -31,6 +31,7 @@ from engram_bus.log.directory import DataDirectory
 from engram_bus.log.lmdb import LmdbLog
 from engram_bus.log.memory import MemoryLog
 from engram_bus.log.record import Record, RecordError
+from engram_bus.newest import Newest
 from engram_bus.ports import listen
 from engram_bus.projections.search.messages import Ask, Behind, ToSearch, packed
 from engram_bus.projections.search.searcher import RESTART_SECONDS, Searcher
@@ -128,6 +129,8 @@ class Stage:
         self.bus.writer.check()  # now, and not half a second later
 
     def _damage(self) -> None:
+        self._log.settle()  # What is in memory alone is not damaged.
+        self.bus._newest = Newest()
         self._log.damaged.add(self.bus.head)
         ring = self.bus.fanout._ring
         ring._entries.clear()  # who is behind reads the log
