@@ -848,7 +848,7 @@ class LogReader:
             for seq, raw in records_after(content, stored):
                 self._newest[seq] = raw
         except SegmentDamaged as exc:
-            return f"{SEGMENT} {exc}"
+            return "" if index_was_closed(index) else f"{SEGMENT} {exc}"  # Of a closed log it holds nothing.
         except RecordError:
             pass  # LMDB's own: told by who reads it.
         return ""

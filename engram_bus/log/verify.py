@@ -176,7 +176,7 @@ class _Walk:
         except RecordError as exc:
             self._log_damage(f"the header {exc}")
             return False
-        if self.log.segment_damage and not index_was_closed(self.path / "index"):
+        if self.log.segment_damage:
             self._log_damage(self.log.segment_damage)
         elif identity.established and identity.has_segment and not self._has_segment_if_needed():
             self._log_damage(f"{SEGMENT} {MISSING}")

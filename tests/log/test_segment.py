@@ -10,14 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engram_bus.errors import DataDirectoryError
+from engram_bus.backup.repairing import repair
+from engram_bus.backup.source import Source
+from engram_bus.errors import BackupError, DataDirectoryError, StorageFull
 from engram_bus.limits import SEGMENT_BYTES
+from engram_bus.log import lmdb as log_lmdb
 from engram_bus.log.beside import beginning_beside, raws_beside
 from engram_bus.log.directory import mark_index
-from engram_bus.log.lmdb import LogReader
+from engram_bus.log.lmdb import LmdbLog, LogReader
 from engram_bus.log.memory import MemoryLog
 from engram_bus.log.record import Record
 from engram_bus.log.segment import (
+    MISSING,
     SEGMENT,
     Segment,
     SegmentDamaged,
@@ -291,3 +295,48 @@ def test_a_log_is_killed_and_closed_in_turns(tmp_path: Path) -> None:
             path = tmp_path / f"data-{at}"
     with opened(path) as log:
         assert [entry.seq for entry in log.read(0, **PLENTY)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_an_older_mark_hides_nothing(killed: Path, tmp_path: Path) -> None:
+    """It says that the log was closed: the segment is looked at all the same."""
+    with opened(tmp_path / "closed"):
+        pass
+    shutil.copy(tenant(tmp_path / "closed") / "index" / "mark", tenant(killed) / "index" / "mark")
+    with opened(killed) as log:
+        assert [entry.seq for entry in log.read(0, **PLENTY)] == [1, 2, 3, 4]
+
+
+def test_who_only_reads_misses_a_segment_too(killed: Path) -> None:
+    segment_of(killed).unlink()
+    with pytest.raises(DataDirectoryError, match=MISSING):
+        LmdbLog(tenant(killed), writable=False)
+    for take in (Source, repair):
+        with pytest.raises((DataDirectoryError, BackupError), match=MISSING):
+            take(killed)
+
+
+def test_what_a_start_could_not_take_over_is_not_written_over(killed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: LmdbLog, records: object) -> None:
+        raise StorageFull("no room")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LmdbLog, "_store", full)
+        log = LmdbLog(tenant(killed))
+        assert (log.head, log.settled) == (4, 2)
+        with pytest.raises(StorageFull):
+            log.append(sealed(log, [unit(5)]))
+    log.append(sealed(log, [unit(5)]))
+    log.close()
+    with opened(killed) as again:
+        assert [entry.seq for entry in again.read(0, **PLENTY)] == [1, 2, 3, 4, 5]
+
+
+def test_a_reader_looks_again_at_what_is_being_written(killed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = segment_of(killed).read_bytes()
+    torn = bytearray(whole)
+    torn[FIRST + 70] ^= 1
+    reads = iter([bytes(torn), bytes(torn), whole])
+    monkeypatch.setattr(log_lmdb, "content_of", lambda file: next(reads))
+    reader = LogReader(tenant(killed) / "log")
+    assert (reader.head(), reader.segment_damage) == (4, "")
+    reader.close()
