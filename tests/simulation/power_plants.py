@@ -16,7 +16,7 @@ from engram_bus.log import lmdb as log_lmdb
 from engram_bus.log.index import Table, idempotency_key
 from engram_bus.log.lmdb import LmdbLog
 from engram_bus.projections.search import process as search_process
-from engram_bus.projections.search import searcher, tables
+from engram_bus.projections.search import searcher
 
 _lmdb_open = lmdb.open
 
@@ -67,10 +67,9 @@ def index_trusted_and_its_hits_not_checked() -> None:
     LmdbLog.seq_of_key = seq_of_key  # type: ignore[method-assign]
 
 
-def rows_without_a_checksum() -> None:
-    """What search keeps of units is not flushed, and read without a look at its checksum."""
-    tables.os = SimpleNamespace(**vars(tables.os) | {"fdatasync": lambda _: None})  # type: ignore[attr-defined]
-    tables.crc32 = lambda *_: 0  # type: ignore[attr-defined]
+def commits_without_a_checksum() -> None:
+    """A commit of the segment that was torn is taken for a whole one."""
+    segment.crc32 = lambda *_: 0  # type: ignore[attr-defined]
 
 
 def names_not_flushed() -> None:
@@ -107,7 +106,7 @@ PLANTS: dict[str, Callable[[], None]] = {
         meta_page_not_flushed,
         index_marked_before_it_is_flushed,
         index_trusted_and_its_hits_not_checked,
-        rows_without_a_checksum,
+        commits_without_a_checksum,
         names_not_flushed,
         answers_from_memory_after_a_kill,
     )

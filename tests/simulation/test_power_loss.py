@@ -128,7 +128,7 @@ FOUND_IN = {
     "names-not-flushed": 100,
     "index-marked-before-it-is-flushed": 1_000,
     "index-trusted-and-its-hits-not-checked": 300,
-    "rows-without-a-checksum": 2_000,
+    "commits-without-a-checksum": 1_500,
 }
 """Images that are more than enough."""
 
