@@ -160,21 +160,23 @@ class LmdbLog:
             self._tail = self._recovered(chain)
             self._head = self._stored + len(self._tail)
             self._chain = self._tail.records[-1].chain if self._tail else chain
+            if self._writable:
+                self._segment = Segment(self._segment_file)
             self._index, self._tables = self._open_index()
             try:
                 self._fold_index()
                 if self._writable:
-                    self._segment = Segment(self._segment_file)
                     self._take_over_what_is_left()
             except BaseException:
-                self._close_segment()
                 self._index.close()
                 raise
         except (lmdb.Error, LogDamaged, StorageFailed, StorageFull, SegmentDamaged, OSError) as exc:
+            self._close_segment()
             self._env.close()
             error = DataDirectoryError if isinstance(exc, StorageFull | StorageFailed | OSError) else DataDamaged
             raise error(f"{self._part(exc)}: {exc}") from exc
         except BaseException:
+            self._close_segment()
             self._env.close()
             raise
 
@@ -719,8 +721,8 @@ class LmdbLog:
 
     def _open_index_to_write(self, path: Path) -> tuple[lmdb.Environment, dict[Table, lmdb._Database]]:
         # Before anything is written: whoever finds the index from now on must not take it for a clean one.
-        content = content_of(self._segment_file)
-        mark_index(path, clean=False, segment=None if content is None else name_of(content))
+        assert self._segment is not None, "it is writable"
+        mark_index(path, clean=False, segment=self._segment.name)
         _allocate_lock_file(path)
         env = _open(path, self._size_bytes_max, writable=True, sync=False, tables=len(Table))
         try:
