@@ -325,13 +325,8 @@ class EdgeHttp(Written, HttpToolsProtocol):
 
     # --- As a socket -------------------------------------------------------------------------------------------------
 
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self.became_full()
-
     def resume_writing(self) -> None:
         super().resume_writing()
-        self.became_writable()
         held, self._held = self._held, None
         if held is not None:
             self._perform(held)

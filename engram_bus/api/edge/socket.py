@@ -18,8 +18,8 @@ def socket_of(scope: Any) -> Any:
     return socket
 
 
-class Written:
-    """The writing half of a socket."""
+class Written(asyncio.BaseProtocol):
+    """The writing half of a socket, before a protocol class of uvicorn's."""
 
     transport: asyncio.Transport
     _listener: Listener | None = None
@@ -45,12 +45,14 @@ class Written:
     def abort_after(self, seconds: float) -> None:
         self._abort = asyncio.get_running_loop().call_later(seconds, self.transport.abort)
 
-    def became_full(self) -> None:
+    def pause_writing(self) -> None:
+        super().pause_writing()
         self._full = True
         if self._listener is not None:
             self._listener.full()
 
-    def became_writable(self) -> None:
+    def resume_writing(self) -> None:
+        super().resume_writing()
         self._full = False
         if self._listener is not None:
             self._listener.drained()

@@ -160,14 +160,6 @@ class EdgeWebSocket(Written, WebSocketsSansIOProtocol):
         super().connection_lost(exc)
         self.was_lost()
 
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self.became_full()
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        self.became_writable()
-
     def pause_reading(self) -> None:
         if not self.transport.is_closing():
             self.transport.pause_reading()
