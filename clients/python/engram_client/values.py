@@ -387,8 +387,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     subscribers: int = 0
     queue_commands: int = 0
     lag_units: int = 0
-    worker: int | None = None
-    """Which of several processes answered; over gRPC that is not told."""
+    worker: int | msgspec.UnsetType = msgspec.UNSET
+    """Which of several processes answered: not there where one is all, and over gRPC."""
     search: SearchStatus | None = None
     """None where nobody has searched yet, and the bus was told not to index before."""
     disk: Disk = Disk()
