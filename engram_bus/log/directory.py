@@ -69,7 +69,7 @@ class TenantIdentity(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def has_segment(self) -> bool:
-        """Whether its newest commits may lie in a segment alone: a missing one is then damage."""
+        """Whether it was ever opened by a version that keeps a segment."""
         return self.format >= TENANT_FORMAT
 
     directory: str | None = None
@@ -270,6 +270,11 @@ def index_was_closed(path: Path) -> bool:
     """Whether the log was closed after everything was taken over from its segment: the mark is written last."""
     mark = _index_mark(path)
     return mark is not None and mark.clean
+
+
+def needs_segment(path: Path, identity: TenantIdentity) -> bool:
+    """Whether the newest commits of the log in `path` may lie in its segment alone: to miss it is damage."""
+    return identity.established and identity.has_segment and not index_was_closed(path / "index")
 
 
 def segment_in_use(path: Path) -> str | None:

@@ -55,6 +55,7 @@ from engram_bus.log.directory import (
     is_read_only,
     load_tenant,
     mark_index,
+    needs_segment,
     segment_in_use,
     sync_directory,
 )
@@ -615,12 +616,12 @@ class LmdbLog:
         is_whole = is_segment(file)
         if is_whole:
             return
+        if needs_segment(self._path, self._identity):
+            raise DataDamaged(
+                f"{file} is {'damaged' if file.exists() else 'missing'}, and the log was not closed: the units "
+                f"that were recorded last may have been in it. Restore it, or let `engram repair` end the log there"
+            )
         if self._identity.established and self._identity.has_segment:
-            if not index_was_closed(self._path / "index"):
-                raise DataDamaged(
-                    f"{file} is {'damaged' if file.exists() else 'missing'}, and the log was not closed: the units "
-                    f"that were recorded last may have been in it. Restore it, or let `engram repair` end the log there"
-                )
             log.warning("%s is made again: it held nothing, for the log was closed", file)
         make_segment(file)
 
@@ -629,7 +630,7 @@ class LmdbLog:
         tail = Tail()
         content = content_of(self._segment_file) if self._identity.has_segment else None
         if content is None:
-            if self._identity.established and self._identity.has_segment and not index_was_closed(self._path / "index"):
+            if needs_segment(self._path, self._identity):
                 raise SegmentDamaged(f"{self._segment_file} {MISSING}")
             return tail
         if segment_in_use(self._path / "index") not in (None, name_of(content)):

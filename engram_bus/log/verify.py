@@ -20,7 +20,7 @@ from engram_bus.log.directory import (
     TenantIdentity,
     header_of,
     index_is_trusted,
-    index_was_closed,
+    needs_segment,
     read_tenant,
 )
 from engram_bus.log.history import History
@@ -178,16 +178,13 @@ class _Walk:
             return False
         if self.log.segment_damage:
             self._log_damage(self.log.segment_damage)
-        elif identity.established and identity.has_segment and not self._has_segment_if_needed():
+        elif needs_segment(self.path, identity) and not (self.path / "log" / SEGMENT).exists():
             self._log_damage(f"{SEGMENT} {MISSING}")
         if header is None and not begun:
             self._log_damage("the header is missing")
         elif header not in (None, header_of(identity)):
             self._log_damage("this is another log than the identity beside it says")
         return header == header_of(identity)
-
-    def _has_segment_if_needed(self) -> bool:
-        return (self.path / "log" / SEGMENT).exists() or index_was_closed(self.path / "index")
 
     def open_index(self) -> None:
         path = self.path / "index"
