@@ -36,7 +36,7 @@ def main() -> None:
             "units": units,
             "contexts": CONTEXTS,
             "write_units_per_second": round(units / write_seconds),
-            "last_100_in_process_us": percentiles_us(uvloop.run(_last_100(directory / "data", reads))),
+            "last_100_in_process_us": percentiles_us(uvloop.run(last_100(directory / "data", reads, CONTEXTS))),
         }
         with served(directory) as (host, port):
             figures["last_100_over_http_us"] = percentiles_us(_last_100_http(host, port, reads))
@@ -64,12 +64,13 @@ async def _write(path: Path, units: int) -> float:
     return time.perf_counter() - started
 
 
-async def _last_100(path: Path, reads: int) -> list[float]:
+async def last_100(path: Path, reads: int, contexts: int) -> list[float]:
+    """How long each read of the last 100 of one of `context/0`, `context/1`, ... takes, in seconds."""
     draw = random.Random(2)
     times = []
     async with Bus.open(path) as bus:
         for _ in range(reads):
-            context_id = f"context/{draw.randrange(CONTEXTS)}"
+            context_id = f"context/{draw.randrange(contexts)}"
             started = time.perf_counter()
             page = bus.list(context_id, limit=100, reverse=True)
             times.append(time.perf_counter() - started)

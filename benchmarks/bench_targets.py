@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, TypeVar
 import uvloop
 
 from benchmarks import native, peers
+from benchmarks.bench_large_log import last_100
 from benchmarks.frame_server import frame_serving
 from benchmarks.harness import (
     RESULTS,
@@ -481,7 +482,7 @@ def reading(house: House) -> Part:
     data, contexts = house.directory / "read", 100
     data.mkdir(exist_ok=True)
     uvloop.run(_written(data / "data", house.sizes.read, contexts))
-    in_process = [uvloop.run(_last_100(data / "data", house.sizes.reads, contexts)) for _ in range(house.sizes.rounds)]
+    in_process = [uvloop.run(last_100(data / "data", house.sizes.reads, contexts)) for _ in range(house.sizes.rounds)]
     bus = house.serve("read", "--no-search")
     draw = random.Random(1)
 
@@ -538,19 +539,6 @@ async def _written(path: Path, units: int, contexts: int) -> None:
                 )
                 for _ in range(1_000)
             )
-
-
-async def _last_100(path: Path, reads: int, contexts: int) -> list[float]:
-    draw = random.Random(3)
-    times = []
-    async with Bus.open(path) as bus:
-        for _ in range(reads):
-            context_id = f"context/{draw.randrange(contexts)}"
-            started = time.perf_counter()
-            page = bus.list(context_id, limit=100, reverse=True)
-            times.append(time.perf_counter() - started)
-            assert page.entries
-    return times
 
 
 def idle(house: House) -> Part:
