@@ -55,6 +55,13 @@ async def busy(url: str) -> AsyncIterator[None]:
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
+async def reached(url: str, head: int) -> None:
+    """Until the log has so many units."""
+    async with Client(url, agent_id="eve") as client:
+        while (await client.status()).head < head:
+            await asyncio.sleep(0.01)
+
+
 @asynccontextmanager
 async def four_clients(url: str) -> AsyncIterator[list[Client]]:
     clients = [Client(url, agent_id=f"agent-{number}") for number in range(4)]
@@ -82,10 +89,11 @@ async def opened_state(path: Path) -> dict[str, str]:
 async def test_backups_of_a_busy_bus_are_each_of_one_moment(tmp_path: Path) -> None:
     with BusProcess(tmp_path / "data") as bus:
         async with busy(bus.url):
-            heads = []
+            heads = [0]
             for _ in range(3):
-                await asyncio.sleep(0.3)
+                await reached(bus.url, heads[-1] + 20)
                 heads.append((await asyncio.to_thread(backup, tmp_path / "data", tmp_path / "backup")).head)
+    heads = heads[1:]
     assert heads[0] < heads[1] < heads[2]
     raws = raws_of(tmp_path / "data")
     ts = records_of(tmp_path / "data")[heads[0] - 1].unit.ts
