@@ -45,6 +45,10 @@ class NullSink:
     def write(self, frame: bytes) -> None:
         self.frames += 1
 
+    def offer(self, frame: bytes) -> bool:
+        self.frames += 1
+        return True
+
     def end(self, error: EngramError, cursor: str) -> None:
         """The bench is over."""
 

@@ -3,7 +3,7 @@
 Everything here can be folded again from the log, and every hit is checked against its record.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from enum import StrEnum
 from hashlib import blake2b
 
@@ -67,16 +67,25 @@ def idempotency_key(agent_id: str, key: str) -> bytes:
     return blake2b(agent_id.encode() + b"\0" + key.encode(), digest_size=16).digest()
 
 
-def puts(record: Record) -> Iterator[tuple[Table, bytes, bytes]]:
-    """Every (table, key, value) that finds this record."""
-    unit = record.unit
-    seq = seq_key(unit.seq)
-    yield Table.IDS, unit.id.encode(), seq
-    yield Table.CONTEXTS, context_key(unit.context_id, unit.version), seq
-    for target_id in targets(unit):
-        yield Table.TARGETS, target_prefix(target_id) + seq, b""
-    if record.private.key is not None:
-        yield Table.KEYS, idempotency_key(unit.agent_id, record.private.key), seq
+def puts(records: Sequence[Record]) -> dict[Table, list[tuple[bytes, bytes]]]:
+    """Every (key, value) that finds one of these records, by table."""
+    units = [record.unit for record in records]
+    found = {
+        Table.IDS: [(unit.id.encode(), seq_key(unit.seq)) for unit in units],
+        Table.CONTEXTS: [(context_key(unit.context_id, unit.version), seq_key(unit.seq)) for unit in units],
+        Table.TARGETS: [
+            (target_prefix(target_id) + seq_key(unit.seq), b"")
+            for unit in units
+            if unit.relationships
+            for target_id in targets(unit)
+        ],
+        Table.KEYS: [
+            (idempotency_key(record.unit.agent_id, record.private.key), seq_key(record.unit.seq))
+            for record in records
+            if record.private.key is not None
+        ],
+    }
+    return {table: entries for table, entries in found.items() if entries}
 
 
 def entry_seq(table: Table, key: bytes, value: bytes) -> int:

@@ -12,7 +12,6 @@ import errno
 import logging
 import os
 import shutil
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
@@ -794,13 +793,9 @@ class LmdbLog:
     def _index_records(self, records: Sequence[Record]) -> bool:
         """Whether the index took them. If not, they are durable all the same, and folded when there is room."""
         newest = records[-1]
-        found: defaultdict[Table, list[tuple[bytes, bytes]]] = defaultdict(list)
         try:
-            for record in records:
-                for table, key, value in puts(record):
-                    found[table].append((key, value))
             with self._index.begin(write=True) as txn:
-                for table, entries in found.items():
+                for table, entries in puts(records).items():
                     with txn.cursor(self._tables[table]) as cursor:
                         cursor.putmulti(entries)
                 txn.put(_CURSOR, seq_key(newest.unit.seq) + newest.chain, db=self._tables[Table.STATE])

@@ -269,7 +269,12 @@ class _Walk:
         """Each record is found under each of its keys."""
         if self.index is None:
             return
-        wanted = [(record.unit.seq, *put) for record in page if record.unit.seq <= self.indexed for put in puts(record)]
+        covered = [record for record in page if record.unit.seq <= self.indexed]
+        wanted = [
+            (entry_seq(table, key, value), table, key, value)
+            for table, entries in puts(covered).items()
+            for key, value in entries
+        ]
         try:
             found = self.index.values([(table, key) for _, table, key, _ in wanted])
         except RecordError as exc:
@@ -332,7 +337,7 @@ class _Walk:
             if raw is None:
                 self._index_damage(f"{table} leads to unit {seq}, which the index does not cover", seq)
                 return
-            if (table, key, value) not in puts(parse(raw, seq)):
+            if (key, value) not in puts([parse(raw, seq)]).get(table, ()):
                 self._index_damage(f"{table} leads to it under a key it does not have", seq)
                 return
         self._index_damage(f"{table} has other entries than its log folds to")

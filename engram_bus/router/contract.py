@@ -41,6 +41,10 @@ class Sink(Protocol[Taken]):
     def write(self, frame: Taken) -> None:
         """Hand a frame to the socket."""
 
+    def offer(self, frame: Taken) -> bool:
+        """Hand a frame to the socket unless it is full; whether it took it. Called for every delivery to a live feed:
+        it is one call."""
+
     @property
     def writable(self) -> bool:
         """False while the socket holds more than its high-water mark."""

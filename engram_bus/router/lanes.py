@@ -1,6 +1,6 @@
 """Who is live: feeds that stand at the head, grouped so that one frame serves all of one filter and framing."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
@@ -80,7 +80,8 @@ class Lane:
     def __init__(self, wanted: Filter, framing: Framing[Any]) -> None:
         self.wanted = wanted
         self.framing = framing
-        self.members: dict[Member, None] = {}
+        self.members: dict[Member, Callable[[Any], bool]] = {}
+        """Each with the `offer` of its sink."""
         # A lane is only offered units of its contexts.
         self._wants = predicate(msgspec.structs.replace(wanted, contexts=None))
         self._quiet_pulses = 0
@@ -93,12 +94,9 @@ class Lane:
         self._quiet_pulses = 0
         delivered, position = 0, batch.before
         for frame, units, upto in batch.parts(wanted, self.framing):
-            for member in list(self.members):
-                sink = member.sink
+            for member, offer in list(self.members.items()):
                 try:
-                    if sink.writable:
-                        sink.write(frame)
-                    else:
+                    if not offer(frame):
                         member.fall_behind(position)
                 except Exception as exc:
                     member.fail(position, exc)
@@ -166,7 +164,7 @@ class Lanes:
                 self._everywhere[lane] = None
             for context_id in lane.wanted.contexts or ():
                 self._by_context.setdefault(context_id, {})[lane] = None
-        lane.members[member] = None
+        lane.members[member] = member.sink.offer
 
     def leave(self, member: Member) -> None:
         """This feed is served by itself, or not at all."""

@@ -160,6 +160,12 @@ class _Inbox:
                 self._bytes += sum(len(entry.body) for entry in entries)
         self.wake()
 
+    def offer(self, frame: _Frame) -> bool:
+        if not self.writable:
+            return False
+        self.write(frame)
+        return True
+
     def end(self, error: EngramError, cursor: str) -> None:
         self._error = error
         self.wake()

@@ -81,6 +81,12 @@ class Stream:
         self._waiting_bytes += len(frame)
         self._wake()
 
+    def offer(self, frame: bytes) -> bool:
+        if self._waiting_bytes >= SOCKET_BUFFER_BYTES:
+            return False
+        self.write(frame)
+        return True
+
     def end(self, error: EngramError, cursor: str) -> None:
         self._end = error
         self._wake()

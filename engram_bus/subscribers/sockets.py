@@ -29,6 +29,9 @@ class Socket(Protocol):
     def write_raw(self, frame: bytes) -> None:
         """Send bytes as they are."""
 
+    def offer(self, frame: bytes) -> bool:
+        """Send them if it has room; whether it had."""
+
     def pause_reading(self) -> None:
         """Take nothing more from the other side for now."""
 

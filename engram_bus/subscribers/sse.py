@@ -26,6 +26,8 @@ class Stream:
     def __init__(self, bus: Bus, socket: Socket, request: SubscribeRequest, after: int) -> None:
         self._socket = socket
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.offer = socket.offer
+        """As a feed's sink: the socket's own."""
         socket.listen(self)
         self._feed: Feed = bus.feed(request.wanted, _FRAMING, self, after)
 

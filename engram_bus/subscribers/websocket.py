@@ -87,6 +87,8 @@ class Connection:
         self._session: str | None = None
         self._paused = False
         self._is_over = False
+        self.offer = socket.offer
+        """As a feed's sink: the socket's own. Who is over has no feeds."""
         socket.listen(self)
 
     def open(self, request: SubscribeRequest | None) -> None:

@@ -289,6 +289,12 @@ class Worker:
         if frame:
             self.line.send(frame)
 
+    def offer(self, frame: bytes) -> bool:
+        if not self.writable:
+            return False
+        self.write(frame)
+        return True
+
     def end(self, error: EngramError, cursor: str) -> None:
         """Its subscription is over: it took nothing for too long, or the bus stops."""
         if not self._bus.writer.is_closed:

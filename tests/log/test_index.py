@@ -60,17 +60,15 @@ def lookups_are_right(log: LmdbLog, units: int = 5, agent_id: str = "ann") -> bo
 def test_a_record_is_found_under_each_of_its_keys() -> None:
     record = sealed(MemoryLog(), [unit(1, relates_to=["x", "y", "x"])], private=Private(key="k"))[0]
     seq = seq_key(1)
-    assert sorted(puts(record)) == sorted(
-        [
-            (Table.IDS, unit_id(1).encode(), seq),
-            (Table.CONTEXTS, b"plan\0" + seq, seq),
-            (Table.TARGETS, b"x\0" + seq, b""),
-            (Table.TARGETS, b"y\0" + seq, b""),
-            (Table.KEYS, idempotency_key("ann", "k"), seq),
-        ]
-    )
-    assert {entry_seq(table, key, value) for table, key, value in puts(record)} == {1}
-    assert {table for table, _, _ in puts(record)} == set(RECORD_TABLES)
+    found = puts([record])
+    assert {table: sorted(entries) for table, entries in found.items()} == {
+        Table.IDS: [(unit_id(1).encode(), seq)],
+        Table.CONTEXTS: [(b"plan\0" + seq, seq)],
+        Table.TARGETS: [(b"x\0" + seq, b""), (b"y\0" + seq, b"")],
+        Table.KEYS: [(idempotency_key("ann", "k"), seq)],
+    }
+    assert {entry_seq(table, *entry) for table, entries in found.items() for entry in entries} == {1}
+    assert set(found) == set(RECORD_TABLES)
 
 
 def test_keys_lie_in_the_order_of_the_log_and_no_name_holds_another() -> None:

@@ -61,6 +61,12 @@ class PlainSink:
         if self.on_write is not None:
             self.on_write(frame)
 
+    def offer(self, frame: Frame) -> bool:
+        if not self.writable:
+            return False
+        self.write(frame)
+        return True
+
     def end(self, error: EngramError, cursor: str) -> None:
         assert self.ended is None, "it ended twice"
         self.ended = (error, cursor)

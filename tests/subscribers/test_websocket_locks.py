@@ -538,6 +538,10 @@ class Deaf:
     def write_raw(self, frame: bytes) -> None:
         self.written.append(frame)
 
+    def offer(self, frame: bytes) -> bool:
+        self.written.append(frame)
+        return True
+
     def end(self, code: int, reason: str) -> None:
         self.ended = code
 

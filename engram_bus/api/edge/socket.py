@@ -42,6 +42,14 @@ class Written(asyncio.BaseProtocol):
         if not self.transport.is_closing():
             self.transport.write(frame)
 
+    def offer(self, frame: bytes) -> bool:
+        if self._full:
+            return False
+        transport = self.transport
+        if not transport.is_closing():
+            transport.write(frame)
+        return True
+
     def abort_after(self, seconds: float) -> None:
         self._abort = asyncio.get_running_loop().call_later(seconds, self.transport.abort)
 
