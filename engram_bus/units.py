@@ -268,17 +268,16 @@ class Stamp(msgspec.Struct, frozen=True, gc=False):
 
     def unit_id(self, ordinal: int) -> str:
         """UUIDv7 of the ordinal-th unit of this commit (RFC 9562, 5.7; sub-millisecond time in rand_a, method 3)."""
-        variant_and_random = 0b10 << 62 | (self.seed + ordinal) & 0x3FFF_FFFF_FFFF_FFFF
-        text = f"{variant_and_random:016x}"
-        return f"{_id_of_time(self.ts_us)}-{text[:4]}-{text[4:]}"
+        random = self.seed + ordinal
+        return f"{_id_front(self.ts_us, random >> 48)}{random & 0xFFFF_FFFF_FFFF:012x}"
 
 
 @lru_cache(maxsize=8)
-def _id_of_time(ts_us: int) -> str:
-    """What the ids of one commit have in common."""
+def _id_front(ts_us: int, random_top: int) -> str:
+    """What the ids of one commit have in common: time, version, variant and the upper 14 random bits."""
     ms, us = divmod(ts_us, 1_000)
     text = f"{ms & 0xFFFF_FFFF_FFFF:012x}"
-    return f"{text[:8]}-{text[8:]}-7{us * 4096 // 1_000:03x}"
+    return f"{text[:8]}-{text[8:]}-7{us * 4096 // 1_000:03x}-{0b10 << 14 | random_top & 0x3FFF:04x}-"
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

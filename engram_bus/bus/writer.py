@@ -146,7 +146,7 @@ class _Batch:
         "ts",
     )
 
-    def __init__(self, stamp: Stamp, *, head: int, chain: bytes, salts: bytes) -> None:
+    def __init__(self, stamp: Stamp, *, head: int, chain: bytes, salts: list[bytes]) -> None:
         self.stamp = stamp
         self.ts = ts_text(stamp.ts_us)
         self.first_seq = self.next_seq = head + 1
@@ -355,7 +355,8 @@ class Writer:
         units = min(len(self._queue), BATCH_UNITS_MAX)
         random = self._entropy(_SEED_BYTES + SALT_BYTES * units)
         stamp = Stamp(self._clock.now_us(), int.from_bytes(random[:_SEED_BYTES], "big") >> 2)
-        return _Batch(stamp, head=self._log.head, chain=self._log.chain, salts=random[_SEED_BYTES:])
+        salts = [random[at : at + SALT_BYTES] for at in range(_SEED_BYTES, len(random), SALT_BYTES)]
+        return _Batch(stamp, head=self._log.head, chain=self._log.chain, salts=salts)
 
     def _build(self, batch: _Batch) -> None:
         self._tend(batch)
@@ -375,18 +376,19 @@ class Writer:
                 self._tend(batch)  # So that who waits for what is free now hears of it with this commit.
 
     def _has_room(self, batch: _Batch, ticket: Ticket) -> bool:
-        if not batch.records:
+        units = len(batch.records)
+        if not units:
             return True
         match ticket.command:
             case Append():
-                units = 1
+                units += 1
             case AppendAtomic(appends=appends):
-                units = len(appends)
+                units += len(appends)
             case BreakLock():
-                units = LOCK_BREAK_MAX
+                units += LOCK_BREAK_MAX
             case _:
-                units = 1
-        return len(batch.records) + units <= BATCH_UNITS_MAX and batch.raw_bytes + ticket.held_bytes <= BATCH_BYTES_MAX
+                units += 1
+        return units <= BATCH_UNITS_MAX and batch.raw_bytes + ticket.held_bytes <= BATCH_BYTES_MAX
 
     def _outcome(self, batch: _Batch, ticket: Ticket) -> Answer | EngramError | None:
         """What it came to; None where it waits for a lock."""
@@ -410,10 +412,10 @@ class Writer:
 
     def _take_append(self, batch: _Batch, command: Append) -> Answer:
         """As `_take`, of the command that nearly all are: one unit, and nothing to recognise it by."""
-        drafts = self.state.decide(command, batch.stamp)
-        draft = drafts[0]
+        self.state.check_append(command, batch.stamp)
+        draft = command.draft
         if draft.id is not None:
-            self._check_ids(batch, drafts)
+            self._check_ids(batch, (draft,))
         batch.is_recording = True
         entry = self._seal(batch, self._place(batch, draft), NOTHING_PRIVATE, 1, 0)
         batch.is_recording = False
@@ -605,11 +607,10 @@ class Writer:
         return tuple(self._seal(batch, unit, private, len(units), index) for index, unit in enumerate(units))
 
     def _seal(self, batch: _Batch, unit: WorkUnit, private: Private, group_units: int, group_index: int) -> Entry:
-        salt, batch.salts = batch.salts[:SALT_BYTES], batch.salts[SALT_BYTES:]
         record = seal(
             unit,
             previous=batch.chain,
-            salt=salt or self._entropy(SALT_BYTES),
+            salt=batch.salts.pop() if batch.salts else self._entropy(SALT_BYTES),
             private=private if group_index == 0 else NOTHING_PRIVATE,
             group_units=group_units,
             group_index=group_index,

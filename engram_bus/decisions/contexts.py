@@ -136,12 +136,17 @@ class Contexts:
             before[context_id] += 1
         return [append.draft for append in appends]
 
-    def check_append(self, append: Append, *, before: int = 0) -> None:
-        """Whether a context takes this now, after `before` units of the same batch. Raises VersionMoved,
-        ContextClosed."""
+    def check_append(self, append: Append, *, before: int = 0) -> Sequence[str]:
+        """Whether a context takes this now, after `before` units of the same batch; gives its fences. Raises
+        VersionMoved, ContextClosed."""
+        context_id = append.draft.context_id
         if append.expected_version is not None:
-            self._check_version(append.draft.context_id, append.expected_version, before=before)
-        self.check_open(append.draft.context_id)
+            self._check_version(context_id, append.expected_version, before=before)
+        state = self._states.get(context_id)
+        if state is None or state.details is None:
+            return ()
+        self.check_open(context_id)
+        return state.details.fences
 
     def _check_version(self, context_id: str, expected: int | None, *, before: int) -> None:
         """`before`: units of the same batch that come first."""

@@ -39,14 +39,13 @@ class State:
         """The units a command asks for. Raises the refusals of the decision it belongs to."""
         match command:
             case Append():
-                self.contexts.check_append(command)
-                self._check_fences(command, stamp)
+                self.check_append(command, stamp)
                 return (command.draft,)
             case AppendAtomic():
                 drafts = self.contexts.decide(command, stamp)
                 for index, append in enumerate(command.appends):
                     try:
-                        self._check_fences(append, stamp)
+                        self._check_fences(append, self.contexts.fences(append.draft.context_id), stamp)
                     except EngramError as exc:
                         raise exc.at(index) from None
                 return drafts
@@ -59,8 +58,11 @@ class State:
             case RefreshLock() | ReleaseLock() | BreakLock() | TendLocks():
                 return self.locks.decide(command, stamp)
 
-    def _check_fences(self, append: Append, stamp: Stamp) -> None:
-        fences = self.contexts.fences(append.draft.context_id)
+    def check_append(self, append: Append, stamp: Stamp) -> None:
+        """Whether an append is taken, which asks for the one unit that it brings. Raises as `decide`."""
+        self._check_fences(append, self.contexts.check_append(append), stamp)
+
+    def _check_fences(self, append: Append, fences: Sequence[str], stamp: Stamp) -> None:
         if fences or append.fence is not None:
             self.locks.check_fences(append, fences, stamp.ts_us)
 

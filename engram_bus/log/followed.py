@@ -59,7 +59,7 @@ class FollowedLog(LmdbLog):
         else:
             records = [parse(raw, seq) for seq, raw in enumerate(raws, start=first)]
             entries = [Entry(record.unit.seq, record.body, record.unit) for record in records]
-            self._tail.extend(records)
+            self._tail.extend(records, sum(map(len, raws)))
             self._head = last
         self.hold(held)
         return entries
@@ -70,7 +70,7 @@ class FollowedLog(LmdbLog):
         if held > self._stored:
             newest = [record for record in self._tail.records if record.unit.seq > held]
             self._tail = Tail()
-            self._tail.extend(newest)
+            self._tail.extend(newest, sum([len(record.raw) for record in newest]))
             self._stored = self._indexed = held
 
     # --- What LMDB shows beyond what it was told to hold --------------------------------------------------------------

@@ -6,6 +6,7 @@ Everything here can be folded again from the log, and every hit is checked again
 from collections.abc import Sequence
 from enum import StrEnum
 from hashlib import blake2b
+from struct import Struct
 
 from engram_bus.limits import NAME_BYTES_MAX
 from engram_bus.log.record import Record
@@ -37,9 +38,8 @@ def may_be_name(name: str) -> bool:
         return False
 
 
-def seq_key(seq: int) -> bytes:
-    """Big-endian, so byte order is log order."""
-    return seq.to_bytes(SEQ_BYTES, "big")
+seq_key = Struct(">Q").pack
+"""The key of a seq: big-endian, so byte order is log order."""
 
 
 def key_seq(key: bytes) -> int:

@@ -216,19 +216,20 @@ class LmdbLog:
     # --- Appending ---------------------------------------------------------------------------------------------------
 
     def append(self, records: Sequence[Record]) -> None:
-        self._require_writable(sum([len(record.raw) for record in records]))
-        for seq, record in enumerate(records, start=self._head + 1):
-            if record.unit.seq != seq:
-                raise AssertionError(f"seq {record.unit.seq} is not {seq}, the next one")
+        size_bytes = sum([len(record.raw) for record in records])
+        self._require_writable(size_bytes)
+        seqs = [record.unit.seq for record in records]
+        if seqs != [*range(self._head + 1, self._head + 1 + len(seqs))]:
+            raise AssertionError(f"seqs {seqs} do not follow {self._head}")
         assert self._segment is not None, "it is writable"
-        if self._must_settle or not self._segment.has_room(records):
+        if self._must_settle or not self._segment.has_room(len(records), size_bytes):
             self.settle()
-        if self._segment.has_room(records):
+        if self._segment.has_room(len(records), size_bytes):
             try:
                 self._segment.append(records, self._chain)
             except OSError as exc:
                 self._refuse(exc, exc.errno)
-            self._tail.extend(records)
+            self._tail.extend(records, size_bytes)
         else:
             self._store(records)
         self._head = records[-1].unit.seq
@@ -641,7 +642,7 @@ class LmdbLog:
                 raise LogDamaged(f"record {seq} {exc}", seq=seq) from exc
             if not records.chain_follows(record, chain):
                 raise SegmentDamaged(f"holds a unit {seq} that does not follow the log's unit {seq - 1}")
-            tail.extend([record])
+            tail.extend([record], len(record.raw))
             chain = record.chain
         if self._writable and not tail and index_was_closed(self._path / "index"):
             # Only what is seen to hold nothing: the mark may be an older copy.

@@ -61,7 +61,7 @@ _encode_body = msgspec.msgpack.Encoder().encode
 _decode_body = msgspec.msgpack.Decoder(WorkUnit).decode
 
 
-class Private(msgspec.Struct, frozen=True, omit_defaults=True):
+class Private(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """What a record keeps for the bus alone: the idempotency key, and what makes a repeat answer the same."""
 
     key: str | None = msgspec.field(default=None, name="k")
@@ -76,7 +76,7 @@ _encode_private = msgspec.msgpack.Encoder().encode
 _decode_private = msgspec.msgpack.Decoder(Private).decode
 
 
-class Record(msgspec.Struct, frozen=True):
+class Record(msgspec.Struct, frozen=True, gc=False):
     """A unit with its proof. `raw` is what lies on the disk, `body` what is sent."""
 
     unit: WorkUnit

@@ -92,10 +92,9 @@ class Segment:
         """Which segment it is."""
         return self._salt.hex()
 
-    def has_room(self, records: Sequence[Record]) -> bool:
-        """Whether a commit of these fits behind those that are there."""
-        size_bytes = sum([len(record.raw) for record in records]) + len(records) * _SIZE.size
-        return self._at + _HEAD.size + size_bytes + _ALIGNED <= self._size_bytes
+    def has_room(self, records: int, size_bytes: int) -> bool:
+        """Whether a commit of so many records, of so many bytes together, fits behind those that are there."""
+        return self._at + _HEAD.size + size_bytes + records * _SIZE.size + _ALIGNED <= self._size_bytes
 
     def append(self, records: Sequence[Record], previous: bytes) -> None:
         """Make a commit durable that follows the chain digest `previous`. Raises OSError, and then nothing of it is

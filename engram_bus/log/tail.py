@@ -23,10 +23,10 @@ class Tail:
     def __len__(self) -> int:
         return len(self.records)
 
-    def extend(self, records: Sequence[Record]) -> None:
-        """Add the next ones."""
+    def extend(self, records: Sequence[Record], size_bytes: int) -> None:
+        """Add the next ones, of so many bytes together."""
         self.records += records
-        self.held_bytes += sum([len(record.raw) for record in records])
+        self.held_bytes += size_bytes
 
     def after(self, seq: int, units_max: int) -> Sequence[Record]:
         """The records behind a seq; `seq` is not before the first."""

@@ -22,13 +22,17 @@ class Ring:
     def extend(self, entries: Sequence[Entry]) -> None:
         """Take a committed batch; the oldest make room, this batch never does."""
         assert entries[0].seq == self.head + 1, f"seq {entries[0].seq} after {self.head}"
+        held, first = self._entries, self._first
+        held_bytes = self._bytes
         for entry in entries:
-            self._entries[entry.seq] = entry
-            self._bytes += len(entry.body)
+            held[entry.seq] = entry
+            held_bytes += len(entry.body)
         self.head = entries[-1].seq
-        kept = len(entries)
-        while len(self._entries) > kept and (len(self._entries) > self._units_max or self._bytes > self._bytes_max):
-            self._bytes -= len(self._entries.pop(self._first).body)
+        kept, units_max, bytes_max = len(entries), self._units_max, self._bytes_max
+        while len(held) > kept and (len(held) > units_max or held_bytes > bytes_max):
+            held_bytes -= len(held.pop(first).body)
+            first += 1
+        self._bytes = held_bytes
 
     def holds(self, after: int) -> bool:
         """Whether every unit after this seq is here."""

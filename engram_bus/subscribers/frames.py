@@ -1,6 +1,7 @@
 """The bytes each transport sends: WebSocket frames, SSE chunks and gRPC messages, made once for all who want them."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from struct import Struct
 from typing import Any
 
@@ -23,6 +24,15 @@ _EVENT_UNITS = encode_msgpack("event") + encode_msgpack("units")
 _KEY_UNITS = encode_msgpack("units")
 _KEY_CURSOR = encode_msgpack("cursor")
 _KEY_SUBSCRIPTION = encode_msgpack("subscription")
+
+
+_REPLAYED = ',"replayed":true'
+
+
+@lru_cache(maxsize=1_024)
+def _quoted(name: str) -> str:
+    """As JSON; the same contexts are named again and again."""
+    return encode_json(name).decode()
 
 
 def websocket_frame(opcode: int, *parts: bytes) -> bytes:
@@ -65,16 +75,13 @@ class JsonFraming(msgspec.Struct, frozen=True):
 
     def appended(self, unit: WorkUnit, durability: str, *, correlation: str | int | None, replayed: bool) -> bytes:
         """The answer to an append. Publishers are sent nothing else, so it is put together without a dictionary."""
-        body = b'{"event":"appended",%b"unit_id":%b,"context_id":%b,"seq":%d,"version":%d,"durability":"%b"%b}' % (
-            b"" if correlation is None else b'"id":%b,' % encode_json(correlation),
-            encode_json(unit.id),
-            encode_json(unit.context_id),
-            unit.seq,
-            unit.version,
-            durability.encode(),
-            b',"replayed":true' if replayed else b"",
+        answered = "" if correlation is None else f'"id":{encode_json(correlation).decode()},'
+        body = (
+            f'{{"event":"appended",{answered}"unit_id":"{unit.id}","context_id":{_quoted(unit.context_id)},'
+            f'"seq":{unit.seq},"version":{unit.version},"durability":"{durability}"'
+            f"{_REPLAYED if replayed else ''}}}"
         )
-        return websocket_frame(TEXT, body)
+        return websocket_frame(TEXT, body.encode())
 
     def subscribed(self, cursor: str, head: int) -> bytes:
         return self.event("subscribed", **_answering(self.subscription), cursor=cursor, head=head)
