@@ -37,7 +37,7 @@ from engram_bus.projections.search.messages import Ask, Behind, ToSearch, packed
 from engram_bus.projections.search.searcher import RESTART_SECONDS, Searcher
 from engram_bus.router.fanout import Feed
 from engram_bus.serve import GrpcAddress, _Server, edge_of
-from engram_bus.units import Draft, TendLocks, UnitType, ts_text
+from engram_bus.units import Draft, UnitType, ts_text
 
 EPOCHS = (Epoch("e1", 1), Epoch("e2", 4), Epoch("e3", 6))
 HISTORY_UNITS = 8
@@ -149,15 +149,12 @@ class Stage:
 
     def _mistake(self) -> None:
         state = self.bus.writer.state
-        decide = state.decide
 
-        def mistaken(command: Any, stamp: Any) -> Any:
-            if isinstance(command, TendLocks):
-                return decide(command, stamp)
-            del state.decide  # type: ignore[method-assign]
+        def mistaken(append: Any, stamp: Any) -> None:
+            del state.check_append  # type: ignore[method-assign]
             raise ZeroDivisionError("a mistake")
 
-        state.decide = mistaken  # type: ignore[method-assign]
+        state.check_append = mistaken  # type: ignore[method-assign]
 
     # --- Subscribers -------------------------------------------------------------------------------------------------
 
@@ -208,7 +205,7 @@ class Stage:
             self._storage_well()
         self._idle()
         self._search_well()
-        vars(self.bus.writer.state).pop("decide", None)
+        vars(self.bus.writer.state).pop("check_append", None)
         self._log.damaged.clear()
 
 
