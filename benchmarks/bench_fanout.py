@@ -45,9 +45,9 @@ class NullSink:
     def write(self, frame: bytes) -> None:
         self.frames += 1
 
-    def offer(self, frame: bytes) -> bool:
-        self.frames += 1
-        return True
+    @property
+    def push(self) -> Callable[[bytes], object]:
+        return self.write
 
     def end(self, error: EngramError, cursor: str) -> None:
         """The bench is over."""

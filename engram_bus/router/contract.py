@@ -1,6 +1,6 @@
 """What the router needs of a transport: how frames are made, and where they are written."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 from engram_bus.codec import Entry
@@ -35,15 +35,16 @@ class Sink(Protocol[Taken]):
     """Where a feed writes. Never blocks, never raises: a socket that is gone swallows.
 
     It is only written units while it is `writable`, so it holds at most its high-water mark and one frame. Whoever owns
-    the socket calls `Feed.drained` when it is writable again (a missed call is made up for by the next pulse).
+    the socket calls `Feed.full` when it is not any more, from within that very write, and when it begins to close; and
+    `Feed.drained` when it is again (a missed call of either is made up for by the next pulse).
     """
 
     def write(self, frame: Taken) -> None:
         """Hand a frame to the socket."""
 
-    def offer(self, frame: Taken) -> bool:
-        """Hand a frame to the socket unless it is full; whether it took it. Called for every delivery to a live feed:
-        it is one call."""
+    @property
+    def push(self) -> Callable[[Taken], object]:
+        """What the frames of a live feed are handed to, without a question: for a socket the bare call that writes."""
 
     @property
     def writable(self) -> bool:

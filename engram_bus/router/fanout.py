@@ -53,6 +53,7 @@ class Fanout:
         self._stall_seconds = stall_seconds
         self._feeds: dict[Feed, None] = {}
         self._lanes = Lanes()
+        self._offered = log.head
         self._catching_up: deque[Feed] = deque()
         self._turn_due = False
 
@@ -86,6 +87,11 @@ class Fanout:
         """Hand a committed batch to every live feed that wants some of it: one write for each, and no other work."""
         self._ring.extend(entries)
         self.delivered_units += self._lanes.offer(Batch(entries, self.epoch))
+        self._offered = self.head
+
+    def stands_at(self, feed: "Feed") -> int:
+        """Up to where a live feed was handed everything wanted: the head, but for the batch that is on its way out."""
+        return max(self._offered, self._lanes.upto(feed))
 
     def catch_up(self, feed: "Feed") -> None:
         """Serve this feed from the ring or the log, a page at a time, fairly among those who are behind."""
@@ -193,7 +199,7 @@ class Feed:
 
     def _go_live_at_head(self) -> None:
         # Not a turn later: under load the head would have moved on by then, and so for ever.
-        if self.state is State.CATCHING_UP and self.cursor == self._fanout.head:
+        if self.state is State.CATCHING_UP and self.cursor == self._fanout.head and self.sink.writable:
             self._wants = None
             self._subscription.move(Event.REACHED_HEAD)
             self._fanout.go_live(self)
@@ -240,6 +246,11 @@ class Feed:
         self.close(InternalError(f"the subscription failed after {self.cursor_text}"))
 
     # --- What the socket says ----------------------------------------------------------------------------------------
+
+    def full(self) -> None:
+        """The socket takes nothing more, or not for long."""
+        if self.state is State.LIVE:
+            self.fall_behind(self._fanout.stands_at(self))
 
     def drained(self) -> None:
         """The socket takes more again."""

@@ -80,8 +80,11 @@ class Lane:
     def __init__(self, wanted: Filter, framing: Framing[Any]) -> None:
         self.wanted = wanted
         self.framing = framing
-        self.members: dict[Member, Callable[[Any], bool]] = {}
-        """Each with the `offer` of its sink."""
+        self.upto = 0
+        """All who are here were handed everything wanted up to this seq; what the router offered later is not."""
+        self._members: dict[Member, Callable[[Any], object]] = {}
+        self._pushes: Sequence[tuple[Member, Callable[[Any], object]]] | None = None
+        """The members with what their frames are handed to, until one comes or goes."""
         # A lane is only offered units of its contexts.
         self._wants = predicate(msgspec.structs.replace(wanted, contexts=None))
         self._quiet_pulses = 0
@@ -94,15 +97,29 @@ class Lane:
         self._quiet_pulses = 0
         delivered, position = 0, batch.before
         for frame, units, upto in batch.parts(wanted, self.framing):
-            for member, offer in list(self.members.items()):
+            self.upto = upto  # Who is full of this frame says so from within its push.
+            pushes = self._pushes
+            if pushes is None:
+                pushes = self._pushes = tuple(self._members.items())
+            for member, push in pushes:
                 try:
-                    if not offer(frame):
-                        member.fall_behind(position)
+                    push(frame)
                 except Exception as exc:
                     member.fail(position, exc)
-            delivered += units * len(self.members)
+            delivered += units * len(pushes)
             position = upto
         return delivered
+
+    def join(self, member: Member) -> None:
+        """Its sink has room, and it stands where the others do."""
+        self._members[member] = member.sink.push
+        self._pushes = None
+
+    def leave(self, member: Member) -> bool:
+        """Whether nobody is left."""
+        if self._members.pop(member, None) is not None:
+            self._pushes = None
+        return not self._members
 
     def pulse(self, heartbeat_pulses: float, cursor: str, head: int) -> None:
         """One second went by: a heartbeat to all if it was quiet for long."""
@@ -111,13 +128,13 @@ class Lane:
             return
         self._quiet_pulses = 0
         frame = self.framing.heartbeat(cursor, head)
-        for member in list(self.members):
+        for member in list(self._members):
             if member.sink.writable:
                 member.sink.write(frame)
 
     def fail(self, seq: int, mistake: Exception) -> None:
         """Our mistake, before any of them was written to: end them all."""
-        for member in list(self.members):
+        for member in list(self._members):
             member.fail(seq, mistake)
 
 
@@ -154,6 +171,11 @@ class Lanes:
         wanting.update(some)
         return wanting
 
+    def upto(self, member: Member) -> int:
+        """How far the lane of this feed has come."""
+        lane = self._by_key.get((member.wanted, member.framing))
+        return 0 if lane is None else lane.upto
+
     def join(self, member: Member) -> None:
         """This feed stands at the head."""
         key = (member.wanted, member.framing)
@@ -164,16 +186,13 @@ class Lanes:
                 self._everywhere[lane] = None
             for context_id in lane.wanted.contexts or ():
                 self._by_context.setdefault(context_id, {})[lane] = None
-        lane.members[member] = member.sink.offer
+        lane.join(member)
 
     def leave(self, member: Member) -> None:
         """This feed is served by itself, or not at all."""
         key = (member.wanted, member.framing)
         lane = self._by_key.get(key)
-        if lane is None:
-            return
-        lane.members.pop(member, None)
-        if lane.members:
+        if lane is None or not lane.leave(member):
             return
         del self._by_key[key]
         self._everywhere.pop(lane, None)

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -64,6 +64,7 @@ class LocalSubscription:
         self._closed = False
         self._epoch = fanout.epoch
         self._feed = fanout.subscribe(wanted, _FRAMING, self._inbox, after, patient=True)
+        self._inbox.feed = self._feed
         # The router holds the feed and its inbox, but not this object: the feed ends with it.
         self._dropped = weakref.finalize(self, _close_soon, asyncio.get_running_loop(), self._feed)
         self._dropped.atexit = False
@@ -113,6 +114,7 @@ class _Inbox:
         self._bytes = 0
         self._arrived = asyncio.Event()
         self._error: EngramError | None = None
+        self.feed: Feed | None = None
 
     @property
     def first_seq(self) -> int | None:
@@ -159,12 +161,12 @@ class _Inbox:
                 self._pending.extend(entries)
                 self._bytes += sum(len(entry.body) for entry in entries)
         self.wake()
+        if not self.writable and self.feed is not None:
+            self.feed.full()
 
-    def offer(self, frame: _Frame) -> bool:
-        if not self.writable:
-            return False
-        self.write(frame)
-        return True
+    @property
+    def push(self) -> Callable[[_Frame], object]:
+        return self.write
 
     def end(self, error: EngramError, cursor: str) -> None:
         self._error = error

@@ -80,12 +80,12 @@ class Stream:
         self._waiting.append(frame)
         self._waiting_bytes += len(frame)
         self._wake()
+        if not self.writable:  # Which the first frame, a small one, does not bring about.
+            self._feed.full()
 
-    def offer(self, frame: bytes) -> bool:
-        if self._waiting_bytes >= SOCKET_BUFFER_BYTES:
-            return False
-        self.write(frame)
-        return True
+    @property
+    def push(self) -> Callable[[bytes], object]:
+        return self.write
 
     def end(self, error: EngramError, cursor: str) -> None:
         self._end = error

@@ -1,5 +1,6 @@
 """What a connection needs of its socket; the edge's protocol classes give it."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 
@@ -7,7 +8,7 @@ class Listener(Protocol):
     """Who hears of a socket's state."""
 
     def full(self) -> None:
-        """The socket holds more than its high-water mark."""
+        """The socket holds more than its high-water mark, or begins to close."""
 
     def drained(self) -> None:
         """The socket takes more again."""
@@ -21,7 +22,7 @@ class Socket(Protocol):
 
     @property
     def has_room(self) -> bool:
-        """False while more than the high-water mark waits to be sent."""
+        """False while more than the high-water mark waits to be sent, and from when it begins to close."""
 
     def listen(self, listener: Listener) -> None:
         """Tell this one of the socket's state."""
@@ -29,8 +30,9 @@ class Socket(Protocol):
     def write_raw(self, frame: bytes) -> None:
         """Send bytes as they are."""
 
-    def offer(self, frame: bytes) -> bool:
-        """Send them if it has room; whether it had."""
+    @property
+    def push(self) -> Callable[[bytes], object]:
+        """The same without a question: for who asked `has_room`, and has not heard that it is full."""
 
     def pause_reading(self) -> None:
         """Take nothing more from the other side for now."""

@@ -1,6 +1,7 @@
 """One stream of server-sent events: a feed whose frames go straight to the socket, as chunks of the response."""
 
 import asyncio
+from collections.abc import Callable
 
 from engram_bus.embedded import Bus
 from engram_bus.errors import EngramError, SlowConsumer
@@ -26,20 +27,24 @@ class Stream:
     def __init__(self, bus: Bus, socket: Socket, request: SubscribeRequest, after: int) -> None:
         self._socket = socket
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.offer = socket.offer
-        """As a feed's sink: the socket's own."""
+        self._feed: Feed | None = None
         socket.listen(self)
-        self._feed: Feed = bus.feed(request.wanted, _FRAMING, self, after)
+        self._feed = bus.feed(request.wanted, _FRAMING, self, after)
 
     def close(self) -> None:
         """The request is over, however it ended."""
-        self._feed.close()
+        if self._feed is not None:
+            self._feed.close()
 
     # --- As a feed's sink --------------------------------------------------------------------------------------------
 
     @property
     def writable(self) -> bool:
         return self._socket.has_room
+
+    @property
+    def push(self) -> Callable[[bytes], object]:
+        return self._socket.push
 
     def write(self, frame: bytes) -> None:
         self._socket.write_raw(frame)
@@ -53,13 +58,15 @@ class Stream:
     # --- What the socket says ----------------------------------------------------------------------------------------
 
     def full(self) -> None:
-        """The feed asks `writable` after every frame; nothing else waits on this socket."""
+        if self._feed is not None:
+            self._feed.full()
 
     def drained(self) -> None:
-        self._feed.drained()
+        if self._feed is not None:
+            self._feed.drained()
 
     def lost(self) -> None:
-        self._feed.close()
+        self.close()
         self._finish()
 
     def _finish(self) -> None:

@@ -87,8 +87,6 @@ class Connection:
         self._session: str | None = None
         self._paused = False
         self._is_over = False
-        self.offer = socket.offer
-        """As a feed's sink: the socket's own. Who is over has no feeds."""
         socket.listen(self)
 
     def open(self, request: SubscribeRequest | None) -> None:
@@ -131,6 +129,8 @@ class Connection:
 
     def full(self) -> None:
         """The client does not read its answers: take no more of its operations."""
+        for feed in list(self._feeds.values()):
+            feed.full()
         self._pause_reading()
 
     def lost(self) -> None:
@@ -310,6 +310,10 @@ class Connection:
     @property
     def writable(self) -> bool:
         return self._socket.has_room
+
+    @property
+    def push(self) -> Callable[[bytes], object]:
+        return self._socket.push
 
     def write(self, frame: bytes) -> None:
         if not self._is_over:

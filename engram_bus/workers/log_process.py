@@ -288,12 +288,12 @@ class Worker:
     def write(self, frame: bytes) -> None:
         if frame:
             self.line.send(frame)
+        if not self.writable:  # Which the first frame, an empty one, does not bring about.
+            self._feed.full()
 
-    def offer(self, frame: bytes) -> bool:
-        if not self.writable:
-            return False
-        self.write(frame)
-        return True
+    @property
+    def push(self) -> Callable[[bytes], object]:
+        return self.write
 
     def end(self, error: EngramError, cursor: str) -> None:
         """Its subscription is over: it took nothing for too long, or the bus stops."""

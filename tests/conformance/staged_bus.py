@@ -35,8 +35,7 @@ from engram_bus.newest import Newest
 from engram_bus.ports import listen
 from engram_bus.projections.search.messages import Ask, Behind, ToSearch, packed
 from engram_bus.projections.search.searcher import RESTART_SECONDS, Searcher
-from engram_bus.router.fanout import Fanout, Feed
-from engram_bus.router.subscription import State
+from engram_bus.router.fanout import Feed
 from engram_bus.serve import GrpcAddress, _Server, edge_of
 from engram_bus.units import Draft, UnitType, ts_text
 
@@ -87,8 +86,9 @@ class Frozen:
     def write(self, frame: Any) -> None:
         """It does not arrive."""
 
-    def offer(self, frame: Any) -> bool:
-        return False
+    @property
+    def push(self) -> Callable[[Any], object]:
+        return self.write
 
     def end(self, error: EngramError, cursor: str) -> None:
         self._sink.end(error, cursor)
@@ -165,7 +165,7 @@ class Stage:
     def _stall(self) -> None:
         self.bus.fanout._stall_seconds = 1
         for feed in list(self.bus.fanout._feeds):
-            _freeze(self.bus.fanout, feed)
+            _freeze(feed)
 
     # --- Search ------------------------------------------------------------------------------------------------------
 
@@ -213,12 +213,9 @@ class Stage:
         self._log.damaged.clear()
 
 
-def _freeze(fanout: Fanout, feed: Feed) -> None:
-    is_live = feed.state is State.LIVE
-    fanout.leave_lane(feed)
+def _freeze(feed: Feed) -> None:
     feed.sink = Frozen(feed.sink)
-    if is_live:
-        fanout.go_live(feed)
+    feed.full()
 
 
 async def history() -> Bus:

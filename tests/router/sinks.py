@@ -7,6 +7,7 @@ import msgspec
 
 from engram_bus.codec import Entry
 from engram_bus.errors import EngramError
+from engram_bus.router.fanout import Feed
 
 
 class Frame(msgspec.Struct, frozen=True):
@@ -49,6 +50,8 @@ class PlainSink:
         self.waiting = 0
         self.ended: tuple[EngramError, str] | None = None
         self.on_write: Callable[[Frame], None] | None = None
+        self.feeds: list[Feed] = []
+        """Who is told when it is full."""
 
     @property
     def writable(self) -> bool:
@@ -60,12 +63,21 @@ class PlainSink:
         self.waiting += frame.event != "subscribed"
         if self.on_write is not None:
             self.on_write(frame)
+        self._tell_when_full()
 
-    def offer(self, frame: Frame) -> bool:
+    def fill(self) -> None:
+        """Something else took all the room there was."""
+        self.waiting = self.room
+        self._tell_when_full()
+
+    def _tell_when_full(self) -> None:
         if not self.writable:
-            return False
-        self.write(frame)
-        return True
+            for feed in self.feeds:
+                feed.full()
+
+    @property
+    def push(self) -> Callable[[Frame], object]:
+        return self.write
 
     def end(self, error: EngramError, cursor: str) -> None:
         assert self.ended is None, "it ended twice"

@@ -51,7 +51,9 @@ class World:
         self, wanted: Filter = PLAN, sink: PlainSink | None = None, *, after: int = 0, framing: Any = PLAIN, **more: Any
     ) -> tuple[Feed, PlainSink]:
         sink = sink or PlainSink()
-        return self.fanout.subscribe(wanted, framing, sink, after, **more), sink
+        feed = self.fanout.subscribe(wanted, framing, sink, after, **more)
+        sink.feeds.append(feed)
+        return feed, sink
 
     async def live(self, wanted: Filter = PLAN, sink: PlainSink | None = None, **more: Any) -> tuple[Feed, PlainSink]:
         """A feed that stands at the head, having heard its first frame only."""
@@ -130,7 +132,7 @@ async def test_it_counts_what_it_delivers_and_who_is_behind() -> None:
     world = World()
     feed, _ = await world.live()
     full, sink = await world.live(sink=PlainSink(room=1))
-    sink.waiting = 1
+    sink.fill()
     world.append("plan", "plan")
     assert (len(world.fanout), world.fanout.delivered_units, world.fanout.furthest_behind) == (2, 2, 2)
     feed.close()
@@ -159,6 +161,10 @@ async def test_a_full_socket_is_not_written_and_gets_the_rest_once_it_drained() 
     world.append("plan")
     world.append("plan", "b", "plan")
     assert (feed.state, feed.cursor, sink.seqs) == (State.WAITING, 1, [1])
+    sink.drain()
+    feed.drained()
+    await world.settle()
+    assert (feed.state, feed.cursor, sink.seqs) == (State.WAITING, 4, [1, 2, 4])
     sink.drain()
     feed.drained()
     await world.settle()
@@ -194,14 +200,15 @@ async def test_feeds_that_share_a_full_socket_wait_together() -> None:
     sink = PlainSink(room=1)
     feeds = [world.subscribe(sink=sink, framing=PlainFraming(str(number)))[0] for number in range(5)]
     await world.settle()
-    assert [feed.state for feed in feeds] == [State.LIVE] + [State.WAITING] * 4
+    assert [feed.state for feed in feeds] == [State.WAITING] * 5
+    assert [feed.cursor for feed in feeds] == [3, 0, 0, 0, 0]
     assert sink.seqs == [1, 2, 3]
 
 
 async def test_nothing_is_written_to_a_live_feed_whose_socket_someone_else_filled() -> None:
     world = World()
     feed, sink = await world.live(sink=PlainSink(room=5))
-    sink.waiting = 5
+    sink.fill()
     world.append("plan")
     assert (feed.state, feed.cursor, sink.events) == (State.WAITING, 0, ["subscribed"])
 
@@ -541,7 +548,33 @@ async def test_a_drain_that_was_not_told_is_found_by_the_next_pulse() -> None:
     sink.drain()
     world.pulse(1)
     await world.settle()
-    assert (feed.state, sink.seqs) == (State.LIVE, [1, 2])
+    assert (feed.cursor, sink.seqs) == (2, [1, 2])
+
+
+async def test_a_full_socket_that_was_not_told_is_found_by_the_next_pulse() -> None:
+    world = World()
+    feed, sink = await world.live(sink=PlainSink(room=1))
+    world.append("b")
+    sink.waiting = 1
+    world.pulse(1)
+    world.append("plan")
+    assert (feed.state, feed.cursor, sink.seqs) == (State.WAITING, 1, [])
+
+
+async def test_two_feeds_of_one_socket_stand_each_where_its_own_frames_end() -> None:
+    """One fills it in the middle of a batch: the other, of a lane that has its turn later, has none of the batch."""
+    world = World()
+    sink = PlainSink(room=1)
+    feeds = [(await world.live(sink=sink, framing=PlainFraming(name)))[0] for name in ("one", "other")]
+    world.append("b")
+    world.append("plan")
+    assert [(feed.state, feed.cursor) for feed in feeds] == [(State.WAITING, 2), (State.WAITING, 1)]
+    for _ in range(2):
+        sink.drain()
+        for feed in feeds:
+            feed.drained()
+        await world.settle()
+    assert sink.seqs == [2, 2]
 
 
 async def test_a_stalled_feed_may_take_others_on_its_socket_with_it() -> None:

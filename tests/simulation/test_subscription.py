@@ -218,6 +218,7 @@ class Remote(Client):
         self.sink = PlainSink(room=self.draw.randint(1, 4))
         self.sink.on_write = self._unread.append
         self.feed = world.bus.feed(self.wanted, PlainFraming(self.draw.choice("ab")), self.sink, after)
+        self.sink.feeds.append(self.feed)
         first = self._unread.pop(0)
         assert (first.event, first.cursor) == ("subscribed", f"{world.bus.epoch}.{after}")
         self.cursor = first.cursor

@@ -458,6 +458,7 @@ class Remote:
         self._heard = 0
         self._sink = PlainSink(self._room)
         self._feed = bus.feed(self._wanted, PlainFraming(), self._sink, bus.seq_of_cursor(after))
+        self._sink.feeds.append(self._feed)
         self.cursor = self._sink.cursor
         return []
 

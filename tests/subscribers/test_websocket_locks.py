@@ -1,7 +1,7 @@
 """Locks over a WebSocket: waits that hold up nobody, answers by id, and locks that end with their connection."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -538,9 +538,9 @@ class Deaf:
     def write_raw(self, frame: bytes) -> None:
         self.written.append(frame)
 
-    def offer(self, frame: bytes) -> bool:
-        self.written.append(frame)
-        return True
+    @property
+    def push(self) -> Callable[[bytes], object]:
+        return self.write_raw
 
     def end(self, code: int, reason: str) -> None:
         self.ended = code

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from collections.abc import Callable
 from typing import Any
 
 from engram_bus.limits import PEER_SILENT_SECONDS, SOCKET_BUFFER_BYTES
@@ -24,11 +25,12 @@ class Written(asyncio.BaseProtocol):
     transport: asyncio.Transport
     _listener: Listener | None = None
     _full = False
+    _is_leaving = False
     _abort: asyncio.TimerHandle | None = None
 
     @property
     def has_room(self) -> bool:
-        return not self._full
+        return not self._full and not self._is_leaving
 
     def listen(self, listener: Listener) -> None:
         self._listener = listener
@@ -42,13 +44,9 @@ class Written(asyncio.BaseProtocol):
         if not self.transport.is_closing():
             self.transport.write(frame)
 
-    def offer(self, frame: bytes) -> bool:
-        if self._full:
-            return False
-        transport = self.transport
-        if not transport.is_closing():
-            transport.write(frame)
-        return True
+    @property
+    def push(self) -> Callable[[bytes], object]:
+        return self.transport.write
 
     def abort_after(self, seconds: float) -> None:
         self._abort = asyncio.get_running_loop().call_later(seconds, self.transport.abort)
@@ -59,10 +57,16 @@ class Written(asyncio.BaseProtocol):
         if self._listener is not None:
             self._listener.full()
 
+    def leave_off(self) -> None:
+        """Nothing may follow what was written last: it is the connection's end."""
+        self._is_leaving = True
+        if self._listener is not None:
+            self._listener.full()
+
     def resume_writing(self) -> None:
         super().resume_writing()
         self._full = False
-        if self._listener is not None:
+        if self._listener is not None and not self._is_leaving:
             self._listener.drained()
 
     def was_lost(self) -> None:

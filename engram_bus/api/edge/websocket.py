@@ -143,6 +143,7 @@ class EdgeWebSocket(Written, WebSocketsSansIOProtocol):
 
     def _closing(self, code: int, reason: str) -> None:
         """The close frame goes out; the peer answers it, or is cut after a while."""
+        self.leave_off()
         self.stop_keepalive()
         self.transport.write(b"".join(self.conn.data_to_send()))
         self.close_sent = True
@@ -150,7 +151,16 @@ class EdgeWebSocket(Written, WebSocketsSansIOProtocol):
         self.close_timer = self.loop.call_later(LEAVE_SECONDS_MAX, self.transport.close)
         self.resume_reading()
 
+    def handle_close(self, event: Frame) -> None:
+        self.leave_off()
+        super().handle_close(event)
+
+    def keepalive_timeout(self) -> None:
+        self.leave_off()
+        super().keepalive_timeout()
+
     def shutdown(self) -> None:
+        self.leave_off()
         # Who was told to go reads that first: closing now, on bytes it may just send, would reset the connection.
         if not self.close_sent:
             super().shutdown()
