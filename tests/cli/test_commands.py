@@ -43,6 +43,16 @@ def test_help_answers_at_once_because_nothing_heavy_is_loaded() -> None:
     assert loaded.stdout.split() == []
 
 
+def test_a_command_that_asks_a_bus_does_not_load_the_command_line_of_httpx() -> None:
+    code = "import atexit, sys, engram_bus.cli; atexit.register(lambda: print(*sys.modules)); engram_bus.cli.main()"
+    ask = [sys.executable, "-c", code, "status", "--url", "http://127.0.0.1:1"]
+    asked = subprocess.run(ask, capture_output=True, text=True, env=environment())
+    assert "no bus answers" in asked.stderr
+    loaded = asked.stdout.split()
+    assert "httpx" in loaded
+    assert not {"click", "pygments", "rich"} & set(loaded)
+
+
 def test_a_word_it_does_not_know_is_told_with_exit_code_2() -> None:
     for arguments in (["sevre"], ["status", "--jsno"], ["post"]):
         assert engram(*arguments).returncode == 2
