@@ -5,6 +5,7 @@ import contextlib
 import logging
 import socket
 from collections.abc import Callable, Generator
+from types import FrameType
 from typing import NamedTuple
 
 import uvicorn
@@ -32,6 +33,9 @@ from engram_bus.settings import GRPC_PORT, Settings, SettingsError, is_loopback
 
 log = logging.getLogger("engram_bus")
 
+_LOOK_SECONDS = 0.005
+"""How often a stop looks whether everyone has gone."""
+
 
 class GrpcAddress(NamedTuple):
     """Where gRPC is served beside HTTP."""
@@ -46,7 +50,7 @@ class GrpcAddress(NamedTuple):
 
 class _Server(uvicorn.Server):
     """uvicorn's server with gRPC beside it. Before it stops it tells every stream to go, so that none is cut without a
-    cursor."""
+    cursor; it stops when it is told to and everyone has gone, where uvicorn's own looks ten times a second for both."""
 
     def __init__(
         self, config: uvicorn.Config, bus: Bus, api: HttpApi, health: Health, *, started: Callable[[], None]
@@ -58,6 +62,12 @@ class _Server(uvicorn.Server):
         self._started = started
         self.grpc_address: GrpcAddress | None = None
         self._grpc: GrpcServer | None = None
+        self._loop = asyncio.get_running_loop()
+        self._told = asyncio.Event()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        self._loop.call_soon_threadsafe(self._told.set)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -98,15 +108,34 @@ class _Server(uvicorn.Server):
         if not address.is_shared:
             log.info("gRPC is at %s:%d", address.host, self._health.grpc_port)
 
+    async def main_loop(self) -> None:
+        await self._told.wait()
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        for server in self.servers:
-            server.close()
+        for listener in (*self.servers, *(sockets or ())):
+            listener.close()
         self._api.goaway("shutdown")
         if self._grpc is None:
-            await super().shutdown(sockets)
+            await self._see_off()
             return
         self._grpc.goaway()
-        await asyncio.gather(self._grpc.stop(), super().shutdown(sockets))
+        await asyncio.gather(self._grpc.stop(), self._see_off())
+
+    async def _see_off(self) -> None:
+        """Answer what was asked, and wait a while for everyone to leave; a second SIGINT ends the wait."""
+        state = self.server_state
+        for connection in list(state.connections):
+            connection.shutdown()
+        try:
+            async with asyncio.timeout(DRAIN_SECONDS_MAX):
+                while (state.connections or state.tasks) and not self.force_exit:  # noqa: ASYNC110 - neither set tells
+                    await asyncio.sleep(_LOOK_SECONDS)
+                for server in self.servers:
+                    await server.wait_closed()
+        except TimeoutError:
+            log.warning("%d requests were under way %g s after the stop: cut", len(state.tasks), DRAIN_SECONDS_MAX)
+            for task in state.tasks:
+                task.cancel()
 
 
 def run(settings: Settings, *, ready: Callable[[str], None] = lambda url: None, why: str = "as it was told") -> None:
@@ -191,7 +220,6 @@ def _config(api: HttpApi, bounds: Bounds) -> uvicorn.Config:
         date_header=False,
         backlog=2_048,
         timeout_keep_alive=int(KEEP_ALIVE_SECONDS),
-        timeout_graceful_shutdown=int(DRAIN_SECONDS_MAX),
         ws_max_size=WEBSOCKET_MESSAGE_BYTES_MAX,
         ws_ping_interval=HEARTBEAT_SECONDS,
         ws_ping_timeout=None,  # A frozen reader is told by its full socket, a dead one by TCP.

@@ -1,6 +1,7 @@
 """The JSON Schemas of what goes over the wire: what msgspec says of the types, and the bounds of `limits.py`."""
 
 from collections.abc import Iterable
+from functools import cache
 from typing import Any, Final
 
 import msgspec
@@ -258,14 +259,19 @@ def components(types: Iterable[Any]) -> dict[str, Schema]:
 
 def schema_of(type_: Any) -> Schema:
     """The schema of one type; structs are referred to by name."""
-    (schema,), _ = msgspec.json.schema_components([type_], ref_template=_REF)
-    return dict(schema)
+    return dict(_schema_of(type_))
 
 
 def codes(family: type[EngramError] = EngramError) -> set[str]:
     """Every code of the error table."""
     own = {family.code} if "code" in vars(family) else set()
     return own.union(*(codes(child) for child in family.__subclasses__()))
+
+
+@cache  # A problem is asked for by each of some 200 refusals, whenever a bus starts.
+def _schema_of(type_: Any) -> Schema:
+    (schema,), _ = msgspec.json.schema_components([type_], ref_template=_REF)
+    return schema
 
 
 def _bounded(name: str, schema: Schema) -> Schema:

@@ -76,6 +76,9 @@ def _engram(
 
 def main() -> None:
     """Run the command line; what goes wrong is one line on stderr and an exit code, never a traceback."""
+    # httpx has a command line of its own, which it loads where it can: with click, pygments and rich's widgets, a third
+    # of what each of our commands took. It does without where that cannot be imported.
+    sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]  # None: "there is no such module"
     try:
         app(prog_name="engram")
     except Failure as failure:

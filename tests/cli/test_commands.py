@@ -11,16 +11,17 @@ from threading import Thread
 
 import pytest
 
-from tests.process import BusProcess, engram, environment
+from tests.process import BusProcess, engram, engram_here, environment
 
 COMMANDS = tuple("serve status post tail search lock replay verify backup restore export import repair demo".split())
 
 
 def test_help_names_every_command_and_every_command_has_help() -> None:
     told = engram("--help").stdout
+    assert told == engram_here("--help").stdout
     for command in COMMANDS:
         assert f"│ {command} " in told
-        assert f"Usage: engram {command}" in engram(command, "-h").stdout
+        assert f"Usage: engram {command}" in engram_here(command, "-h").stdout
 
 
 def test_every_command_line_of_the_readme_is_one() -> None:
@@ -30,8 +31,8 @@ def test_every_command_line_of_the_readme_is_one() -> None:
     assert {line[1] for line in lines} >= {"post", "tail", "search", "status", "lock", "replay", "verify", "demo"}
     for _, *words in lines:
         own = words[: words.index("--")] if "--" in words else words
-        told = engram(*own[: 2 if own[0] == "lock" else 1], "--help")
-        assert told.returncode == 0
+        told = engram_here(*own[: 2 if own[0] == "lock" else 1], "--help")
+        assert told.exit_code == 0
         for flag in (word for word in own if word.startswith("--")):
             assert f" {flag} " in told.stdout, (own, flag)
 
@@ -41,6 +42,16 @@ def test_help_answers_at_once_because_nothing_heavy_is_loaded() -> None:
     code = f"import sys, engram_bus.cli; print(*{heavy} & set(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=True)
     assert loaded.stdout.split() == []
+
+
+def test_a_command_that_asks_a_bus_does_not_load_the_command_line_of_httpx() -> None:
+    code = "import atexit, sys, engram_bus.cli; atexit.register(lambda: print(*sys.modules)); engram_bus.cli.main()"
+    ask = [sys.executable, "-c", code, "status", "--url", "http://127.0.0.1:1"]
+    asked = subprocess.run(ask, capture_output=True, text=True, env=environment())
+    assert "no bus answers" in asked.stderr
+    loaded = asked.stdout.split()
+    assert "httpx" in loaded
+    assert not {"click", "pygments", "rich"} & set(loaded)
 
 
 def test_a_word_it_does_not_know_is_told_with_exit_code_2() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.process import BusProcess, engram, running
+from tests.process import BusProcess, engram, engram_here, running
 
 HELD, DEADLOCK, LOST = 75, 76, 77
 
@@ -201,9 +201,9 @@ def test_what_is_asked_wrongly_is_told(bus: dict[str, str], arguments: list[str]
 
 
 def test_the_help_says_the_exit_codes() -> None:
-    told = engram("lock", "--help").stdout
+    told = engram_here("lock", "--help").stdout
     assert "75 held by another, 76 waiting would never end" in told
     assert "77 lost (run), another's (release) or nobody's (break)" in told
     for command in ("acquire", "release", "list", "break", "run"):
         assert f"│ {command} " in told
-        assert f"Usage: engram lock {command}" in engram("lock", command, "-h").stdout
+        assert f"Usage: engram lock {command}" in engram_here("lock", command, "-h").stdout

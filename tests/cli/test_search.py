@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.process import ENGRAM, BusProcess, engram, environment
+from tests.process import ENGRAM, BusProcess, engram, engram_here, environment
 
 CONTEXT = "of/test_search"
 
@@ -202,7 +202,7 @@ def test_a_search_that_cannot_be_names_what_is_wrong(
     ],
 )
 def test_what_no_option_takes_is_told_before_anyone_is_asked(arguments: list[str]) -> None:
-    assert engram("search", "parser", *arguments, "--url", "http://127.0.0.1:1").returncode == 2
+    assert engram_here("search", "parser", *arguments, "--url", "http://127.0.0.1:1").exit_code == 2
 
 
 def test_what_is_no_text_is_looked_for_all_the_same(served: BusProcess) -> None:

@@ -12,7 +12,7 @@ import pytest
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from engram_bus.settings import GRPC_PORT, Settings
-from tests.process import BusProcess, engram, running
+from tests.process import BusProcess, engram, engram_here, running
 
 
 def test_it_says_where_it_is_and_closes_its_log_when_it_is_told_to_stop(tmp_path: Path) -> None:
@@ -36,7 +36,7 @@ def test_a_broken_page_that_ends_it_is_not_the_end_without_words(tmp_path: Path)
 
 
 def test_every_setting_is_a_flag() -> None:
-    told = engram("serve", "--help").stdout
+    told = engram_here("serve", "--help").stdout
     for field in msgspec.structs.fields(Settings):
         assert f"--{field.name.replace('_', '-')} " in told
         if not isinstance(field.default, bool | None):
