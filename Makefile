@@ -13,10 +13,8 @@ unexport PYTHONDONTWRITEBYTECODE
 
 BIN := .venv/bin
 # uv installs into .venv with the Python that made it, never fetches another one, and trusts whom the system trusts.
-# Bytecode is kept: without it every start of a process compiles all that it imports, for two thirds of a second.
 UV := VIRTUAL_ENV=$(CURDIR)/.venv UV_PYTHON_DOWNLOADS=never UV_NO_PROGRESS=1 UV_SYSTEM_CERTS=1 \
 	UV_COMPILE_BYTECODE=1 $(BIN)/uv
-unexport PYTHONDONTWRITEBYTECODE
 COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--no-annotate --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)
 FOREIGN := tests/foreign
