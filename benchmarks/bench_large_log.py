@@ -28,6 +28,7 @@ from benchmarks.harness import (
     caught_up,
     children,
     commit,
+    cpu_seconds,
     keep,
     machine,
     mapped_bytes,
@@ -44,6 +45,8 @@ from engram_bus.limits import SNAPSHOT_UNITS
 QUESTION = "what grows with the log: appends, reads, restarts, memory and disk at each size"
 MIB = 1_048_576
 HTTP_BULK = 500
+STEP = 1_000_000
+"""So many units are written between two looks at whether the run is ended: minutes, at most."""
 
 
 class Sizes(NamedTuple):
@@ -143,12 +146,10 @@ class LargeLog:
         return self.directory / "data"
 
     def kept(self) -> dict[str, Any]:
-        file = self.directory / "measured.json"
-        kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-        return kept
+        return _read(self.directory / "measured.json")
 
     def keep(self, done: Mapping[str, Any]) -> None:
-        (self.directory / "measured.json").write_text(json.dumps(done, indent=2) + "\n", encoding="utf-8")
+        _write(self.directory / "measured.json", done)
 
     def has_outgrown(self, units: int) -> bool:
         """Whether what was measured at another size, or an append of a measurement, is not all that is beyond it."""
@@ -156,38 +157,46 @@ class LargeLog:
 
     def row(self, units: int) -> Mapping[str, Any]:
         """All figures at one size."""
-        row = {"units": units, "load_average": round(os.getloadavg()[0], 1), **self._grown(units)}
+        row = {"units": units, "rounds": self.sizes.rounds, "load_average": round(os.getloadavg()[0], 1)}
+        row |= self._grown(units)
         fold = min(SNAPSHOT_UNITS - 10 * HTTP_BULK, units // 2)
-        row |= {"units_folded_after_kill": fold, "restart_after_kill_seconds": self._killed(fold)}
+        row |= {"units_folded_after_kill": fold, **_restarts("kill", self._killed(fold))}
         row |= self._served(units)
-        row |= {"restart_after_stop_seconds": [self._restarted() for _ in range(self.sizes.restarts)]}
-        row |= {"restart_after_reboot_seconds": self._rebooted()}
+        row |= _restarts("stop", [self._restarted() for _ in range(self.sizes.restarts)])
+        reboot = self._rebooted()
+        row |= {"restart_after_reboot_seconds": reboot.seconds, "restart_after_reboot_cpu_seconds": reboot.cpu_seconds}
         row |= uvloop.run(self._in_process())
         return row | {"disk_bytes_per_unit": self._disk_bytes_per_unit()}
 
     def _grown(self, units: int) -> Mapping[str, Any]:
-        before = uvloop.run(_head(self._data))
-        started = time.perf_counter()
-        uvloop.run(grow(self._data, self._content, units=units))
-        seconds = time.perf_counter() - started
-        written = units - before
-        return {"write_units_per_second": round(written / seconds) if written > 0 else None}
+        """How fast the last of them were written, as this commit or an earlier one found it."""
+        written: dict[str, Any] = _read(self.directory / "written.json")
+        while (head := uvloop.run(_head(self._data))) < units:
+            step = uvloop.run(grow(self._data, self._content, units=min(units, head + STEP)))
+            written[str(units)] = {
+                "commit": commit(),
+                "units": step.units,
+                "units_per_second": round(step.units / step.seconds),
+                "cpu_us_per_unit": round(step.cpu_seconds / step.units * 1e6, 1),
+            }
+            _write(self.directory / "written.json", written)
+        return {"write": written.get(str(units))}
 
     # --- Restarts ----------------------------------------------------------------------------------------------------
 
-    def _killed(self, fold: int) -> Sequence[float]:
+    def _killed(self, fold: int) -> Sequence["Restart"]:
         """Restarts after kills, with so many units behind the newest snapshot: 100,000 at most are ever there."""
         with serving(self.directory, "--no-search", kill=True) as bus:
             _post(bus, self._content, fold)
         return [self._restarted(kill=True) for _ in range(self.sizes.restarts)]
 
-    def _restarted(self, *, kill: bool = False) -> float:
+    def _restarted(self, *, kill: bool = False) -> "Restart":
         started = time.perf_counter()
         with serving(self.directory, "--no-search", kill=kill) as bus:
             assert json.loads(next(_got(bus, ["/readyz"])).body)["ready"]
-            return round(time.perf_counter() - started, 3)
+            return Restart(round(time.perf_counter() - started, 3), round(cpu_seconds(bus.pid), 2))
 
-    def _rebooted(self) -> float:
+    def _rebooted(self) -> "Restart":
         """As after a clean stop and a new start of the machine: nothing of the files is in memory."""
         for file in self._data.rglob("data.mdb"):
             _forget_pages(file)
@@ -272,6 +281,20 @@ class LargeLog:
         }
 
 
+class Restart(NamedTuple):
+    """From the start of the process until it is ready."""
+
+    seconds: float
+    cpu_seconds: float
+
+
+def _restarts(after: str, restarts: Sequence[Restart]) -> Mapping[str, Any]:
+    return {
+        f"restart_after_{after}_seconds": [one.seconds for one in restarts],
+        f"restart_after_{after}_cpu_seconds": [one.cpu_seconds for one in restarts],
+    }
+
+
 class Asked(NamedTuple):
     """What is read: each for the first time by who is asked."""
 
@@ -320,13 +343,15 @@ def _timed(what: Callable[[], object]) -> float:
 
 def _appends(bus: Served, directory: Path, sizes: Sizes, *, clients: int = 1) -> dict[str, Any]:
     """Durable appends over WebSocket, in turns with the disk's own flushes."""
-    flushes = Flushes(directory)
+    flushes, used = Flushes(directory), cpu_seconds(bus.pid)
     turns: dict[str, Callable[[], Any]] = {
         "bus": lambda: native.appends("ws", bus.port, clients=clients, seconds=sizes.seconds),
         "disk": flushes.measure,
     }
     found = in_turn(turns, rounds=sizes.rounds)
-    return {"append": appended(found["bus"]), "disk": flushes.figures()}
+    units = sum([len(run.times) for run in found["bus"]])
+    used_us = round((cpu_seconds(bus.pid) - used) / units * 1e6, 1)
+    return {"append": {**appended(found["bus"]), "bus_cpu_us": used_us}, "disk": flushes.figures()}
 
 
 def _asked_over_http(bus: Served, asked: Asked) -> dict[str, Any]:
@@ -414,6 +439,15 @@ def _memory_mib(*pids: int) -> Mapping[str, float]:
         "own": round(sum(map(resident_bytes, pids)) / MIB, 1),
         "of_files": round(sum(map(mapped_bytes, pids)) / MIB, 1),
     }
+
+
+def _read(file: Path) -> dict[str, Any]:
+    kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return kept
+
+
+def _write(file: Path, kept: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
 
 
 def _forget_pages(file: Path) -> None:

@@ -1,7 +1,9 @@
 """A log that grows to ten million units over 100,000 contexts: what lies in it, and where."""
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from benchmarks.search_texts import grown, recorded
 from engram_bus import Bus, Draft, UnitType
@@ -46,11 +48,21 @@ def conversations(head: int) -> Sequence[str]:
     return [f"conversation/{number}" for number in range(max(1, head // _ROUND) * _AT_A_TIME)]
 
 
-async def grow(path: Path, content: Content, *, units: int) -> None:
+class Written(NamedTuple):
+    """How long it took, opening and closing aside."""
+
+    units: int
+    seconds: float
+    cpu_seconds: float
+
+
+async def grow(path: Path, content: Content, *, units: int) -> Written:
     """Append what is missing, in bulks, without a server."""
     async with Bus.open(path) as bus:
+        before, started, used = bus.head, time.perf_counter(), time.process_time()
         while bus.head < units:
             await bus.append_bulk(content.drafts(bus.head + 1, min(BULK, units - bus.head)))
+        return Written(bus.head - before, time.perf_counter() - started, time.process_time() - used)
 
 
 def _context_of(seq: int) -> str:
