@@ -163,10 +163,12 @@ class LargeLog:
         row |= {"units_folded_after_kill": fold, **_restarts("kill", self._killed(fold))}
         row |= self._served(units)
         row |= _restarts("stop", [self._restarted() for _ in range(self.sizes.restarts)])
+        row |= uvloop.run(self._in_process())
+        row |= {"disk_bytes_per_unit": self._disk_bytes_per_unit()}
+        # Last, for then little of the files is in memory.
         reboot = self._rebooted()
         row |= {"restart_after_reboot_seconds": reboot.seconds, "restart_after_reboot_cpu_seconds": reboot.cpu_seconds}
-        row |= uvloop.run(self._in_process())
-        return row | {"disk_bytes_per_unit": self._disk_bytes_per_unit()}
+        return row
 
     def _grown(self, units: int) -> Mapping[str, Any]:
         """How fast the last of them were written, as this commit or an earlier one found it."""
