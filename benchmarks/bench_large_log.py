@@ -30,6 +30,7 @@ from benchmarks.harness import (
     commit,
     cpu_seconds,
     keep,
+    leave_nothing_behind,
     machine,
     mapped_bytes,
     percentiles_us,
@@ -77,6 +78,7 @@ def main() -> None:
     """Every size that this commit has not measured, then the log with search."""
     options = _options()
     sizes = SMALL if options.small else FULL
+    leave_nothing_behind()
     with contextlib.ExitStack() as stack:
         if options.small:
             options.dir = stack.enter_context(scratch())

@@ -76,11 +76,16 @@ def _said(*command: str) -> str:
 @contextlib.contextmanager
 def scratch() -> Iterator[Path]:
     """A directory on a disk, not on a tmpfs: ENGRAM_BENCH_DIR, or /var/tmp. SIGTERM leaves it, and no server behind."""
-    signal.signal(signal.SIGTERM, _end)
+    leave_nothing_behind()
     with tempfile.TemporaryDirectory(
         prefix="engram-bench-", dir=os.environ.get("ENGRAM_BENCH_DIR", "/var/tmp")
     ) as path:
         yield Path(path)
+
+
+def leave_nothing_behind() -> None:
+    """SIGTERM ends this process as an exception would: servers that it started are stopped first."""
+    signal.signal(signal.SIGTERM, _end)
 
 
 def _end(*_: object) -> None:
