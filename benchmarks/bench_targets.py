@@ -6,11 +6,11 @@ that does nothing, of the same rounds. Parts that this commit has measured are k
     python -m benchmarks.bench_targets [--small] [--again] [PART ...]
 """
 
+import argparse
 import contextlib
 import json
 import random
 import socket
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
@@ -47,6 +47,8 @@ from engram_bus import Bus, Draft, UnitType
 
 QUESTION = "every target of the bus: what was found, what it must be, what it aims at"
 LARGE = 10_000_000
+FILES_BESIDE = 200
+"""Open files of a load or a bus besides its subscribers."""
 
 T = TypeVar("T")
 
@@ -62,7 +64,7 @@ class Sizes(NamedTuple):
 
 
 SMALL = Sizes(rounds=1, seconds=0.1, read=5_000, reads=20, idle=50)
-FULL = Sizes(rounds=7, seconds=1.0, read=300_000, reads=1_000, idle=2_000)
+FULL = Sizes(rounds=7, seconds=1.0, read=300_000, reads=1_000, idle=10_000)
 
 
 class Row(NamedTuple):
@@ -105,21 +107,37 @@ class Part(NamedTuple):
 
 def main() -> None:
     """One part after the other."""
-    small, again = "--small" in sys.argv, "--again" in sys.argv
-    sizes = SMALL if small else FULL
-    wanted = [name for name in sys.argv[1:] if not name.startswith("--")] or [*PARTS]
-    parts = {} if small else _kept()
+    options = _options()
+    sizes = SMALL if options.small else FULL
+    parts = {} if options.small else _kept()
     with scratch() as directory, contextlib.ExitStack() as stack:
         house = House(directory, stack, sizes)
         about = {"machine": machine(directory), "pinned": native.pinned(), "payload_bytes": 300}
-        for name in wanted:
-            if again or parts.get(name, {}).get("commit") != commit():
+        for name in options.parts or PARTS:
+            if options.again or parts.get(name, {}).get("commit") != commit():
                 parts[name] = _measured(house, PARTS[name])
                 rows = [row for part in PARTS if part in parts for row in parts[part]["rows"]]
                 figures = {**about, "rounds": sizes.rounds, "versions": house.versions, "rows": rows, "parts": parts}
                 _tell(parts[name]["rows"])
-                if not small:
+                if not options.small:
                     keep(QUESTION, figures)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="bench_targets"
+    )
+    parser.add_argument("--small", action="store_true", help="a little of everything, and no result is kept")
+    parser.add_argument("--again", action="store_true", help="also what this commit has measured")
+    parser.add_argument("parts", nargs="*", metavar="PART", type=_part, help=f"all, or some of: {', '.join(PARTS)}")
+    return parser.parse_args()
+
+
+def _part(name: str) -> str:
+    # Not `choices`: with `nargs="*"` it refuses the empty list.
+    if name not in PARTS:
+        raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(PARTS)}")
+    return name
 
 
 def _measured(house: "House", part: Callable[["House"], Part]) -> dict[str, Any]:
@@ -543,17 +561,19 @@ async def _written(path: Path, units: int, contexts: int) -> None:
 
 def idle(house: House) -> Part:
     """Sockets that are open and say nothing; what the first ones bring with them is not the price of the others."""
-    allow_files()
+    subscribers = min(house.sizes.idle, allow_files() - FILES_BESIDE)
+    if subscribers < house.sizes.idle:
+        print(f"only {subscribers} of {house.sizes.idle} subscribers: more files may not be open", flush=True)
     bus = house.serve("idle", "--no-search")
     with contextlib.ExitStack() as stack:
         _listen(bus, 20, stack)
         time.sleep(0.5)
         before = resident_bytes(bus.pid)
-        _listen(bus, house.sizes.idle, stack)
+        _listen(bus, subscribers, stack)
         time.sleep(0.5)
-        taken = (resident_bytes(bus.pid) - before) / house.sizes.idle / 1_024
+        taken = (resident_bytes(bus.pid) - before) / subscribers / 1_024
     figure = "memory per idle subscriber, WebSocket"
-    return Part([Row(figure, "KB", 25, 12, [taken], at_most=True)], {"subscribers": house.sizes.idle})
+    return Part([Row(figure, "KB", 25, 12, [taken], at_most=True)], {"subscribers": subscribers})
 
 
 def _listen(bus: Served, count: int, stack: contextlib.ExitStack) -> None:
@@ -566,10 +586,10 @@ def _listen(bus: Served, count: int, stack: contextlib.ExitStack) -> None:
 
 def large_log(house: House) -> Part:
     """What `bench_large_log` found, which takes its own time."""
-    kept = json.loads((RESULTS / "bench_large_log.json").read_text(encoding="utf-8"))
-    rounds = kept["restart_after_kill_seconds"] if kept["units"] >= LARGE else []
+    largest = json.loads((RESULTS / "bench_large_log.json").read_text(encoding="utf-8"))["sizes"][-1]
+    rounds = largest["restart_after_kill_seconds"] if largest["units"] >= LARGE else []
     figure = f"ready after kill -9 with {LARGE // 1_000_000} million units"
-    beside = {name: kept[name] for name in ("units", "restart_after_kill_seconds", "restart_after_stop_seconds")}
+    beside = {name: largest[name] for name in ("units", "restart_after_kill_seconds", "restart_after_stop_seconds")}
     return Part([Row(figure, "s", 3, 1, rounds, at_most=True)], {"bench_large_log": beside})
 
 

@@ -76,11 +76,16 @@ def _said(*command: str) -> str:
 @contextlib.contextmanager
 def scratch() -> Iterator[Path]:
     """A directory on a disk, not on a tmpfs: ENGRAM_BENCH_DIR, or /var/tmp. SIGTERM leaves it, and no server behind."""
-    signal.signal(signal.SIGTERM, _end)
+    leave_nothing_behind()
     with tempfile.TemporaryDirectory(
         prefix="engram-bench-", dir=os.environ.get("ENGRAM_BENCH_DIR", "/var/tmp")
     ) as path:
         yield Path(path)
+
+
+def leave_nothing_behind() -> None:
+    """SIGTERM ends this process as an exception would: servers that it started are stopped first."""
+    signal.signal(signal.SIGTERM, _end)
 
 
 def _end(*_: object) -> None:
@@ -177,8 +182,23 @@ def cpu_seconds(pid: int) -> float:
 
 def resident_bytes(pid: int) -> int:
     """The memory one process has by itself: its own pages, not those of files, such as the log, that it maps."""
+    return _status_bytes(pid, "RssAnon:")
+
+
+def mapped_bytes(pid: int) -> int:
+    """What it has in memory of the files that it maps."""
+    return _status_bytes(pid, "RssFile:")
+
+
+def _status_bytes(pid: int, name: str) -> int:
     lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1_024 for line in lines if line.startswith("RssAnon:"))
+    return next(int(line.split()[1]) * 1_024 for line in lines if line.startswith(name))
+
+
+def children(pid: int) -> list[int]:
+    """The processes that one has started."""
+    said = (task.joinpath("children").read_text(encoding="ascii") for task in Path(f"/proc/{pid}/task").iterdir())
+    return [int(child) for one in said for child in one.split()]
 
 
 def report(question: str, figures: dict[str, Any], *, small: bool) -> None:

@@ -18,7 +18,29 @@ from benchmarks.harness import RESULTS
 
 OURS, OTHERS, FLOORS = "#1f6f5c", "#8a94a6", "#d3b04c"
 MET = {"aim": "#1f6f5c", "must": "#6fae4e", "no": "#c2553b", "not measured": "#bbbbbb"}
-LAST_100 = ("in_process", "over_http")
+LARGE_LOG: Mapping[str, Callable[[Mapping[str, Any]], float | None]] = {
+    "durable append, 1 client, p50, µs": lambda row: row["append"]["p50_us"]["median"],
+    "the same, p99, µs": lambda row: row["append"]["p99_us"]["median"],
+    "the disk's own flush, p50, µs": lambda row: row["disk"]["prezeroed_overwrite_fdatasync_p50_us"]["median"],
+    "appends of 1,000 in process, units/s": lambda row: (
+        None if row["write"] is None else row["write"]["units_per_second"]
+    ),
+    "last 100 of a context, for the first time, p50, µs": lambda row: row["last_100_in_process_us"]["first"]["p50"],
+    "read lately, p50, µs": lambda row: row["last_100_in_process_us"]["lately"]["p50"],
+    "for the first time, over HTTP, p50, µs": lambda row: row["last_100_over_http_us"]["first"]["p50"],
+    "read lately, over HTTP, p50, µs": lambda row: row["last_100_over_http_us"]["lately"]["p50"],
+    "a unit by its id, in process, p50, µs": lambda row: row["get_in_process_us"]["p50"],
+    "a unit by its id, over HTTP, p50, µs": lambda row: row["get_over_http_us"]["p50"],
+    "read from zero over WebSocket, units/s": lambda row: row["read_from_zero_units_per_second"],
+    "ready after kill -9, median, s": lambda row: median(row["restart_after_kill_seconds"]),
+    "ready after a clean stop, median, s": lambda row: median(row["restart_after_stop_seconds"]),
+    "ready after a clean stop and a new start of the machine, s": lambda row: row["restart_after_reboot_seconds"],
+    "a clean stop, s": lambda row: row["stop_seconds"],
+    "memory after the start, MiB": lambda row: row["memory_mib"]["after_start"]["own"],
+    "memory after all these reads, MiB": lambda row: row["memory_mib"]["after_reads"]["own"],
+    "log on disk, bytes a unit": lambda row: row["disk_bytes_per_unit"]["log"],
+    "index on disk, bytes a unit": lambda row: row["disk_bytes_per_unit"]["index"],
+}
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; }
@@ -125,10 +147,32 @@ def _color(name: str) -> str:
 
 
 def _large_log(kept: Mapping[str, Any]) -> list[str]:
-    rows = {f"last 100, {name.replace('_', ' ')}, p99, µs": kept[f"last_100_{name}_us"]["p99"] for name in LAST_100}
-    rows["ready after kill -9, median, s"] = median(kept["restart_after_kill_seconds"])
-    cells = [f"<tr><td>{name}<td class=number>{_number(value)}</tr>" for name, value in rows.items()]
-    return [f"<h2>A log of {_number(kept['units'])} units</h2>", f"<table>{''.join(cells)}</table>"]
+    sizes = kept["sizes"]
+    heads = "".join(f"<th>{_number(row['units'])}" for row in sizes)
+    rows = "".join(
+        f"<tr><td>{figure}{''.join(f'<td class=number>{_number(found(row))}' for row in sizes)}</tr>"
+        for figure, found in LARGE_LOG.items()
+    )
+    return [
+        f"<h2>A log that grows, over {_number(kept['contexts'])} contexts</h2>",
+        _about({**kept, "rounds": kept["sizes"][-1]["rounds"]}),
+        f"<table><tr><th>units in the log{heads}</tr>{rows}</table>",
+        *_with_search(kept["with_search"]),
+    ]
+
+
+def _with_search(row: Mapping[str, Any] | None) -> list[str]:
+    if row is None:
+        return []
+    on, off = (row[name]["append"]["per_second"]["median"] for name in ("clients_64", "clients_64_search_off"))
+    bus, search = (row["memory_mib"][name]["own"] for name in ("bus", "search"))
+    said = [
+        f"With search, {_number(row['units'])} units: it takes in {_number(row['taken_in_units_per_second'])} a second",
+        f"64 clients append {_number(on)} a second ({_number(off)} without search)",
+        f"search has caught up with them after {_number(row['seconds_until_it_caught_up'])} s",
+        f"the bus takes {_number(bus)} MiB, search {_number(search)} MiB",
+    ]
+    return [f"<p>{'; '.join(said)}.</p>"]
 
 
 # --- All of them -----------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from engram_bus.units import (
     KeyedCommand,
     Lock,
     LockMode,
+    Placed,
     RefreshLock,
     Relationship,
     RelationshipType,
@@ -52,6 +53,7 @@ UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 encode_json = msgspec.json.Encoder().encode
 encode_msgpack = msgspec.msgpack.Encoder().encode
 decode_unit = msgspec.msgpack.Decoder(WorkUnit).decode
+decode_placed = msgspec.msgpack.Decoder(Placed).decode
 _encode_canonical = msgspec.msgpack.Encoder(order="deterministic").encode
 
 _TYPES: Final[dict[str | int, UnitType]] = {

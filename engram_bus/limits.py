@@ -168,6 +168,8 @@ TAIL_UNITS_MAX: Final = 512
 TAIL_BYTES_MAX: Final = 512 * KIB
 SETTLE_SECONDS: Final = 0.02
 """After an append, when LMDB takes over what there is: who reads the log beside the bus hears of it then."""
+STAMP_TELLS_SECONDS: Final = 0.1
+"""Between two writes of a file, so that its times differ: the clock that they are taken from ticks in 10 ms or less."""
 STORAGE_RETRY_SECONDS: Final = 0.5
 """How often a full disk is asked for room again."""
 RETRY_AFTER_SECONDS: Final = 1

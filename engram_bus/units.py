@@ -81,6 +81,16 @@ class WorkUnit(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, gc
     payload: bytes
 
 
+class Placed(msgspec.Struct, frozen=True, gc=False):
+    """What the decisions take in of a unit that has no kind, as nearly all have none: a start reads 100,000 of them."""
+
+    seq: int
+    context_id: str
+    version: int
+    ts: str
+    kind: str | None = None
+
+
 class Draft(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """A unit before the writer gave it its place: all that a client or a decision says of it.
 

@@ -17,6 +17,7 @@ from engram_bus.codec import (
     append_from_msgpack,
     check_payload,
     command_digest,
+    decode_placed,
     decode_unit,
     encode_json,
     encode_msgpack,
@@ -33,6 +34,7 @@ from engram_bus.units import (
     Append,
     AppendAtomic,
     Draft,
+    Placed,
     Relationship,
     RelationshipType,
     UnitType,
@@ -61,6 +63,12 @@ def test_a_unit_in_messagepack_is_read_by_any_reader(one: WorkUnit) -> None:
     assert {"seq", "id", "context_id", "version", "agent_id", "type", "ts", "content_type", "payload"} <= read.keys()
     assert list(read)[-1] == "payload"
     assert (read["payload"], read["context_id"], read.get("meta", {})) == (one.payload, one.context_id, one.meta)
+
+
+@given(units())
+def test_what_the_decisions_take_in_of_a_unit_is_what_it_says(one: WorkUnit) -> None:
+    placed = decode_placed(encode_msgpack(one))
+    assert placed == Placed(one.seq, one.context_id, one.version, one.ts, one.kind)
 
 
 @given(units())

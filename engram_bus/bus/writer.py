@@ -14,7 +14,7 @@ import msgspec
 
 from engram_bus.bus.gathering import Gathering
 from engram_bus.clock import Clock
-from engram_bus.codec import UNREADABLE, Entry, command_digest, payloads
+from engram_bus.codec import UNREADABLE, Entry, command_digest, decode_placed, payloads
 from engram_bus.decisions.contract import Part
 from engram_bus.decisions.locks import (
     CANCELLED,
@@ -68,6 +68,7 @@ from engram_bus.units import (
     Draft,
     KeyedCommand,
     Lock,
+    Placed,
     RefreshLock,
     ReleaseLock,
     Stamp,
@@ -722,12 +723,14 @@ class Writer:
         """The decisions' state, each from its newest snapshot and the log after it."""
         self._folded = False
         seqs = [self._restore(part) for part in self.state.parts]
+        parts = [*zip(self.state.parts, seqs, strict=True)]
         seq = self._snapshot_seq = min(seqs)
         while entries := self._log.read(seq, units_max=CATCH_UP_UNITS, bytes_max=CATCH_UP_BYTES):
             for entry in entries:
-                for part, part_seq in zip(self.state.parts, seqs, strict=True):
+                unit = _folded(entry)
+                for part, part_seq in parts:
                     if entry.seq > part_seq:
-                        part.evolve(entry.unit)
+                        part.evolve(unit)
             seq = entries[-1].seq
         self._folded = True
 
@@ -747,6 +750,12 @@ class Writer:
         for part in self.state.parts:
             self._log.save_snapshot(part.name, Snapshot(self._log.head, part.snapshot()))
         self._snapshot_seq = self._log.head
+
+
+def _folded(entry: Entry) -> WorkUnit | Placed:
+    """As much of it as the state takes in."""
+    placed = decode_placed(entry.body)
+    return placed if placed.kind is None else entry.unit
 
 
 def _agent(command: KeyedCommand) -> str:

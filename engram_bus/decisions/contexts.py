@@ -20,6 +20,7 @@ from engram_bus.units import (
     Context,
     Draft,
     KeyedCommand,
+    Placed,
     Stamp,
     UnitType,
     UpdateContext,
@@ -178,14 +179,14 @@ class Contexts:
 
     # --- evolve ------------------------------------------------------------------------------------------------------
 
-    def evolve(self, unit: WorkUnit) -> None:
+    def evolve(self, unit: WorkUnit | Placed) -> None:
         state = self._states.get(unit.context_id)
         if state is None:
             state = self._states[unit.context_id] = _State(0, unit.ts, unit.ts)
         assert unit.version == state.version + 1, f"version {unit.version} after {state.version} at seq {unit.seq}"
         state.version = unit.version
         state.updated_at = unit.ts
-        if unit.kind is not None and unit.kind.startswith("context."):
+        if unit.kind is not None and isinstance(unit, WorkUnit) and unit.kind.startswith("context."):
             if state.details is None:
                 state.details = _Details()
             _apply(state.details, unit.kind, _decode_change(unit.payload))

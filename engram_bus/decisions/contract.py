@@ -8,7 +8,7 @@ is a fact in the log, and a later version of the code cannot take it back.
 from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
-from engram_bus.units import Draft, Stamp, WorkUnit
+from engram_bus.units import Draft, Placed, Stamp, WorkUnit
 
 C = TypeVar("C", contravariant=True)
 
@@ -19,7 +19,7 @@ class Part(Protocol):
     name: str
     """Under which its snapshots are kept; the state's format version is part of it."""
 
-    def evolve(self, unit: WorkUnit) -> None:
+    def evolve(self, unit: WorkUnit | Placed) -> None:
         """Take in one recorded unit."""
 
     def snapshot(self) -> bytes:

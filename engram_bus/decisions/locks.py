@@ -52,6 +52,7 @@ from engram_bus.units import (
     LockCommand,
     LockMode,
     LockWait,
+    Placed,
     RefreshLock,
     ReleaseLock,
     Stamp,
@@ -368,9 +369,9 @@ class Locks:
 
     # --- evolve ------------------------------------------------------------------------------------------------------
 
-    def evolve(self, unit: WorkUnit) -> None:
+    def evolve(self, unit: WorkUnit | Placed) -> None:
         kind = unit.kind
-        if kind is None or not kind.startswith("lock."):
+        if kind is None or isinstance(unit, Placed) or not kind.startswith("lock."):
             return
         table, change = self._table, _decode_change(unit.payload)
         match kind:

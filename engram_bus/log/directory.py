@@ -25,7 +25,8 @@ import logging
 import os
 import re
 import secrets
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 from zlib import crc32
@@ -34,7 +35,7 @@ import msgspec
 
 from engram_bus.codec import UNREADABLE
 from engram_bus.errors import DataDamaged, DataDirectoryError
-from engram_bus.limits import MIB
+from engram_bus.limits import MIB, STAMP_TELLS_SECONDS
 from engram_bus.log.contract import Epoch
 
 log = logging.getLogger(__name__)
@@ -85,6 +86,15 @@ class LogHeader(msgspec.Struct, frozen=True):
     epochs: list[Epoch]
 
 
+class FileStamp(msgspec.Struct, frozen=True):
+    """Of a file: nothing writes to it without leaving another one, while the machine runs."""
+
+    inode: int
+    size_bytes: int
+    modified_ns: int
+    changed_ns: int
+
+
 class IndexMark(msgspec.Struct, frozen=True):
     """Of an index: it is whole when it was closed cleanly, or when no power was lost since (the same boot)."""
 
@@ -96,6 +106,9 @@ class IndexMark(msgspec.Struct, frozen=True):
     more would be taken for new. None where it is open, and of earlier versions."""
     segment: str | None = None
     """While it is open, which segment the log's newest commits may lie in: another one would hide them."""
+    stamp: FileStamp | None = None
+    """Of the index's file as it was closed: with it, and in the same run of the machine, nobody has to read all of it.
+    None where a later write might leave the same one."""
 
 
 T = TypeVar("T", Identity, TenantIdentity)
@@ -284,10 +297,19 @@ def segment_in_use(path: Path) -> str | None:
 
 
 def index_is_as_closed(path: Path) -> bool:
-    """Whether the file of an index that was closed cleanly is the one that was closed; reads all of it."""
+    """Whether the file of an index that was closed cleanly is the one that was closed.
+
+    Where the machine ran anew since, or anything touched the file, this reads all of it; else it would find its pages
+    as they were written, in memory.
+    """
     mark = _index_mark(path)
+    if mark is None or mark.crc is None:
+        return True
+    file = path / "data.mdb"
     try:
-        return mark is None or mark.crc is None or mark.crc == _crc(path / "data.mdb")
+        if mark.stamp is not None and mark.boot == boot_id() and mark.stamp == _stamp(file):
+            return True
+        return mark.crc == _crc(file)
     except OSError:
         return False
 
@@ -308,17 +330,38 @@ def _crc(file: Path) -> int:
     return crc
 
 
-def mark_index(path: Path, *, clean: bool, segment: str | None = None) -> None:
+def _stamp(file: Path) -> FileStamp:
+    found = file.stat()
+    return FileStamp(found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+def _is_telling(stamp: FileStamp, now_ns: int) -> bool:
+    """Whether a write from now on leaves another stamp: not within the tick of the file system's clock in which the
+    last one was, nor where that clock counts seconds."""
+    return now_ns - stamp.changed_ns >= STAMP_TELLS_SECONDS * 1e9 and stamp.changed_ns % 10**9 != 0
+
+
+def mark_index(
+    path: Path, *, clean: bool, segment: str | None = None, now_ns: Callable[[], int] = time.time_ns
+) -> None:
     """Say so durably, of a closed index where it is clean, of an open one with the log's segment. Where that is not
     possible there is no mark afterwards: the index is then folded again."""
     file = path / "mark"
+    mark = IndexMark(INDEX_FORMAT, boot_id(), clean, segment=segment)
     try:
-        crc = _crc(path / "data.mdb") if clean else None
-        write_durably(file, msgspec.json.encode(IndexMark(INDEX_FORMAT, boot_id(), clean, crc, segment)))
+        if clean:
+            mark = _closed(mark, path / "data.mdb", now_ns)
+        write_durably(file, msgspec.json.encode(mark))
     except OSError as exc:
         log.warning("%s cannot be written, the next start folds the index again: %s", file, exc)
         file.unlink(missing_ok=True)
         sync_directory(path)
+
+
+def _closed(mark: IndexMark, file: Path, now_ns: Callable[[], int]) -> IndexMark:
+    """The mark with what tells whether the file is this one."""
+    crc, stamp = _crc(file), _stamp(file)
+    return msgspec.structs.replace(mark, crc=crc, stamp=stamp if _is_telling(stamp, now_ns()) else None)
 
 
 def forget_index(path: Path) -> None:

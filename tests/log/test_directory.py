@@ -15,6 +15,7 @@ from engram_bus.log import directory
 from engram_bus.log.contract import Epoch
 from engram_bus.log.directory import (
     DataDirectory,
+    FileStamp,
     TenantIdentity,
     index_is_as_closed,
     index_is_trusted,
@@ -257,6 +258,40 @@ def test_an_index_is_the_one_that_was_closed_as_long_as_no_bit_of_it_changed(tmp
     assert not index_is_as_closed(tmp_path)
     mark_index(tmp_path, clean=False)
     assert index_is_as_closed(tmp_path)
+
+
+def test_an_index_that_nobody_touched_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    close_with_another_checksum(tmp_path, later_ns=10**9)
+    assert index_is_as_closed(tmp_path), "its checksum would not match"
+    os.utime(tmp_path / "data.mdb", ns=(0, (tmp_path / "data.mdb").stat().st_mtime_ns))
+    assert not index_is_as_closed(tmp_path), "touched"
+    close_with_another_checksum(tmp_path, later_ns=10**9)
+    monkeypatch.setattr(directory, "boot_id", lambda: "another boot")
+    assert not index_is_as_closed(tmp_path), "what is read now comes from the disk"
+
+
+def test_an_index_that_was_written_just_now_is_read_again(tmp_path: Path) -> None:
+    """Within one tick of the clock a further write leaves the same times."""
+    close_with_another_checksum(tmp_path, later_ns=10**6)
+    assert not index_is_as_closed(tmp_path)
+
+
+def test_where_times_are_whole_seconds_an_index_is_read_again(tmp_path: Path) -> None:
+    close_with_another_checksum(tmp_path, later_ns=10**9)
+    mark = json.loads((tmp_path / "mark").read_text())
+    stamp = FileStamp(**mark["stamp"])
+    assert directory._is_telling(stamp, stamp.changed_ns + 10**9)
+    seconds = msgspec.structs.replace(stamp, changed_ns=stamp.changed_ns // 10**9 * 10**9)
+    assert not directory._is_telling(seconds, stamp.changed_ns + 10**9)
+
+
+def close_with_another_checksum(path: Path, *, later_ns: int) -> None:
+    """As an index is closed, so much after its last write: only the checksum says that it is another file."""
+    file = path / "data.mdb"
+    file.write_bytes(b"index")
+    mark_index(path, clean=True, now_ns=lambda: file.stat().st_ctime_ns + later_ns)
+    mark = json.loads((path / "mark").read_text())
+    (path / "mark").write_text(json.dumps(mark | {"crc": mark["crc"] ^ 1}))
 
 
 def test_a_mark_of_an_earlier_version_is_taken_at_its_word(tmp_path: Path) -> None:
