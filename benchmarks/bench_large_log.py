@@ -41,10 +41,9 @@ from benchmarks.harness import (
 from benchmarks.large_log import CONTEXTS, PAYLOAD_BYTES, Content, conversations, grow
 from benchmarks.rounds import Flushes, appended, in_turn
 from engram_bus import Bus, Draft
-from engram_bus.limits import SNAPSHOT_UNITS
+from engram_bus.limits import MIB, SNAPSHOT_UNITS
 
 QUESTION = "what grows with the log: appends, reads, restarts, memory and disk at each size"
-MIB = 1_048_576
 HTTP_BULK = 500
 STEP = 1_000_000
 """So many units are written between two looks at whether the run is ended: minutes, at most."""
@@ -370,13 +369,13 @@ def _appends(bus: Served, directory: Path, sizes: Sizes, *, clients: int = 1) ->
 
 
 def _asked_over_http(bus: Served, asked: Asked) -> dict[str, Any]:
-    first = [_last_100_of(name) for name in asked.conversations]
+    first = [last_100_of(name) for name in asked.conversations]
     lately = first[-20:] * (len(first) // 20 + 1)
     return {
         "last_100_over_http_us": {
             "first": percentiles_us([one.seconds for one in _got(bus, first)]),
             "lately": percentiles_us([one.seconds for one in _got(bus, lately)]),
-            "scattered": percentiles_us([one.seconds for one in _got(bus, map(_last_100_of, asked.contexts))]),
+            "scattered": percentiles_us([one.seconds for one in _got(bus, map(last_100_of, asked.contexts))]),
         },
         "get_over_http_us": percentiles_us(
             [one.seconds for one in _got(bus, [f"/workunit/{unit_id}" for unit_id in asked.ids])]
@@ -384,7 +383,8 @@ def _asked_over_http(bus: Served, asked: Asked) -> dict[str, Any]:
     }
 
 
-def _last_100_of(context_id: str) -> str:
+def last_100_of(context_id: str) -> str:
+    """What to GET for the last 100 of a context."""
     return f"/workunits/{context_id}?reverse=true&limit=100"
 
 

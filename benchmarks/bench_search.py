@@ -14,6 +14,7 @@ With `--units` the figures are printed, and not kept.
 """
 
 import json
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -24,8 +25,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import ROOT, machine, percentiles_us, report, scratch
+from benchmarks.harness import ROOT, machine, mapped_bytes, percentiles_us, report, resident_bytes, scratch
 from benchmarks.search_texts import grown, recorded, remembered
+from engram_bus.limits import MIB
 from engram_bus.projections.search.embedders import StaticEmbedder
 from engram_bus.projections.search.engine import SearchIndex
 from engram_bus.projections.search.scope import Scope
@@ -211,9 +213,8 @@ def _size_bytes(path: Path) -> int:
 
 def _memory_mib() -> dict[str, float]:
     """What is resident: this process's own, and pages of mapped files, which the system takes back when it wants."""
-    told = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines())
-    own, mapped = (int(told[name].split()[0]) / 1024 for name in ("RssAnon", "RssFile"))
-    return {"own": round(own, 1), "mapped": round(mapped, 1)}
+    own, mapped = resident_bytes(os.getpid()), mapped_bytes(os.getpid())
+    return {"own": round(own / MIB, 1), "mapped": round(mapped / MIB, 1)}
 
 
 if __name__ == "__main__":

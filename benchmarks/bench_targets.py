@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TypeVar
 import uvloop
 
 from benchmarks import native, peers
-from benchmarks.bench_large_log import last_100
+from benchmarks.bench_large_log import last_100, last_100_of
 from benchmarks.frame_server import frame_serving
 from benchmarks.harness import (
     RESULTS,
@@ -505,8 +505,11 @@ def reading(house: House) -> Part:
     draw = random.Random(1)
 
     def get(port: int) -> Callable[[], native.Appended]:
-        seconds = house.sizes.seconds / 2
-        return lambda: native.appends("http-get", port, path=_last_100_of(draw.randrange(contexts)), seconds=seconds)
+        def turn() -> native.Appended:
+            path = last_100_of(f"context/{draw.randrange(contexts)}")
+            return native.appends("http-get", port, path=path, seconds=house.sizes.seconds / 2)
+
+        return turn
 
     found = house.turns(
         {
@@ -536,10 +539,6 @@ def reading(house: House) -> Part:
             **_figures({name: found[name] for name in ("last 100 over http", "null")}),
         },
     )
-
-
-def _last_100_of(context: int) -> str:
-    return f"/workunits/context/{context}?reverse=true&limit=100"
 
 
 async def _written(path: Path, units: int, contexts: int) -> None:

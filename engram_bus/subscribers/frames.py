@@ -26,9 +26,6 @@ _KEY_CURSOR = encode_msgpack("cursor")
 _KEY_SUBSCRIPTION = encode_msgpack("subscription")
 
 
-_REPLAYED = ',"replayed":true'
-
-
 @lru_cache(maxsize=1_024)
 def _quoted(name: str) -> str:
     """As JSON; the same contexts are named again and again."""
@@ -76,10 +73,10 @@ class JsonFraming(msgspec.Struct, frozen=True):
     def appended(self, unit: WorkUnit, durability: str, *, correlation: str | int | None, replayed: bool) -> bytes:
         """The answer to an append. Publishers are sent nothing else, so it is put together without a dictionary."""
         answered = "" if correlation is None else f'"id":{encode_json(correlation).decode()},'
+        repeated = ',"replayed":true' if replayed else ""
         body = (
             f'{{"event":"appended",{answered}"unit_id":"{unit.id}","context_id":{_quoted(unit.context_id)},'
-            f'"seq":{unit.seq},"version":{unit.version},"durability":"{durability}"'
-            f"{_REPLAYED if replayed else ''}}}"
+            f'"seq":{unit.seq},"version":{unit.version},"durability":"{durability}"{repeated}}}'
         )
         return websocket_frame(TEXT, body.encode())
 

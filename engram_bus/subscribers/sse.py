@@ -27,14 +27,12 @@ class Stream:
     def __init__(self, bus: Bus, socket: Socket, request: SubscribeRequest, after: int) -> None:
         self._socket = socket
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._feed: Feed | None = None
-        socket.listen(self)
-        self._feed = bus.feed(request.wanted, _FRAMING, self, after)
+        self._feed: Feed = bus.feed(request.wanted, _FRAMING, self, after)
+        socket.listen(self)  # Who is heard from now on has a feed.
 
     def close(self) -> None:
         """The request is over, however it ended."""
-        if self._feed is not None:
-            self._feed.close()
+        self._feed.close()
 
     # --- As a feed's sink --------------------------------------------------------------------------------------------
 
@@ -58,12 +56,10 @@ class Stream:
     # --- What the socket says ----------------------------------------------------------------------------------------
 
     def full(self) -> None:
-        if self._feed is not None:
-            self._feed.full()
+        self._feed.full()
 
     def drained(self) -> None:
-        if self._feed is not None:
-            self._feed.drained()
+        self._feed.drained()
 
     def lost(self) -> None:
         self.close()

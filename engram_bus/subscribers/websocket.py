@@ -128,7 +128,7 @@ class Connection:
         self._resume_reading()
 
     def full(self) -> None:
-        """The client does not read its answers: take no more of its operations."""
+        """The client does not read what it is sent: nothing more is pushed to it, and none of its operations taken."""
         for feed in list(self._feeds.values()):
             feed.full()
         self._pause_reading()

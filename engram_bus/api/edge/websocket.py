@@ -155,10 +155,6 @@ class EdgeWebSocket(Written, WebSocketsSansIOProtocol):
         self.leave_off()
         super().handle_close(event)
 
-    def keepalive_timeout(self) -> None:
-        self.leave_off()
-        super().keepalive_timeout()
-
     def shutdown(self) -> None:
         self.leave_off()
         # Who was told to go reads that first: closing now, on bytes it may just send, would reset the connection.
