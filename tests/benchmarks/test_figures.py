@@ -1,10 +1,12 @@
 """How the benchmarks count and judge: a wrong figure would look like any other."""
 
 import os
+import re
 import shutil
 import signal
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -49,11 +51,14 @@ def test_at_a_pace_a_stall_counts_for_every_unit_that_was_due_in_it() -> None:
         run = native.appends("ws", port, per_second=1_000, seconds=1, warm_seconds=0)
         stall.join()
     assert len(run.times) == 1_000
-    assert run.times.at_us(0.8) > 100_000, "of 300 ms, 100 and more are left for every fifth unit"
+    assert run.times.at_us(0.85) > 100_000, "of 300 ms, 100 and more are left for every fifth unit: 150 for this one"
 
 
 def _stall(pid: int) -> None:
-    time.sleep(0.3)
+    """Stops the server for 300 ms once it was woken a hundred times: at this pace, about once for each unit."""
+    waited = re.compile(r"^voluntary_ctxt_switches:\s+(\d+)", re.MULTILINE)
+    while (found := waited.search(Path(f"/proc/{pid}/status").read_text())) and int(found[1]) < 100:
+        time.sleep(0.005)
     os.kill(pid, signal.SIGSTOP)
     time.sleep(0.3)
     os.kill(pid, signal.SIGCONT)
