@@ -166,8 +166,10 @@ NEWEST_BYTES_MAX: Final = 16 * MIB
 TAIL_UNITS_MAX: Final = 512
 """Newest units that LMDB has not taken over yet: it takes them at once, in single milliseconds."""
 TAIL_BYTES_MAX: Final = 512 * KIB
-SETTLE_SECONDS: Final = 0.02
-"""After an append, when LMDB takes over what there is: who reads the log beside the bus hears of it then."""
+SETTLE_QUIET_SECONDS: Final = 0.02
+"""After the last append, when LMDB takes over what there is: who reads the log beside the bus hears of it then."""
+SETTLE_SECONDS: Final = 0.1
+"""The same while appends go on: whoever appends meanwhile waits for it, so it is to be one in a hundred and fewer."""
 STAMP_TELLS_SECONDS: Final = 0.1
 """Between two writes of a file, so that its times differ: the clock that they are taken from ticks in 10 ms or less."""
 STORAGE_RETRY_SECONDS: Final = 0.5

@@ -51,6 +51,7 @@ from engram_bus.limits import (
     LOCK_TIMER_SECONDS_MAX,
     QUEUE_BYTES_MAX,
     QUEUE_UNITS_MAX,
+    SETTLE_QUIET_SECONDS,
     SETTLE_SECONDS,
     SNAPSHOT_UNITS,
     STORAGE_RETRY_SECONDS,
@@ -334,9 +335,20 @@ class Writer:
         if batch.entries:
             self._tell(batch.entries)
             if self._settling is None:
-                self._settling = asyncio.get_running_loop().call_later(SETTLE_SECONDS, self.settle)
+                self._settle_later(self._log.head, asyncio.get_running_loop().time() + SETTLE_SECONDS)
             if self._log.head - self._snapshot_seq >= SNAPSHOT_UNITS:
                 self._keep_snapshot()
+
+    def _settle_later(self, head: int, latest: float) -> None:
+        loop = asyncio.get_running_loop()
+        self._settling = loop.call_later(SETTLE_QUIET_SECONDS, self._settle_when_quiet, head, latest)
+
+    def _settle_when_quiet(self, head: int, latest: float) -> None:
+        """`latest`, in the loop's seconds, is when it is done though appends go on."""
+        if self._log.head != head and asyncio.get_running_loop().time() < latest:
+            self._settle_later(self._log.head, latest)
+        else:
+            self.settle()
 
     def settle(self) -> None:
         """Let the log take over what was appended lately, and tell whoever reads it beside the bus."""

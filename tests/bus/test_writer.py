@@ -215,6 +215,29 @@ async def test_one_callers_fault_keeps_nobody_from_an_answer(desk: Desk, caplog:
     assert "an answer could not be given" in caplog.text
 
 
+# --- Taking over -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("latest_seconds", "waits"), [(60, True), (0, False)])
+async def test_the_log_takes_over_once_appends_pause_or_go_on_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, latest_seconds: int, waits: bool
+) -> None:
+    monkeypatch.setattr(writer_module, "SETTLE_QUIET_SECONDS", 0)
+    monkeypatch.setattr(writer_module, "SETTLE_SECONDS", latest_seconds)
+    with log_of("lmdb", tmp_path) as log:
+        told: asyncio.Queue[int] = asyncio.Queue()
+        desk = Desk(log)
+        desk.writer = Writer(log, tell=desk.told.extend, tell_settled=told.put_nowait)
+        for _ in range(20):  # One in each turn of the loop, and in each the timer's quiet has passed.
+            desk.submit(append())
+            await asyncio.sleep(0)
+        assert told.empty() == waits
+        async with asyncio.timeout(10):
+            while await told.get() < log.head:
+                pass
+        assert log.settled == log.head == 20
+
+
 # --- What is not recorded --------------------------------------------------------------------------------------------
 
 
