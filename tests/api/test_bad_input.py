@@ -554,6 +554,29 @@ def test_an_append_that_asks_to_close_is_answered_and_closed(bus: LiveBus) -> No
         assert wire.rest() == b""
 
 
+def test_a_head_that_was_said_before_is_read_as_the_first_time(bus: LiveBus) -> None:
+    def said(payload: str) -> bytes:
+        return request("POST", "/workunit", json.dumps({**UNIT, "payload": payload}).encode(), JSON)
+
+    def payloads(wire: Wire, count: int) -> list[str]:
+        return [json.loads(wire.answer().body)["payload"] for _ in range(count)]
+
+    with Wire(bus.address) as wire:
+        for payload in ("one", "two", "six", "ten"):
+            assert payloads(wire.send(said(payload)), 1) == [payload]
+        spoilt = said("odd").replace(b"}", b"]")
+        assert [wire.send(piece).answer().status for piece in (spoilt, said("new"), spoilt)] == [400, 201, 400]
+        assert payloads(wire.send(said("now") + said("old") + said("own")), 3) == ["now", "old", "own"]
+        wire.send(said("cut")[:-9])
+        assert payloads(wire.send(said("cut")[-9:]), 1) == ["cut"]
+        wire.send(said("fit") + said("few")[:20])
+        assert payloads(wire.send(said("few")[20:]), 2) == ["fit", "few"]
+        assert payloads(wire.send(said("end")), 1) == ["end"]
+        assert wire.send(said("bye") + b"\x00").answer().status == 201
+        assert wire.answer().status == 400
+        assert wire.rest() == b""
+
+
 def test_requests_before_garbage_are_answered_first(bus: LiveBus) -> None:
     with Wire(bus.address) as wire:
         wire.send(request("POST", "/workunit", json.dumps(UNIT).encode(), JSON) * 3 + b"\x00garbage\r\n\r\n")

@@ -1,8 +1,11 @@
-"""A small request that is answered without ASGI: taken whole, and answered by one write and no task."""
+"""A small request that is answered without ASGI: taken whole, and answered by one write and no task.
+
+A client says the same head again and again: one that was parsed before is not parsed again.
+"""
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
@@ -14,6 +17,10 @@ Taker = Callable[[Mapping[bytes, bytes], bytes, Respond], None]
 """Takes a request's headers and body. It may respond at once or later, and raises nothing."""
 
 _NOBODY_WAITS = asyncio.Event()
+_HEAD_END = b"\r\n\r\n"
+_HEAD_BYTES_MAX = 1_024
+_HEADS_MAX = 1_024
+"""Of all connections together. Beyond, all are forgotten: what is still said is soon known again."""
 
 
 class _Edge(Protocol):
@@ -34,12 +41,41 @@ def is_direct(headers: Mapping[bytes, bytes]) -> bool:
     )
 
 
+class Head(NamedTuple):
+    """All of a request before its body, on a connection that stays open."""
+
+    take: Taker
+    headers: Mapping[bytes, bytes]
+    body_bytes: int
+
+
+class Heads:
+    """Heads of requests that were parsed, by their bytes: the same bytes are the same head."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, Head] = {}
+
+    def find(self, data: bytes) -> tuple[Head, bytes] | None:
+        """The head and body of a piece that is one request, whole, with a head that is known."""
+        end = data.find(_HEAD_END, 0, _HEAD_BYTES_MAX) + len(_HEAD_END)
+        head = self._known.get(data[:end])
+        return (head, data[end:]) if head is not None and len(data) - end == head.body_bytes else None
+
+    def learn(self, data: bytes, cycle: "DirectCycle") -> None:
+        """This piece was parsed, as the one request of this cycle and nothing else."""
+        end = data.find(_HEAD_END, 0, _HEAD_BYTES_MAX) + len(_HEAD_END)
+        if end < len(_HEAD_END) or not cycle.keep_alive or len(data) - end != len(cycle.body):
+            return
+        if len(self._known) >= _HEADS_MAX:
+            self._known.clear()
+        self._known[data[:end]] = Head(cycle.take, cycle.headers, len(cycle.body))
+
+
 class DirectCycle:
     """A request with its answer, in the place of uvicorn's `RequestResponseCycle`, whose names it has."""
 
     __slots__ = (
         "_edge",
-        "_take",
         "body",
         "disconnected",
         "headers",
@@ -49,11 +85,12 @@ class DirectCycle:
         "more_body",
         "response_complete",
         "response_started",
+        "take",
     )
 
     def __init__(self, edge: _Edge, take: Taker, headers: Mapping[bytes, bytes], *, keep_alive: bool) -> None:
         self._edge = edge
-        self._take = take
+        self.take = take
         self.headers = headers
         self.keep_alive = keep_alive
         self.body = b""
@@ -65,7 +102,7 @@ class DirectCycle:
 
     def perform(self) -> None:
         """Hand the request over."""
-        self._take(self.headers, self.body, self._respond)
+        self.take(self.headers, self.body, self._respond)
 
     def _respond(self, status: int, headers: Headers, body: bytes) -> None:
         if self.disconnected:

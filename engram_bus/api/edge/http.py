@@ -10,7 +10,7 @@ import msgspec
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from engram_bus.api.edge.direct import DirectCycle, Taker, is_direct
+from engram_bus.api.edge.direct import DirectCycle, Head, Heads, Taker, is_direct
 from engram_bus.api.edge.socket import SOCKET, Written
 from engram_bus.api.problems import problem_body, problem_headers
 from engram_bus.errors import Busy, EngramError, HeadersTooLarge, InvalidRequest, TooLarge, TooSlow
@@ -26,6 +26,8 @@ from engram_bus.limits import (
 
 _OFFER = (b"upgrade", b"connection", b"http2-settings")
 """Headers that offer another protocol. (Who also said `Connection: close` closes by itself.)"""
+_PHASES_OF_ONE = 3
+"""Of a request that comes whole: its headers, its body, and then it lacks nothing."""
 
 
 class Bounds(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,7 +44,7 @@ USUAL = Bounds()
 
 def edge_http(bounds: Bounds, direct: Mapping[bytes, Taker]) -> type["EdgeHttp"]:
     """The protocol class with these bounds and takers; uvicorn makes its instances."""
-    return type("EdgeHttp", (EdgeHttp,), {"bounds": bounds, "direct": direct})
+    return type("EdgeHttp", (EdgeHttp,), {"bounds": bounds, "direct": direct, "heads": Heads()})
 
 
 class EdgeHttp(Written, HttpToolsProtocol):
@@ -54,6 +56,7 @@ class EdgeHttp(Written, HttpToolsProtocol):
     bounds: ClassVar[Bounds] = USUAL
     direct: ClassVar[Mapping[bytes, Taker]] = {}
     """Who takes small POSTs to a target, without ASGI."""
+    heads: ClassVar[Heads] = Heads()
 
     _lacks: Literal["nothing", "headers", "body"] = "nothing"
     _phase = 0
@@ -82,8 +85,16 @@ class EdgeHttp(Written, HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._is_refused:
             return
+        is_between = self._is_between()
+        if is_between and (found := self.heads.find(data)) is not None:
+            self._take_again(*found)
+            return
         phase = self._phase
         self._feed(data)
+        if is_between and self._phase == phase + _PHASES_OF_ONE:
+            cycle = self._last_cycle()
+            if isinstance(cycle, DirectCycle):
+                self.heads.learn(data, cycle)
         if self._phase != phase:
             self._phase_bytes = 0
             self._arm()
@@ -104,6 +115,19 @@ class EdgeHttp(Written, HttpToolsProtocol):
                 self.handle_websocket_upgrade()
             else:
                 self._start_again(data[upgrade.args[0] :])
+
+    def _is_between(self) -> bool:
+        """Whether all requests so far were read and answered, and more may come."""
+        cycle = self._last_cycle()
+        return self._lacks == "nothing" and cycle is not None and cycle.response_complete and cycle.keep_alive
+
+    def _take_again(self, head: Head, body: bytes) -> None:
+        """A request whose head was parsed before. The parser is between two messages, and stays there."""
+        self._unset_keepalive_if_required()
+        cycle = DirectCycle(self, head.take, head.headers, keep_alive=True)
+        cycle.body, cycle.more_body, cycle.is_due = body, False, True
+        self.cycle = cycle  # type: ignore[assignment]
+        self._perform(cycle)
 
     def _start_again(self, rest: bytes) -> None:
         """The request once more, as if it offered nothing, and what came after its headers."""
