@@ -330,12 +330,14 @@ async def _head(path: Path) -> int:
         return bus.head
 
 
-async def last_100(path: Path, reads: int, contexts: int) -> list[float]:
-    """How long each read of the last 100 of one of `context/0`, `context/1`, ... takes, in seconds."""
+async def last_100(path: Path, reads: int, contexts: int) -> tuple[list[float], list[float]]:
+    """How long each read of the last 100 of one of `context/0`, `context/1`, ... takes, in seconds: of each context
+    after its first, and those first."""
     draw = random.Random(2)
     async with Bus.open(path) as bus:
-        times, _ = _timed_lists(bus, [f"context/{draw.randrange(contexts)}" for _ in range(reads)])
-    return times
+        first, _ = _timed_lists(bus, [f"context/{number}" for number in range(contexts)])
+        again, _ = _timed_lists(bus, [f"context/{draw.randrange(contexts)}" for _ in range(reads)])
+    return again, first
 
 
 def _timed_lists(bus: Bus, context_ids: Iterable[str]) -> tuple[list[float], float]:

@@ -114,6 +114,7 @@ def serving(directory: Path, *flags: str, kill: bool = False, core: int | None =
 
     `core` is the processor of its loop; what indexes for search beside it may be anywhere.
     """
+    directory.mkdir(parents=True, exist_ok=True)
     where = ["--port", "0", "--data-dir", str(directory / "data"), "--workers", "0"]
     command = [sys.executable, "-m", "engram_bus.cli", "serve", *where]
     said = directory / "serve.log"
