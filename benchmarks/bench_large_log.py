@@ -1,7 +1,8 @@
 """What grows with the log? Appends, reads, restarts, memory and disk, from ten thousand units to ten million.
 
 One log grows from each size to the next, over 100,000 contexts. What was measured of it is kept beside it, so a run
-that was ended goes on. A size that the log has outgrown keeps the figures it had: name a new directory for new ones.
+that was ended goes on. A size that the log has outgrown keeps the figures it had, and says which commit measured them:
+name a new directory for new ones.
 
     python -m benchmarks.bench_large_log [--small] [--dir DIR] [--again] [--units-max N]
 """
@@ -111,7 +112,7 @@ def _measure(log: "LargeLog", options: argparse.Namespace) -> None:
         if name != "search" and log.has_outgrown(int(name)):
             print(f"{log.directory} holds more than {name} units already", file=sys.stderr)
             continue
-        done[name] = {"commit": commit(), **row()}
+        done[name] = {**log.about(), **row()}
         log.keep(done)
         print(json.dumps({name: done[name]}, indent=2), flush=True)
         if not options.small:
@@ -124,10 +125,6 @@ def _is_of_now(row: Mapping[str, Any]) -> bool:
 
 def _figures(log: "LargeLog", done: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "machine": machine(log.directory),
-        "pinned": native.pinned(),
-        "payload_bytes": PAYLOAD_BYTES,
-        "contexts": CONTEXTS,
         "sizes": [done[str(units)] for units in log.sizes.logs if str(units) in done],
         "with_search": done.get("search"),
     }
@@ -152,17 +149,23 @@ class LargeLog:
     def keep(self, done: Mapping[str, Any]) -> None:
         _write(self.directory / "measured.json", done)
 
+    def about(self) -> Mapping[str, Any]:
+        """Where what is measured now comes from: each row keeps its own."""
+        return {
+            **machine(self.directory),
+            "pinned": native.pinned(),
+            "payload_bytes": PAYLOAD_BYTES,
+            "contexts": CONTEXTS,
+            "rounds": self.sizes.rounds,
+        }
+
     def has_outgrown(self, units: int) -> bool:
         """Whether what was measured at another size, or an append of a measurement, is not all that is beyond it."""
         return self._data.exists() and uvloop.run(_head(self._data)) > units + units // 2 + SNAPSHOT_UNITS
 
     def row(self, units: int) -> Mapping[str, Any]:
         """All figures at one size."""
-        row: dict[str, Any] = {
-            "units": units,
-            "rounds": self.sizes.rounds,
-            "load_average": round(os.getloadavg()[0], 1),
-        }
+        row: dict[str, Any] = {"units": units}
         row |= self._grown(units)
         fold = min(SNAPSHOT_UNITS - 10 * HTTP_BULK, units // 2)
         row |= {"units_folded_after_kill": fold, **_restarts("kill", self._killed(fold))}

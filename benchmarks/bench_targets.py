@@ -1,7 +1,8 @@
 """Does the bus meet its targets? Each in interleaved rounds with what it is compared to, all promises on.
 
 Search is on unless a row says otherwise. Ratios count; absolute figures stand beside the disk's own flush and a server
-that does nothing, of the same rounds. Parts that this commit has measured are kept: a run that was ended goes on.
+that does nothing, of the same rounds. Parts that this commit has measured are kept: a run that was ended goes on. Each
+part says where it was measured, for parts of other commits stay beside it.
 
     python -m benchmarks.bench_targets [--small] [--again] [PART ...]
 """
@@ -68,7 +69,10 @@ FULL = Sizes(rounds=7, seconds=1.0, read=300_000, reads=1_000, idle=10_000)
 
 
 class Row(NamedTuple):
-    """One target. A figure is the median over the rounds; `found` is None where what it is compared to is missing."""
+    """One target. A figure is the median over the rounds; `found` is None where what it is compared to is missing.
+
+    Of the same rounds: what the same load finds at the null server, and its share of a processor beside the bus.
+    """
 
     figure: str
     unit: str
@@ -76,18 +80,22 @@ class Row(NamedTuple):
     aim: float
     rounds: Sequence[float]
     at_most: bool = False
+    null: Sequence[float] = ()
+    load_cpu: Sequence[float] = ()
 
     def figures(self) -> dict[str, Any]:
         """As JSON, judged."""
         found = median(self.rounds) if self.rounds else None
         return {
             "figure": self.figure,
-            "found": None if found is None else round(found, 3),
+            "found": _rounded(self.rounds),
             "unit": self.unit,
             "must": self.must,
             "aim": self.aim,
             "better": "lower" if self.at_most else "higher",
             "met": self._met(found),
+            "null": _rounded(self.null),
+            "load_cpu_share": _rounded(self.load_cpu),
             "rounds": [round(one, 3) for one in self.rounds],
         }
 
@@ -98,11 +106,16 @@ class Row(NamedTuple):
         return "aim" if reached[1] else "must" if reached[0] else "no"
 
 
+def _rounded(rounds: Sequence[float]) -> float | None:
+    return round(median(rounds), 3) if rounds else None
+
+
 class Part(NamedTuple):
-    """Rows that come of one set of turns, and all that was measured in them."""
+    """Rows that come of one set of turns, and all that was measured in them; `elsewhere`, if another benchmark did."""
 
     rows: Sequence[Row]
     beside: Mapping[str, Any]
+    elsewhere: Mapping[str, Any] | None = None
 
 
 def main() -> None:
@@ -112,15 +125,12 @@ def main() -> None:
     parts = {} if options.small else _kept()
     with scratch() as directory, contextlib.ExitStack() as stack:
         house = House(directory, stack, sizes)
-        about = {"machine": machine(directory), "pinned": native.pinned(), "payload_bytes": 300}
         for name in options.parts or PARTS:
             if options.again or parts.get(name, {}).get("commit") != commit():
                 parts[name] = _measured(house, PARTS[name])
-                rows = [row for part in PARTS if part in parts for row in parts[part]["rows"]]
-                figures = {**about, "rounds": sizes.rounds, "versions": house.versions, "rows": rows, "parts": parts}
                 _tell(parts[name]["rows"])
                 if not options.small:
-                    keep(QUESTION, figures)
+                    keep(QUESTION, {"parts": {part: parts[part] for part in PARTS if part in parts}})
 
 
 def _options() -> argparse.Namespace:
@@ -143,9 +153,19 @@ def _part(name: str) -> str:
 def _measured(house: "House", part: Callable[["House"], Part]) -> dict[str, Any]:
     started = time.monotonic()
     house.flushes = Flushes(house.directory)
+    about = {
+        **machine(house.directory),
+        "pinned": native.pinned(),
+        "payload_bytes": 300,
+        "rounds": house.sizes.rounds,
+    }
     found = part(house)
+    if found.elsewhere is not None:
+        about = {name: found.elsewhere[name] for name in about if name in found.elsewhere}
+    servers = {**found.beside.get("appends", {}), **found.beside.get("deliveries", {})}
     return {
-        "commit": commit(),
+        **about,
+        "versions": {name: version for name, version in house.versions.items() if name in servers},
         "seconds": round(time.monotonic() - started),
         "rows": [row.figures() for row in found.rows],
         "disk": house.flushes.figures() if house.flushes.append_us else None,
@@ -249,6 +269,10 @@ def _rates(runs: Sequence[Any]) -> list[float]:
     return [run.per_second for run in runs]
 
 
+def _cpu(runs: Sequence[Any]) -> list[float]:
+    return [run.load_cpu_share for run in runs]
+
+
 def _appends(runs: Sequence[native.Appended], share: float) -> list[float]:
     return [run.times.at_us(share) for run in runs]
 
@@ -288,6 +312,7 @@ def one_client(house: House) -> Part:
                 1.0,
                 _ratios(ours, redis),
                 at_most=True,
+                load_cpu=_cpu(found["bus"]),
             ),
             Row(
                 "the same to raw pre-zeroed fdatasync of the disk",
@@ -296,6 +321,7 @@ def one_client(house: House) -> Part:
                 2,
                 _ratios(ours, house.flushes.overwrite_us),
                 at_most=True,
+                load_cpu=_cpu(found["bus"]),
             ),
         ],
         _figures(found),
@@ -305,12 +331,14 @@ def one_client(house: House) -> Part:
 def many_clients(house: House) -> Part:
     """64 clients, each one append after the other."""
     found = _appenders(house, clients=64)
-    ours = _rates(found["bus"])
+    ours, cpu = _rates(found["bus"]), _cpu(found["bus"])
     redis, nats = (_rates(found.get(name, ())) for name in ("redis, always", "nats jetstream, as installed"))
     return Part(
         [
-            Row("durable appends/s, 64 clients, to Redis AOF always", "x", 0.8, 1.2, _ratios(ours, redis)),
-            Row("the same to NATS JetStream as installed (no flush)", "x", 0.8, 1.3, _ratios(ours, nats)),
+            Row(
+                "durable appends/s, 64 clients, to Redis AOF always", "x", 0.8, 1.2, _ratios(ours, redis), load_cpu=cpu
+            ),
+            Row("the same to NATS JetStream as installed (no flush)", "x", 0.8, 1.3, _ratios(ours, nats), load_cpu=cpu),
         ],
         _figures(found),
     )
@@ -321,7 +349,8 @@ def pipelined(house: House) -> Part:
     found = _appenders(house, clients=16, in_flight=16)
     redis = _rates(found.get("redis, always", ()))
     figure = "pipelined 16 clients x 16 in flight, appends/s, to Redis AOF always"
-    return Part([Row(figure, "x", 0.5, 1.0, _ratios(_rates(found["bus"]), redis))], _figures(found))
+    ratios = _ratios(_rates(found["bus"]), redis)
+    return Part([Row(figure, "x", 0.5, 1.0, ratios, load_cpu=_cpu(found["bus"]))], _figures(found))
 
 
 def http(house: House) -> Part:
@@ -332,18 +361,41 @@ def http(house: House) -> Part:
         loads[f"null, {name}"] = house.appends("http", house.null("http"), clients=clients)
     found = house.turns(loads)
     many, alone = found["bus, 64 connections"], found["bus, 1 connection"]
-    p99s = [p99 / 1e3 for p99 in _appends(many, 0.99)]
+    null_many, null_alone = found["null, 64 connections"], found["null, 1 connection"]
+
+    def p99_ms(runs: Sequence[native.Appended]) -> list[float]:
+        return [p99 / 1e3 for p99 in _appends(runs, 0.99)]
+
     return Part(
         [
-            Row("HTTP POST durable, 64 connections, one process", "units/s", 20_000, 30_000, _rates(many)),
-            Row("HTTP POST durable, 64 connections, p99", "ms", 5, 3, p99s, at_most=True),
+            Row(
+                "HTTP POST durable, 64 connections, one process",
+                "units/s",
+                20_000,
+                30_000,
+                _rates(many),
+                null=_rates(null_many),
+                load_cpu=_cpu(many),
+            ),
+            Row(
+                "HTTP POST durable, 64 connections, p99",
+                "ms",
+                5,
+                3,
+                p99_ms(many),
+                at_most=True,
+                null=p99_ms(null_many),
+                load_cpu=_cpu(many),
+            ),
             Row(
                 "HTTP POST durable, 1 client, p99",
                 "ms",
                 0.5,
                 0.25,
-                [p99 / 1e3 for p99 in _appends(alone, 0.99)],
+                p99_ms(alone),
                 at_most=True,
+                null=p99_ms(null_alone),
+                load_cpu=_cpu(alone),
             ),
         ],
         _figures(found),
@@ -390,7 +442,8 @@ def search_on_off(house: House) -> Part:
         }
     )
     ratios = _ratios(_rates(found["search on"]), _rates(found["search off"]))
-    return Part([Row("append throughput with search indexing on to off", "x", 0.85, 0.95, ratios)], _figures(found))
+    figure = "append throughput with search indexing on to off"
+    return Part([Row(figure, "x", 0.85, 0.95, ratios, load_cpu=_cpu(found["search on"]))], _figures(found))
 
 
 # --- Deliveries ------------------------------------------------------------------------------------------------------
@@ -421,6 +474,7 @@ def fanout(house: House) -> Part:
                 0.8,
                 0.95,
                 _ratios(_rates(found["bus, its disk in memory"]), uvloop_rates),
+                load_cpu=_cpu(found["bus, its disk in memory"]),
             ),
             Row(
                 "the same with every unit flushed to the disk before it is delivered, which the raw loop has not to do",
@@ -428,6 +482,7 @@ def fanout(house: House) -> Part:
                 0.8,
                 0.95,
                 _ratios(_rates(found["bus"]), uvloop_rates),
+                load_cpu=_cpu(found["bus"]),
             ),
             Row(
                 "durable publish to delivery, 100 subscribers, p50, to Redis Streams AOF always with blocked readers",
@@ -436,6 +491,7 @@ def fanout(house: House) -> Part:
                 0.35,
                 _ratios(_late(found["bus"], 0.5), redis),
                 at_most=True,
+                load_cpu=_cpu(found["bus"]),
             ),
         ],
         _fans(found),
@@ -454,7 +510,9 @@ def saturated(house: House) -> Part:
         turns["redis, always"] = house.fan("redis", house.redis.port, window=32)
     found = house.turns(turns)
     figure = "saturated fan-out, 100 subscribers, deliveries/s (coalesced, durable)"
-    return Part([Row(figure, "deliveries/s", 1.5e6, 3e6, _rates(found["bus"]))], _fans(found))
+    ours, null = found["bus"], found["null"]
+    row = Row(figure, "deliveries/s", 1.5e6, 3e6, _rates(ours), null=_rates(null), load_cpu=_cpu(ours))
+    return Part([row], _fans(found))
 
 
 def thousand(house: House) -> Part:
@@ -467,17 +525,12 @@ def thousand(house: House) -> Part:
         }
     )
 
-    def last(share: float) -> list[float]:
-        return [run.last.at_us(share) / 1e3 for run in found["bus"]]
+    def row(percentile: str, share: float, must: float, aim: float) -> Row:
+        ours, null = ([run.last.at_us(share) / 1e3 for run in found[name]] for name in ("bus", "null"))
+        figure = f"1,000 subscribers, publish to last delivery, durable, {percentile}"
+        return Row(figure, "ms", must, aim, ours, at_most=True, null=null, load_cpu=_cpu(found["bus"]))
 
-    figure = "1,000 subscribers, publish to last delivery, durable"
-    return Part(
-        [
-            Row(f"{figure}, p50", "ms", 3, 1.2, last(0.5), at_most=True),
-            Row(f"{figure}, p99", "ms", 6, 3.5, last(0.99), at_most=True),
-        ],
-        _fans(found),
-    )
+    return Part([row("p50", 0.5, 3, 1.2), row("p99", 0.99, 6, 3.5)], _fans(found))
 
 
 def beside_fanout(house: House) -> Part:
@@ -486,10 +539,11 @@ def beside_fanout(house: House) -> Part:
     found = house.turns(
         {"bus": house.fan("ws", house.bus.port, **load), "null": house.fan("ws", house.null("ws"), **load)}
     )
-    p99s = [run.probe.at_us(0.99) / 1e3 for run in found["bus"]]
+    ours, null = ([run.probe.at_us(0.99) / 1e3 for run in found[name]] for name in ("bus", "null"))
     figure = "append p99 while fan-out saturates the process"
+    row = Row(figure, "ms", 10, 3, ours, at_most=True, null=null, load_cpu=_cpu(found["bus"]))
     answers = {name: _together(found[name]).percentiles_us() for name in ("bus", "null")}
-    return Part([Row(figure, "ms", 10, 3, p99s, at_most=True)], {**_fans(found), "append_us": answers})
+    return Part([row], {**_fans(found), "append_us": answers})
 
 
 def _together(runs: Sequence[native.Delivered]) -> Histogram:
@@ -601,7 +655,7 @@ def large_log(house: House) -> Part:
     rounds = largest["restart_after_kill_seconds"] if largest["units"] >= LARGE else []
     figure = f"ready after kill -9 with {LARGE // 1_000_000} million units"
     beside = {name: largest[name] for name in ("units", "restart_after_kill_seconds", "restart_after_stop_seconds")}
-    return Part([Row(figure, "s", 3, 1, rounds, at_most=True)], {"bench_large_log": beside})
+    return Part([Row(figure, "s", 3, 1, rounds, at_most=True)], {"bench_large_log": beside}, elsewhere=largest)
 
 
 PARTS: Mapping[str, Callable[[House], Part]] = {

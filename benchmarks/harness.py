@@ -1,6 +1,7 @@
 """What every benchmark shares: the machine and its disk in figures, percentiles, a bus in its own process, a report."""
 
 import contextlib
+import functools
 import http.client
 import json
 import os
@@ -50,9 +51,10 @@ def fdatasync_seconds(
 
 
 def machine(directory: Path) -> dict[str, Any]:
-    """Where a figure comes from."""
+    """Where a figure comes from, and when."""
     return {
         "commit": commit(),
+        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "cpus": os.cpu_count(),
         "load_average": round(os.getloadavg()[0], 1),
         "kernel": platform.release(),
@@ -63,8 +65,9 @@ def machine(directory: Path) -> dict[str, Any]:
     }
 
 
+@functools.cache
 def commit() -> str:
-    """What is measured."""
+    """What is measured: what is committed while it runs is not."""
     return _said("git", "rev-parse", "--short", "HEAD")
 
 

@@ -18,10 +18,27 @@ from benchmarks.harness import RESULTS
 
 OURS, OTHERS, FLOORS = "#1f6f5c", "#8a94a6", "#d3b04c"
 MET = {"aim": "#1f6f5c", "must": "#6fae4e", "no": "#c2553b", "not measured": "#bbbbbb"}
+APPEND_FLUSH, OVERWRITE_FLUSH = "append_fdatasync_p50_us", "prezeroed_overwrite_fdatasync_p50_us"
+ABOUT = (
+    ("commit {}", "commit"),
+    ("measured {}", "at"),
+    ("{} processors", "cpus"),
+    ("load average {} before", "load_average"),
+    ("{}", "file_system"),
+    ("{}", "pinned"),
+    ("{} B payloads", "payload_bytes"),
+    ("{} contexts", "contexts"),
+    ("{} rounds", "rounds"),
+)
+LISTED = ("commit", "file_system", "pinned")
+"""Of these each value is named where there are several; of the others the least and the greatest."""
+HOW = """Each figure is the median over rounds in which all took turns; <i>x</i> is a ratio within a round. Of the same
+rounds: what the load finds at a server that does nothing (it writes each frame by itself: who writes several at once
+may deliver more); the disk's own flush (fdatasync of an overwritten page, p50); the load's share of a processor."""
 LARGE_LOG: Mapping[str, Callable[[Mapping[str, Any]], float | None]] = {
     "durable append, 1 client, p50, µs": lambda row: row["append"]["p50_us"]["median"],
     "the same, p99, µs": lambda row: row["append"]["p99_us"]["median"],
-    "the disk's own flush, p50, µs": lambda row: row["disk"]["prezeroed_overwrite_fdatasync_p50_us"]["median"],
+    "the disk's own flush, p50, µs": lambda row: row["disk"][OVERWRITE_FLUSH]["median"],
     "appends of 1,000 in process, units/s": lambda row: (
         None if row["write"] is None else row["write"]["units_per_second"]
     ),
@@ -75,21 +92,32 @@ def _kept(name: str) -> Any:
 
 
 def _targets(kept: Mapping[str, Any]) -> list[str]:
-    rows = kept["rows"]
-    cells = [
-        f"<tr><td>{escape(row['figure'])}</td><td class=number>{_number(row['found'])} {row['unit']}</td>"
-        f"<td class=number>{_number(row['must'])}</td><td class=number>{_number(row['aim'])}</td>"
-        f"<td class={row['met'].split()[0]}>{row['met']}</td></tr>"
-        for row in rows
-    ]
+    parts = [*kept["parts"].values()]
+    rows = [row for part in parts for row in part["rows"]]
+    several = len({part["commit"] for part in parts}) > 1
+    cells = [_target(row, part, commit=several) for part in parts for row in part["rows"]]
+    heads = "<th>figure<th>found<th>must<th>aim<th>met<th>null server<th>flush, µs<th>load's cpu"
     return [
         "<h2>Targets</h2>",
-        _about(kept),
-        "<p>Each figure is the median over rounds in which all took turns; <i>x</i> is a ratio within a round.</p>",
-        f"<table><tr><th>figure<th>found<th>must<th>aim<th>met</tr>{''.join(cells)}</table>",
+        _about(parts),
+        f"<p>{HOW}</p>",
+        f"<table><tr>{heads}{'<th>commit' if several else ''}</tr>{''.join(cells)}</table>",
         "<p>How far each is beyond what it must be: right of 1 is better; the mark is the aim.</p>",
         _svg(lambda figure: _draw_targets(figure, [row for row in rows if row["found"] is not None]), 0.3 * len(rows)),
     ]
+
+
+def _target(row: Mapping[str, Any], part: Mapping[str, Any], *, commit: bool) -> str:
+    disk = part["disk"]
+    flush = disk[OVERWRITE_FLUSH]["median"] if disk else None
+    cells = [
+        f"<td>{escape(row['figure'])}",
+        f"<td class=number>{_number(row['found'])} {row['unit']}",
+        *(f"<td class=number>{_number(row[bound])}" for bound in ("must", "aim")),
+        f"<td class={row['met'].split()[0]}>{row['met']}",
+        *(f"<td class=number>{_number(beside)}" for beside in (row.get("null"), flush, row.get("load_cpu_share"))),
+    ]
+    return f"<tr>{''.join(cells)}{'<td>' + part['commit'] if commit else ''}</tr>"
 
 
 def _draw_targets(figure: Figure, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -116,7 +144,7 @@ def _short(text: str) -> str:
 
 
 def _brokers(kept: Mapping[str, Any]) -> list[str]:
-    parts = ["<h2>Beside brokers and floors</h2>", _about(kept)]
+    parts = ["<h2>Beside brokers and floors</h2>", _about([{**kept["machine"], **kept}])]
     for kind, rate in (("appends", "per_second"), ("deliveries", "deliveries_per_second")):
         for load, servers in kept.get(kind, {}).items():
             drawn = _svg(partial(_draw_servers, servers=servers, rate=rate), 0.3 * len(servers))
@@ -149,14 +177,17 @@ def _color(name: str) -> str:
 def _large_log(kept: Mapping[str, Any]) -> list[str]:
     sizes = kept["sizes"]
     heads = "".join(f"<th>{_number(row['units'])}" for row in sizes)
+    measured = "".join(f"<td class=number>{row['commit']}" for row in sizes)
+    written = "".join(f"<td class=number>{row['write']['commit'] if row['write'] else '-'}" for row in sizes)
     rows = "".join(
         f"<tr><td>{figure}{''.join(f'<td class=number>{_number(found(row))}' for row in sizes)}</tr>"
         for figure, found in LARGE_LOG.items()
     )
+    commits = f"<tr><td>measured by commit{measured}</tr><tr><td>its last units written by commit{written}</tr>"
     return [
-        f"<h2>A log that grows, over {_number(kept['contexts'])} contexts</h2>",
-        _about({**kept, "rounds": kept["sizes"][-1]["rounds"]}),
-        f"<table><tr><th>units in the log{heads}</tr>{rows}</table>",
+        "<h2>A log that grows</h2>",
+        _about(sizes),
+        f"<table><tr><th>units in the log{heads}</tr>{commits}{rows}</table>",
         *_with_search(kept["with_search"]),
     ]
 
@@ -164,11 +195,12 @@ def _large_log(kept: Mapping[str, Any]) -> list[str]:
 def _with_search(row: Mapping[str, Any] | None) -> list[str]:
     if row is None:
         return []
-    on, off = (row[name]["append"]["per_second"]["median"] for name in ("clients_64", "clients_64_search_off"))
+    taken, appends = row["taken_in_units_per_second"], row["clients_64"]["append"]["per_second"]["median"]
+    flush = row["clients_64"]["disk"][OVERWRITE_FLUSH]["median"]
     bus, search = (row["memory_mib"][name]["own"] for name in ("bus", "search"))
     said = [
-        f"With search, {_number(row['units'])} units: it takes in {_number(row['taken_in_units_per_second'])} a second",
-        f"64 clients append {_number(on)} a second ({_number(off)} without search)",
+        f"With search, {_number(row['units'])} units (commit {row['commit']}): it takes in {_number(taken)} a second",
+        f"64 clients append {_number(appends)} a second, where a flush of the disk takes {_number(flush)} µs",
         f"search has caught up with them after {_number(row['seconds_until_it_caught_up'])} s",
         f"the bus takes {_number(bus)} MiB, search {_number(search)} MiB",
     ]
@@ -178,26 +210,29 @@ def _with_search(row: Mapping[str, Any] | None) -> list[str]:
 # --- All of them -----------------------------------------------------------------------------------------------------
 
 
-def _about(kept: Mapping[str, Any]) -> str:
-    about = kept["machine"]
-    disk = kept.get("disk") or {}
-    said = [
-        f"commit {about['commit']}",
-        f"{about['cpus']} processors, load average {about['load_average']} before",
-        about["file_system"],
-        kept["pinned"],
+def _about(measured: Sequence[Mapping[str, Any]]) -> str:
+    """Where all of these come from; what differs between them is said of none alone."""
+    said = [text.format(values) for text, name in ABOUT if (values := _values(measured, name))]
+    flushes = [{name: figure["median"] for name, figure in one["disk"].items()} for one in measured if one.get("disk")]
+    said += [
+        f"{name.replace('_', ' ').removesuffix(' us')} {medians} µs"
+        for name in (APPEND_FLUSH, OVERWRITE_FLUSH)
+        if (medians := _values(flushes, name))
     ]
-    said += [f"{kept['payload_bytes']} B payloads", f"{kept['rounds']} rounds"]
-    for name in ("append_fdatasync_p50_us", "prezeroed_overwrite_fdatasync_p50_us"):
-        p50 = disk[name]["median"] if name in disk else about[name.replace("append_", "").replace("_p50", "")]["p50"]
-        said.append(f"{name.replace('_', ' ').removesuffix(' us')} {p50} µs")
-    said += [f"{name}: {version}" for name, version in kept.get("versions", {}).items()]
+    said += sorted({f"{name}: {version}" for one in measured for name, version in one.get("versions", {}).items()})
     return f"<p>{escape('; '.join(said))}.</p>"
+
+
+def _values(measured: Sequence[Mapping[str, Any]], name: str) -> str:
+    values = sorted({one[name] for one in measured if name in one})
+    if name in LISTED or len(values) < 2:
+        return ", ".join(map(str, values))
+    return f"{values[0]} to {values[-1]}"
 
 
 def _number(value: float | None) -> str:
     if value is None:
-        return "none"
+        return "-"
     return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:g}"
 
 
