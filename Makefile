@@ -109,10 +109,10 @@ bench-full: setup tools-peers ## every benchmark in full, 20 minutes each at mos
 	@measured=.benchmarks/full/$$(git rev-parse --short HEAD); mkdir -p $$measured; \
 	for file in benchmarks/bench_*.py; do \
 		name=$$(basename $$file .py); test -e $$measured/$$name && continue; \
-		echo "== $$name"; timeout 1200 $(BIN)/python -m benchmarks.$$name || { echo "$$name did not end"; continue; }; \
+		echo "== $$name"; timeout 1200 $(BIN)/python -m benchmarks.$$name || { failed="$$failed $$name"; continue; }; \
 		touch $$measured/$$name; \
-	done
-	@$(MAKE) --no-print-directory bench-page
+	done; \
+	$(BIN)/python -m benchmarks.page && test -z "$$failed" || { echo "did not end:$$failed"; exit 1; }
 
 .PHONY: bench-page
 bench-page: setup ## draw benchmarks/results/index.html from the results beside it
@@ -161,7 +161,7 @@ $(FOREIGN)/node_modules/.stamp: $(FOREIGN)/package-lock.json
 	@touch $@
 
 .PHONY: check
-check: lint types tools-faults test bench-check test-foreign wheels ## what has to pass before a change lands
+check: lint types tools-faults test bench-check bench test-foreign wheels ## what has to pass before a change lands
 
 .PHONY: check-long
 check-long: setup ## kills, full disks, a million units: minutes, not seconds

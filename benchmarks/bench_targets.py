@@ -593,7 +593,16 @@ def reading(house: House) -> Part:
             ),
             Row("last 100 units of a context read before, in process, p99", "ms", 0.1, 0.01, again, at_most=True),
             Row("the same, of a context's first read since the start", "ms", 0.1, 0.01, first, at_most=True),
-            Row("last 100 units of a context, over HTTP, p50", "ms", 0.5, 0.2, over_http, at_most=True),
+            Row(
+                "last 100 units of a context, over HTTP, p50",
+                "ms",
+                0.5,
+                0.2,
+                over_http,
+                at_most=True,
+                null=[p50 / 1e3 for p50 in _appends(found["null"], 0.5)],
+                load_cpu=_cpu(found["last 100 over http"]),
+            ),
         ],
         {
             "units": house.sizes.read,
