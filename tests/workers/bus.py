@@ -143,12 +143,17 @@ def hear(stream: ClientConnection, event: str) -> dict[str, Any]:
             return heard
 
 
+def heard_units(stream: ClientConnection, last: int) -> list[dict[str, Any]]:
+    """The units that come, up to that of a seq."""
+    units: list[dict[str, Any]] = []
+    while not units or units[-1]["seq"] < last:
+        units += hear(stream, "units")["units"]
+    return units
+
+
 def heard_seqs(stream: ClientConnection, last: int) -> list[int]:
-    """The seqs of the units that come, up to one."""
-    seqs: list[int] = []
-    while not seqs or seqs[-1] < last:
-        seqs += [unit["seq"] for unit in hear(stream, "units")["units"]]
-    return seqs
+    """The same, their seqs."""
+    return [unit["seq"] for unit in heard_units(stream, last)]
 
 
 def append(client: httpx.Client, context_id: str, **fields: Any) -> dict[str, Any]:

@@ -17,7 +17,19 @@ from websockets.exceptions import ConnectionClosed
 from engram_bus.verify import verify
 from engram_client import Client, WorkUnit
 from tests.process import engram, environment
-from tests.workers.bus import SECONDS, WorkersBus, append, frozen, hear, heard_seqs, is_gone, kill, say, until
+from tests.workers.bus import (
+    SECONDS,
+    WorkersBus,
+    append,
+    frozen,
+    hear,
+    heard_seqs,
+    heard_units,
+    is_gone,
+    kill,
+    say,
+    until,
+)
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +200,41 @@ def test_whatever_is_killed_no_process_is_left_and_nothing_acknowledged_is_lost(
             assert bus.stop() == 0
             assert hear(stream, "goaway")["cursor"].endswith(f".{seqs[-1]}")
         assert all(map(is_gone, children))
+
+
+@pytest.mark.parametrize("victim", ["log process", "supervisor"])
+def test_what_is_acknowledged_when_all_ends_is_there_once_and_in_order(tmp_path: Path, victim: str) -> None:
+    acknowledged: dict[str, list[int]] = {f"agent-{number}": [] for number in range(8)}
+
+    def append_on(agent_id: str) -> None:
+        ended = contextlib.suppress(httpx.TransportError)  # What is under way then is not known.
+        with ended, httpx.Client(base_url=bus.url, timeout=SECONDS, headers={"x-agent-id": agent_id}) as client:
+            while True:
+                answer = client.post("/workunit", json={"context_id": "plan", "payload": agent_id})
+                if answer.status_code == 503:  # Its worker noticed first.
+                    return
+                acknowledged[agent_id].append(answer.raise_for_status().json()["seq"])
+
+    with WorkersBus(tmp_path / "data") as bus:
+        children = bus.children()
+        with ThreadPoolExecutor(len(acknowledged)) as pool:
+            agents = [pool.submit(append_on, agent_id) for agent_id in acknowledged]
+            until(lambda: all(len(seqs) > 20 for seqs in acknowledged.values()))
+            kill(bus.log_process if victim == "log process" else bus.supervisor)
+            for agent in agents:
+                agent.result()
+        bus.wait()
+        until(lambda: all(map(is_gone, children)))
+        assert verify(tmp_path / "data").damage == ()
+        bus.start()
+        with bus.connect(1) as client, bus.stream(2, "?context=plan&after=0") as stream:
+            recorded = int(client.get("/status").headers["engram-applied-seq"])
+            heard = heard_units(stream, recorded)
+    assert [unit["seq"] for unit in heard] == [*range(1, recorded + 1)]
+    for agent_id, seqs in acknowledged.items():
+        theirs = [unit["seq"] for unit in heard if unit["agent_id"] == agent_id]
+        assert theirs[: len(seqs)] == seqs
+        assert len(theirs) <= len(seqs) + 1, "one may have been recorded that nobody was told of"
 
 
 @pytest.mark.long
