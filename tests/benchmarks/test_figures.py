@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from benchmarks import native
 from benchmarks.bench_targets import Row
+from benchmarks.harness import in_memory
 from benchmarks.histogram import Histogram
 
 TIMES = st.lists(st.integers(1, 10**9), min_size=1, max_size=50)
@@ -62,3 +63,8 @@ def _stall(pid: int) -> None:
     os.kill(pid, signal.SIGSTOP)
     time.sleep(0.3)
     os.kill(pid, signal.SIGCONT)
+
+
+def test_without_room_in_memory_a_benchmark_says_what_it_lacks() -> None:
+    with pytest.raises(SystemExit, match=r"bytes free, of 1152921504606846976 needed"), in_memory(room_bytes=2**60):
+        pass
