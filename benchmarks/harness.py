@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
+MEMORY = Path("/dev/shm")
 
 
 def percentiles_us(seconds: Sequence[float]) -> dict[str, float]:
@@ -96,9 +98,12 @@ def _end(*_: object) -> None:
 
 
 @contextlib.contextmanager
-def in_memory() -> Iterator[Path]:
-    """A directory whose disk is memory: what a bus does besides waiting for a flush."""
-    with tempfile.TemporaryDirectory(prefix="engram-bench-", dir="/dev/shm") as path:
+def in_memory(*, room_bytes: int = 0) -> Iterator[Path]:
+    """A directory whose disk is memory: what a bus does besides waiting for a flush. Says so where it has no room."""
+    free_bytes = shutil.disk_usage(MEMORY).free
+    if free_bytes < room_bytes:
+        sys.exit(f"{MEMORY} has {free_bytes} bytes free, of {room_bytes} needed (of a container: --shm-size)")
+    with tempfile.TemporaryDirectory(prefix="engram-bench-", dir=MEMORY) as path:
         yield Path(path)
 
 

@@ -248,6 +248,21 @@ static long http_answers(char *said, size_t held, size_t *used)
 	return count;
 }
 
+/* --- The bus over server-sent events: it listens alone ---------------------------------------------------------- */
+
+static size_t sse_listening(char *to, const struct place *place)
+{
+	return sprintf(to, "GET /stream-sse?context=%s HTTP/1.1\r\nHost: %s:%d\r\n\r\n", place->context, place->host,
+		place->port);
+}
+
+static int sse_is_listening(const char *said, size_t held)
+{
+	if (held > 9 && said[9] != '2')
+		refused("refused", said, held);
+	return memmem(said, held, "subscribed", 10) != NULL;
+}
+
 /* --- Redis: XADD and XREAD over RESP ---------------------------------------------------------------------------- */
 
 /* The size of a whole value, 0 while it is not all there. The newest entry's id (of XREAD) goes to `id`. */
@@ -445,6 +460,7 @@ static const struct wire wires[] = {
 	{"ws-msgpack", wsm_opening, ws_is_open, wsm_request, ws_answers, wsm_listening, ws_is_open},
 	{"http", no_opening, NULL, http_request, http_answers, NULL, NULL},
 	{"http-get", no_opening, NULL, get_request, http_answers, NULL, NULL},
+	{"sse", no_opening, NULL, NULL, NULL, sse_listening, sse_is_listening},
 	{"redis", no_opening, NULL, redis_request, redis_answers, redis_listening, at_once},
 	{"nats", nats_opening, nats_is_open, nats_request, nats_answers, nats_listening, nats_is_open},
 	{"centrifugo", cent_opening, cent_is_open, cent_request, cent_answers, cent_listening, cent_is_listening},

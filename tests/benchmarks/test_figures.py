@@ -1,5 +1,6 @@
 """How the benchmarks count and judge: a wrong figure would look like any other."""
 
+import json
 import os
 import re
 import shutil
@@ -12,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import native
+from benchmarks import check_ratios, native
 from benchmarks.bench_targets import Row
+from benchmarks.harness import in_memory
 from benchmarks.histogram import Histogram
 
 TIMES = st.lists(st.integers(1, 10**9), min_size=1, max_size=50)
@@ -62,3 +64,17 @@ def _stall(pid: int) -> None:
     os.kill(pid, signal.SIGSTOP)
     time.sleep(0.3)
     os.kill(pid, signal.SIGCONT)
+
+
+def test_without_room_in_memory_a_benchmark_says_what_it_lacks() -> None:
+    with pytest.raises(SystemExit, match=r"bytes free, of 1152921504606846976 needed"), in_memory(room_bytes=2**60):
+        pass
+
+
+def test_one_recording_among_many_does_not_set_a_bound() -> None:
+    kept = check_ratios.figure([6.7, 5.9, 5.9, 7.6, 6.4, 11.8, 6.1, 6.9])
+    assert kept["ratio"] * kept["bound"] < 10
+
+
+def test_every_ratio_that_is_measured_has_been_recorded() -> None:
+    assert json.loads(check_ratios.RECORDED.read_text())["figures"].keys() == check_ratios.FIGURES.keys()
