@@ -15,6 +15,7 @@ from engram_bus.projections.search import engine, vectors
 from engram_bus.projections.search.documents import is_searched
 from engram_bus.projections.search.embedders import StaticEmbedder
 from engram_bus.projections.search.engine import SearchIndex
+from engram_bus.projections.search.keywords import DIGITS
 from engram_bus.projections.search.scope import Scope, predicate
 from engram_bus.projections.search.values import Asked, Found
 from engram_bus.units import FORMAT_TEXT, Relationship, RelationshipType, UnitType, WorkUnit, ts_text
@@ -183,10 +184,19 @@ def counts(units: Sequence[WorkUnit], of: Callable[[WorkUnit], str]) -> dict[str
     return found
 
 
-def told(found: Found) -> list[tuple[int, float, int | None, int | None, int]]:
+class Score(float):
+    """Equal to one that lies a step of its last digit away: sums in another order may lie across where they round."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Score) and abs(self - other) < 1.1 * 10**-DIGITS
+
+
+def told(found: Found) -> list[tuple[int, Score, int | None, int | None, int]]:
     """What of an answer has to be the same: which units, with which scores, at which ranks, for how many."""
     return [
-        (hit.seq, round(hit.score, 4), hit.keyword and hit.keyword.rank, hit.vector and hit.vector.rank, hit.duplicates)
+        (hit.seq, Score(hit.score), hit.keyword and hit.keyword.rank, hit.vector and hit.vector.rank, hit.duplicates)
         for hit in found.hits
     ]
 
