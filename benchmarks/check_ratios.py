@@ -26,7 +26,7 @@ from benchmarks.load_process import LoadProcess
 from benchmarks.rounds import Flushes, in_turn
 
 RECORDED = RESULTS / "check_ratios.json"
-ROUNDS = 7
+ROUNDS = 5
 TRIES = 4
 RECORDINGS = 9
 SECONDS = 0.15
@@ -200,7 +200,8 @@ def _turns(bus: Served, null: Served, flushing: Served, flushes: Flushes) -> dic
     for name, load in FANS.items():
         turns[f"null, {name}"] = _fan(null, load)
         turns[f"bus, {name}"] = _fan(bus, load)
-    turns[f"bus, {SSE}"] = _fan(bus, {**FANS["100 subscribers"], "publish": "ws"}, wire="sse")
+        if name == "100 subscribers":
+            turns[f"bus, {SSE}"] = _fan(bus, {**load, "publish": "ws"}, wire="sse")
     return turns
 
 
@@ -226,6 +227,8 @@ def _fan(place: Served, load: Mapping[str, float | str], wire: str = "ws") -> Ca
     def turn() -> Turn:
         before = _work_ns(place.pid)
         run = native.fan(wire, place.port, **load, seconds=SECONDS)
+        if not run.late:
+            return turn()  # Somebody else had the processor for all of it.
         work = (_work_ns(place.pid) - before) / 1e3 / len(run.late)
         return Turn(run.late.at_us(0.5) if load["window"] == 1 else 1e6 / run.per_second, work)
 
