@@ -34,6 +34,7 @@ from benchmarks.harness import (
     in_memory,
     keep,
     machine,
+    percentiles_us,
     resident_bytes,
     scratch,
     serving,
@@ -581,7 +582,9 @@ def reading(house: House) -> Part:
         }
     )
     over_http = [one / 1e3 for one in _appends(found["last 100 over http"], 0.5)]
-    again, first = ([_at(times, 0.99) * 1e3 for times in of_round] for of_round in zip(*in_process, strict=True))
+    again, first = (
+        [percentiles_us(times)["p99"] / 1e3 for times in of_rounds] for of_rounds in zip(*in_process, strict=True)
+    )
     return Part(
         [
             Row(
@@ -610,10 +613,6 @@ def reading(house: House) -> Part:
             **_figures({name: found[name] for name in ("last 100 over http", "null")}),
         },
     )
-
-
-def _at(times: Sequence[float], share: float) -> float:
-    return sorted(times)[int(len(times) * share)]
 
 
 async def _written(path: Path, units: int, contexts: int) -> None:

@@ -57,18 +57,24 @@ class Heads:
 
     def find(self, data: bytes) -> tuple[Head, bytes] | None:
         """The head and body of a piece that is one request, whole, with a head that is known."""
-        end = data.find(_HEAD_END, 0, _HEAD_BYTES_MAX) + len(_HEAD_END)
+        end = _body_at(data)
         head = self._known.get(data[:end])
         return (head, data[end:]) if head is not None and len(data) - end == head.body_bytes else None
 
     def learn(self, data: bytes, cycle: "DirectCycle") -> None:
         """This piece was parsed, as the one request of this cycle and nothing else."""
-        end = data.find(_HEAD_END, 0, _HEAD_BYTES_MAX) + len(_HEAD_END)
-        if end < len(_HEAD_END) or not cycle.keep_alive or len(data) - end != len(cycle.body):
+        end = _body_at(data)
+        if not end or not cycle.keep_alive or len(data) - end != len(cycle.body):
             return
         if len(self._known) >= _HEADS_MAX:
             self._known.clear()
         self._known[data[:end]] = Head(cycle.take, cycle.headers, len(cycle.body))
+
+
+def _body_at(data: bytes) -> int:
+    """Where the head is over; 0 for one that is too large to be kept, or not whole."""
+    end = data.find(_HEAD_END, 0, _HEAD_BYTES_MAX)
+    return end + len(_HEAD_END) if end >= 0 else 0
 
 
 class DirectCycle:

@@ -184,8 +184,19 @@ def counts(units: Sequence[WorkUnit], of: Callable[[WorkUnit], str]) -> dict[str
     return found
 
 
+Told = tuple[int, float, int | None, int | None, int]
+
+
+def told(found: Found) -> list[Told]:
+    """What of an answer has to be the same: which units, with which scores, at which ranks, for how many."""
+    return [
+        (hit.seq, round(hit.score, 4), hit.keyword and hit.keyword.rank, hit.vector and hit.vector.rank, hit.duplicates)
+        for hit in found.hits
+    ]
+
+
 class Score(float):
-    """Equal to one that lies a step of its last digit away: sums in another order may lie across where they round."""
+    """Equal to one that lies a step of its last digit away."""
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -193,12 +204,10 @@ class Score(float):
         return isinstance(other, Score) and abs(self - other) < 1.1 * 10**-DIGITS
 
 
-def told(found: Found) -> list[tuple[int, Score, int | None, int | None, int]]:
-    """What of an answer has to be the same: which units, with which scores, at which ranks, for how many."""
-    return [
-        (hit.seq, Score(hit.score), hit.keyword and hit.keyword.rank, hit.vector and hit.vector.rank, hit.duplicates)
-        for hit in found.hits
-    ]
+def told_by_either(found: Found) -> list[Told]:
+    """As `told`, to compare what tantivy scored with what `bm25` did: where a score lies between two that are told, the
+    last bit of a sum says which."""
+    return [(seq, Score(score), *others) for seq, score, *others in told(found)]
 
 
 RANKINGS: st.SearchStrategy[dict[str, Any]] = st.just({}) | st.fixed_dictionaries(
