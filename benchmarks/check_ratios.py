@@ -31,7 +31,7 @@ TRIES = 4
 RECORDINGS = 9
 SECONDS = 0.15
 READ = 5_000
-BOUND_MIN = 1.6
+BOUND_MIN = 1.5
 """Below this a difference is not looked at, however alike the recordings were: a calmer machine is another one."""
 SPREADS = 6
 """What a bound is away from the median, in median distances from it: four sigma, of noise that is normal."""
