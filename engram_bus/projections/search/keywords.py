@@ -33,8 +33,7 @@ alike, and texts have become much longer or shorter since, one of the best of th
 QUERY_STARTS_MAX = 8
 """Each is compared with every word there is."""
 DIGITS = 3
-"""Of a score that count: tantivy's are float32, whose last digits depend on the order of its sums. Without this, equal
-units would stand in the order of its segments."""
+"""Of a score that count: of units whose scores differ by less, the newest is the best."""
 _HEAP_BYTES = 64 * 1024 * 1024
 _STEMS_MAX = 20_000
 _WORD_CHARACTERS_MAX = 80

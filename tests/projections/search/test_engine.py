@@ -34,7 +34,6 @@ from tests.projections.search.worlds import (
     log,
     logs,
     told,
-    told_by_either,
 )
 from tests.values import unit
 from tests.values import units as any_units
@@ -121,7 +120,7 @@ def test_what_is_not_committed_is_found_as_if_it_were(
     if not asked.distinct:  # (Which of two that are alike is the better one is told by the statistics.)
         assert {hit.seq for hit in before.hits} == {hit.seq for hit in after.hits}
     assert (before.total, before.facets, before.applied_seq) == (after.total, after.facets, after.applied_seq)
-    assert told_by_either(then) == told_by_either(after)
+    assert told(then) == told(after)
     assert told(same_statistics) == told(before)
 
 

@@ -15,7 +15,6 @@ from engram_bus.projections.search import engine, vectors
 from engram_bus.projections.search.documents import is_searched
 from engram_bus.projections.search.embedders import StaticEmbedder
 from engram_bus.projections.search.engine import SearchIndex
-from engram_bus.projections.search.keywords import DIGITS
 from engram_bus.projections.search.scope import Scope, predicate
 from engram_bus.projections.search.values import Asked, Found
 from engram_bus.units import FORMAT_TEXT, Relationship, RelationshipType, UnitType, WorkUnit, ts_text
@@ -193,21 +192,6 @@ def told(found: Found) -> list[Told]:
         (hit.seq, round(hit.score, 4), hit.keyword and hit.keyword.rank, hit.vector and hit.vector.rank, hit.duplicates)
         for hit in found.hits
     ]
-
-
-class Score(float):
-    """Equal to one that lies a step of its last digit away."""
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Score) and abs(self - other) < 1.1 * 10**-DIGITS
-
-
-def told_by_either(found: Found) -> list[Told]:
-    """As `told`, to compare what tantivy scored with what `bm25` did: where a score lies between two that are told, the
-    last bit of a sum says which."""
-    return [(seq, Score(score), *others) for seq, score, *others in told(found)]
 
 
 RANKINGS: st.SearchStrategy[dict[str, Any]] = st.just({}) | st.fixed_dictionaries(
