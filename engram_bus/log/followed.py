@@ -9,8 +9,10 @@ from typing import NoReturn
 
 from engram_bus.codec import Entry
 from engram_bus.log.contract import Epoch, Snapshot
-from engram_bus.log.index import Table, context_key, key_seq
-from engram_bus.log.lmdb import LmdbLog, _open_beside
+from engram_bus.log.index import Table
+from engram_bus.log.lmdb import LmdbLog
+from engram_bus.log.lmdb.environments import opened_beside
+from engram_bus.log.lmdb.index import index_beside
 from engram_bus.log.record import GENESIS, Record, body_of, parse
 from engram_bus.log.tail import Tail
 
@@ -28,15 +30,14 @@ class FollowedLog(LmdbLog):
         self._failed = None
         self._closed = False
         self._segment = None
-        self._index_is_damaged = False
         self._tail = Tail()
-        self._head = self._stored = self._indexed = held
+        self._head = self._stored = held
         self._open()
 
     def _open(self) -> None:
-        self._env, _ = _open_beside(self._path / "log", ())
+        self._env, _ = opened_beside(self._path / "log", ())
         try:
-            self._index, self._tables = _open_beside(self._path / "index", tuple(Table))
+            self._index = index_beside(self._path / "index", seq=self._stored)
         except BaseException:
             self._env.close()
             raise
@@ -71,7 +72,7 @@ class FollowedLog(LmdbLog):
             newest = [record for record in self._tail.records if record.unit.seq > held]
             self._tail = Tail()
             self._tail.extend(newest, sum([len(record.raw) for record in newest]))
-            self._stored = self._indexed = held
+            self._stored = self._index.seq = held
 
     # --- What LMDB shows beyond what it was told to hold --------------------------------------------------------------
 
@@ -89,12 +90,11 @@ class FollowedLog(LmdbLog):
     def _begun(self, ids: Sequence[str]) -> list[str]:
         """Those contexts that began at or before the head."""
         newest = self._tail.context_ids()
-        with self._index.begin() as txn:
-            firsts = [txn.get(context_key(name, 1), db=self._tables[Table.CONTEXTS]) for name in ids]
+        firsts = self._index.first_seqs(ids)
         return [
             name
             for name, first in zip(ids, firsts, strict=True)
-            if name in newest or (first is not None and key_seq(bytes(first)) <= self._stored)
+            if name in newest or (first is not None and first <= self._stored)
         ]
 
     # --- What only the writing process may ---------------------------------------------------------------------------

@@ -79,7 +79,7 @@ class ToldLog(LmdbLog):
     @property
     def held(self) -> int:
         """Up to where both environments hold the log for who reads them beside this process."""
-        return min(self._stored, self._indexed)
+        return min(self._stored, self._index.seq)
 
     def append(self, records: Sequence[Record]) -> None:
         super().append(records)
@@ -100,7 +100,7 @@ class ToldLog(LmdbLog):
     def forget_dead_readers(self) -> None:
         """A process died that may have been reading: the pages it saw cannot be used again before."""
         self._env.reader_check()
-        self._index.reader_check()
+        self._index.forget_dead_readers()
 
 
 class _Framing:

@@ -8,6 +8,7 @@ from typing import Any
 from engram_bus.log.contract import Snapshot
 from engram_bus.log.followed import FollowedLog
 from engram_bus.log.lmdb import LmdbLog
+from engram_bus.log.lmdb.index import LmdbIndex
 from engram_bus.log.record import Record
 from tests.disk import opened
 
@@ -21,7 +22,8 @@ class _SharedLog(FollowedLog):
         super().__init__(written._path, epochs=written.epochs, held=written.head)
 
     def _open(self) -> None:
-        self._env, self._index, self._tables = self._written._env, self._written._index, self._written._tables
+        index = self._written._index
+        self._env, self._index = self._written._env, LmdbIndex(index._path, index._env, index._tables, self._stored)
 
     def close(self) -> None:
         """They are the writer's."""

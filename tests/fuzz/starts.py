@@ -16,7 +16,8 @@ from engram_bus.decisions.state import State
 from engram_bus.errors import DataDirectoryError
 from engram_bus.log.directory import LogHeader, index_is_trusted, lock_directory, mark_index
 from engram_bus.log.index import Table, seq_key
-from engram_bus.log.lmdb import LmdbLog, _state_digest
+from engram_bus.log.lmdb import LmdbLog
+from engram_bus.log.lmdb.cells import state_digest
 from tests.disk import stored, tampering, tenant
 from tests.fuzz.checks import SERVED, asked, started, verified
 from tests.fuzz.world import LOG, MARK, SEGMENT, TENANT, World, require
@@ -89,7 +90,7 @@ def check_snapshot(world: World, data: bytes) -> str:
     is_sealed, value = data[:1] >= b"\x80", data[1:]
     if is_sealed:
         head = len(world.raws)
-        value = seq_key(head) + _state_digest(head, value) + value
+        value = seq_key(head) + state_digest(head, value) + value
     with world.copied(world.data) as at:
         with tampering(at, "index", Table.STATE) as txn:
             txn.put(_snapshot_key(part.name), value)

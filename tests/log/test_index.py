@@ -11,7 +11,6 @@ import pytest
 
 from engram_bus.errors import DataDirectoryError, LogDamaged, StorageFull
 from engram_bus.log import directory
-from engram_bus.log import lmdb as log_lmdb
 from engram_bus.log.contract import Snapshot
 from engram_bus.log.index import (
     RECORD_TABLES,
@@ -26,6 +25,8 @@ from engram_bus.log.index import (
     target_prefix,
 )
 from engram_bus.log.lmdb import LmdbLog
+from engram_bus.log.lmdb import index as lmdb_index
+from engram_bus.log.lmdb import log as lmdb_log
 from engram_bus.log.memory import MemoryLog
 from engram_bus.log.record import Private, Record
 from tests.disk import opened, stored, tampering, tenant
@@ -256,7 +257,7 @@ def test_a_full_index_keeps_no_append_and_catches_up(tmp_path: Path, monkeypatch
         log.append(sealed(log, [unit(1)], private=Private(key="k")))
         log.settle()
         with monkeypatch.context() as full:
-            full.setattr(log_lmdb, "puts", raise_map_full)
+            full.setattr(lmdb_index, "puts", raise_map_full)
             log.append(sealed(log, [unit(2), unit(3)]))
             log.settle()
             assert [entry.seq for entry in log.read(0, units_max=9, bytes_max=10**6)] == [1, 2, 3]
@@ -275,7 +276,7 @@ def test_what_lmdb_has_not_taken_over_yet_is_found_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tail: dict[str, int]
 ) -> None:
     for name, value in tail.items():
-        monkeypatch.setattr(log_lmdb, name, value)
+        monkeypatch.setattr(lmdb_log, name, value)
     with opened(tmp_path) as log:
         for seq in range(1, 8):
             private = Private(key="k", body_digest=b"d") if seq == 1 else Private()
@@ -316,7 +317,7 @@ def test_an_index_that_cannot_take_more_for_it_is_damaged_is_folded_again_by_the
     fill(tmp_path)
     shutil.rmtree(tenant(tmp_path) / "index")
     with monkeypatch.context() as patched:
-        patched.setattr(log_lmdb, "puts", corrupted)
+        patched.setattr(lmdb_index, "puts", corrupted)
         with pytest.raises(DataDirectoryError, match="index is damaged: the next start folds it again"):
             fill(tmp_path)
     assert not (tenant(tmp_path) / "index" / "mark").exists()

@@ -13,10 +13,11 @@ import pytest
 
 from engram_bus.errors import DataDirectoryError, LogDamaged, StorageFailed, StorageFull, StorageReadOnly
 from engram_bus.limits import DISK_RESERVE_BYTES, SEGMENT_BYTES, TAIL_BYTES_MAX
-from engram_bus.log import lmdb as log_lmdb
 from engram_bus.log.contract import Sizes, Snapshot
 from engram_bus.log.index import seq_key
-from engram_bus.log.lmdb import LmdbLog
+from engram_bus.log.lmdb import LmdbLog, cells
+from engram_bus.log.lmdb import index as lmdb_index
+from engram_bus.log.lmdb import log as lmdb_log
 from tests.disk import opened, stored, tampering, tenant
 from tests.values import sealed, unit, unit_id
 
@@ -142,8 +143,8 @@ def test_a_record_in_the_wrong_place_is_damage(path: Path) -> None:
 
 def test_what_lmdb_cannot_read_is_damage_too(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with opened(path) as log:
-        monkeypatch.setattr(log_lmdb, "_raws", raise_corrupted)
-        monkeypatch.setattr(log_lmdb, "_context_places", raise_corrupted)
+        monkeypatch.setattr(lmdb_log, "raws", raise_corrupted)
+        monkeypatch.setattr(lmdb_index, "context_places", raise_corrupted)
         with pytest.raises(LogDamaged, match="cannot be read") as caught:
             log.read(3, **PLENTY)
         assert caught.value.details == {"seq": 4}
@@ -181,7 +182,8 @@ def failing_lmdb(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     def no_key(seq: int) -> bytes:
         raise error
 
-    monkeypatch.setattr(log_lmdb, "seq_key", no_key)
+    for module in (lmdb_log, cells):
+        monkeypatch.setattr(module, "seq_key", no_key)
 
 
 @pytest.mark.parametrize(

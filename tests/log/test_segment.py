@@ -14,10 +14,9 @@ from engram_bus.backup.repairing import repair
 from engram_bus.backup.source import Source
 from engram_bus.errors import BackupError, DataDirectoryError, StorageFull
 from engram_bus.limits import SEGMENT_BYTES
-from engram_bus.log import lmdb as log_lmdb
 from engram_bus.log.beside import beginning_beside, raws_beside
 from engram_bus.log.directory import mark_index
-from engram_bus.log.lmdb import LmdbLog, LogReader
+from engram_bus.log.lmdb import LmdbLog, LogReader, readers
 from engram_bus.log.memory import MemoryLog
 from engram_bus.log.record import Record
 from engram_bus.log.segment import (
@@ -336,7 +335,7 @@ def test_a_reader_looks_again_at_what_is_being_written(killed: Path, monkeypatch
     torn = bytearray(whole)
     torn[FIRST + 70] ^= 1
     reads = iter([bytes(torn), bytes(torn), whole])
-    monkeypatch.setattr(log_lmdb, "content_of", lambda file: next(reads))
+    monkeypatch.setattr(readers, "content_of", lambda file: next(reads))
     reader = LogReader(tenant(killed) / "log")
     assert (reader.head(), reader.segment_damage) == (4, "")
     reader.close()

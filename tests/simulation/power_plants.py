@@ -12,9 +12,11 @@ from typing import Any
 import lmdb
 
 from engram_bus.log import directory, segment
-from engram_bus.log import lmdb as log_lmdb
 from engram_bus.log.index import Table, idempotency_key
 from engram_bus.log.lmdb import LmdbLog
+from engram_bus.log.lmdb import index as lmdb_index
+from engram_bus.log.lmdb import log as lmdb_log
+from engram_bus.log.lmdb.index import LmdbIndex
 from engram_bus.projections.search import process as search_process
 from engram_bus.projections.search import searcher
 
@@ -43,12 +45,13 @@ def _open_with(**flags: Any) -> None:
 def index_marked_before_it_is_flushed() -> None:
     """The index's cursor, and that it is whole, are on the disk before its entries."""
 
-    def close_index(self: LmdbLog) -> None:
-        directory.mark_index(self._path / "index", clean=True)
-        self._index.close()
+    def close(self: LmdbIndex, *, clean: bool) -> bool:
+        directory.mark_index(self._path, clean=True)
+        self._env.close()
+        return True
 
-    LmdbLog._close_index = close_index  # type: ignore[method-assign]
-    log_lmdb.index_is_as_closed = lambda _: True  # Its checksum would tell.
+    LmdbIndex.close = close  # type: ignore[method-assign]
+    lmdb_index.index_is_as_closed = lambda _: True  # Its checksum would tell.
 
 
 def index_trusted_and_its_hits_not_checked() -> None:
@@ -62,7 +65,7 @@ def index_trusted_and_its_hits_not_checked() -> None:
         newest = self._tail.seq_of_key(agent_id, key)
         return self._lookup(Table.KEYS, idempotency_key(agent_id, key)) if newest is None else newest
 
-    log_lmdb.index_is_trusted = lambda path: (path / "mark").exists()
+    lmdb_index.index_is_trusted = lambda path: (path / "mark").exists()
     LmdbLog.seq_of_id = seq_of_id  # type: ignore[method-assign]
     LmdbLog.seq_of_key = seq_of_key  # type: ignore[method-assign]
 
@@ -74,7 +77,7 @@ def commits_without_a_checksum() -> None:
 
 def names_not_flushed() -> None:
     """Files are flushed, and the directories that name them are not."""
-    directory.sync_directory = log_lmdb.sync_directory = lambda _: None  # type: ignore[attr-defined]
+    directory.sync_directory = lmdb_log.sync_directory = lambda _: None  # type: ignore[attr-defined]
 
 
 def answers_from_memory_after_a_kill() -> None:
