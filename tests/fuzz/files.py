@@ -171,9 +171,9 @@ def _tables(world: World) -> Path:
     units = [parse(raw, seq).unit for seq, raw in enumerate(world.raws, start=1)]
     columns, rows = Columns(path, count=0, cursor=0), KeptRows(path, dimension=_DIMENSION, count=0)
     vectors = np.arange(_DIMENSION * len(units), dtype=np.float32).reshape(-1, _DIMENSION)
-    for unit, vector in zip(units, vectors, strict=True):
+    for unit in units:
         columns.add(unit)
-        rows.add(vector)
+    rows.add(vectors)
     columns.flush()
     rows.flush()
     KeptLate(path / "late").append([Wanted(unit.seq, unit.id, "") for unit in units], vectors)

@@ -60,7 +60,7 @@ def parts_of(unit: WorkUnit, text: str) -> list[str]:
     return [normal(part) for part in (unit.agent_id, unit.kind or "", *unit.meta.values(), *unit.resources, text)]
 
 
-def together(line: str, before: list[str]) -> str:
+def together(line: str, before: list[str]) -> list[str]:
     """A line after those that come before it in its context (oldest first), as far as all stay short."""
     count, kept = _word_count(line), [line]
     for earlier in reversed(before[-PAIR_UNITS:]):
@@ -68,7 +68,7 @@ def together(line: str, before: list[str]) -> str:
         if count > PAIR_WORDS_MAX:
             break
         kept.append(earlier)
-    return "\n".join(reversed(kept))
+    return kept[::-1]
 
 
 def _word_count(line: str) -> int:

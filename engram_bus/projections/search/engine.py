@@ -148,12 +148,12 @@ class SearchIndex:
         texts = [text_of(unit) for unit in searched]
         lines = [line_of(unit, text) for unit, text in zip(searched, texts, strict=True)]
         vectors = self._embedder.embed(lines)
-        for unit, text, line, vector in zip(searched, texts, lines, vectors, strict=True):
+        for unit, text, line in zip(searched, texts, lines, strict=True):
             document = self._keyworded(unit, text, line)
             self._columns.add(unit)
-            self._vectors.add(vector)
             self._keywords.add(document)
             self._recent[unit.seq] = _Recent(unit, document)
+        self._vectors.add(vectors)
         if units:
             self.taken, self.taken_us = units[-1].seq, ts_us(units[-1].ts)
 
@@ -175,7 +175,7 @@ class SearchIndex:
             resources=unit.resources,
             meta=unit.meta,
             targets=[edge.target_id for edge in unit.relationships],
-            text=together(line, recent),
+            lines=together(line, recent),
             line=line,
             parts=parts_of(unit, text),
         )
@@ -398,7 +398,7 @@ class SearchIndex:
         unit = self._source.unit(seq)
         line = line_of(unit, text_of(unit))
         before = [line_of(one, text_of(one)) for one in self._searched_before(unit)]
-        return self._keywords.terms(together(line, before), line)
+        return self._keywords.terms("\n".join(together(line, before)), line)
 
     def _terms(self, recent: Sequence[_Recent]) -> list[Terms]:
         """What they consist of: most are committed before anyone asks."""

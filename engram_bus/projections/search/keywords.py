@@ -36,6 +36,8 @@ DIGITS = 3
 """Of a score that count: of units whose scores differ by less, the newest is the best."""
 _HEAP_BYTES = 64 * 1024 * 1024
 _STEMS_MAX = 20_000
+_LINES_MAX, _LINE_CHARACTERS_MAX = 4_000, 2_000
+"""Whose words are counted once: as many, and only short ones."""
 _WORD_CHARACTERS_MAX = 80
 """Longer ones are data, not words."""
 _WORD = re.compile(r"\w{2,}")
@@ -56,12 +58,16 @@ class Keyworded(msgspec.Struct, frozen=True):
     resources: Sequence[str]
     meta: dict[str, str]
     targets: Sequence[str]
-    text: str
+    lines: Sequence[str]
     """Itself and what comes before it."""
     line: str
     """Itself alone: its names."""
     parts: Sequence[str]
     """Itself alone: where phrases must stand."""
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.lines)
 
 
 class Keywords:
@@ -76,6 +82,7 @@ class Keywords:
         self._written = _plain_analyzer(Tokenizer.simple(), characters_max=_WORD_CHARACTERS_MAX)
         self._folded = _plain_analyzer(Tokenizer.raw(), characters_max=4 * analysis.NAME_CHARACTERS_MAX)
         self._stems: dict[str, list[str]] = {}
+        self._word_counts: dict[str, int] = {}
         self._index.register_tokenizer("words", self._words)
         self._index.register_tokenizer("names", TextAnalyzerBuilder(Tokenizer.whitespace()).build())
         self._index.config_reader("manual", 0)
@@ -109,13 +116,13 @@ class Keywords:
 
     def add(self, unit: Keyworded) -> None:
         """Add a unit, to be found after the next commit."""
-        text, names = analysis.indexed_words(unit.text), list(analysis.identifiers(unit.line))
+        names = list(analysis.identifiers(unit.line))
         document = Document()
         document.add_unsigned("seq", unit.seq)
         document.add_unsigned("ts", unit.ts_us)
-        document.add_unsigned("words", len(self._words.analyze(text)))
+        document.add_unsigned("words", sum(map(self._word_count, unit.lines)))
         document.add_unsigned("named", len(names))
-        document.add_text("text", text)
+        document.add_text("text", analysis.indexed_words(unit.text))
         document.add_text("names", " ".join(names))
         document.add_text("written", " ".join(self._all_written(unit.line, names)))
         for field, values in (
@@ -132,6 +139,17 @@ class Keywords:
                 document.add_text(field, value)
         self._writer.add_document(document)
 
+    def _word_count(self, line: str) -> int:
+        """Of a line that stands with the next ones of its context, too."""
+        count = self._word_counts.get(line)
+        if count is None:
+            count = len(self._words.analyze(analysis.indexed_words(line)))
+            if len(line) <= _LINE_CHARACTERS_MAX:
+                if len(self._word_counts) >= _LINES_MAX:
+                    self._word_counts.clear()
+                self._word_counts[line] = count
+        return count
+
     def terms(self, text: str, line: str) -> Terms:
         """What a text consists of, as the index sees it."""
         names = Counter(analysis.identifiers(line))
@@ -143,7 +161,8 @@ class Keywords:
         return self._all_written(text, analysis.identifiers(text))
 
     def _all_written(self, line: str, names: Iterable[str]) -> frozenset[str]:
-        return frozenset(self._written.analyze(line)).union(map(self._fold, names))
+        folded = names if line.isascii() else map(self._fold, names)  # Which are without capitals already.
+        return frozenset(self._written.analyze(line)).union(folded)
 
     def _fold(self, name: str) -> str:
         """Without capitals and accents."""

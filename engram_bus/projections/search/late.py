@@ -296,8 +296,7 @@ class _Kept:
         """Durable when it returns."""
         if self._rows is None:
             self._rows = KeptRows(self.path, dimension=vectors.shape[1], count=0)
-        for vector in vectors:
-            self._rows.add(vector)
+        self._rows.add(vectors)
         self._rows.flush()
         count, crc = self.count + len(units), self._rows.stamp.crc
         self.newest = _Newest(vectors.shape[1], count, units[-1].seq, units[-1].id, crc)

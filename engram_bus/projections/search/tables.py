@@ -96,6 +96,13 @@ class Table:
             column.add(values.get(name, 0))
         self.count += 1
 
+    def extend(self, **values: Array) -> None:
+        """More rows, all of the same number; what is not named is 0."""
+        count = len(next(iter(values.values())))
+        for name, column in self._columns.items():
+            column.extend(values[name] if name in values else np.zeros((count, *column.array.shape[1:])))
+        self.count += count
+
     def flush(self) -> None:
         """Make what was added durable."""
         if self.unwritten:
@@ -124,9 +131,19 @@ class Growing:
 
     def add(self, value: Any) -> None:
         """One more at the end."""
-        if self.count == len(self._room):
-            more = np.empty((len(self._room) * 3 // 2, *self._room.shape[1:]), self._room.dtype)
-            more[: self.count] = self._room
-            self._room = more
+        self._make_room(self.count + 1)
         self._room[self.count] = value
         self.count += 1
+
+    def extend(self, values: Array) -> None:
+        """More at the end."""
+        end = self.count + len(values)
+        self._make_room(end)
+        self._room[self.count : end] = values
+        self.count = end
+
+    def _make_room(self, count: int) -> None:
+        if count > len(self._room):
+            more = np.empty((max(count, len(self._room) * 3 // 2), *self._room.shape[1:]), self._room.dtype)
+            more[: self.count] = self._room[: self.count]
+            self._room = more

@@ -104,11 +104,11 @@ class KeptRows:
         """The rows of these units, as they are kept."""
         return np.asarray(self._table.column("vector")[places])
 
-    def add(self, vector: NDArray[np.float32]) -> None:
-        """Keep the vector of the next unit."""
-        row = quantized(vector)
-        self._table.add(vector=row)
-        self._scales.add(scales_of(row[None])[0])
+    def add(self, vectors: NDArray[np.float32]) -> None:
+        """Keep the vectors of the next units, a row each."""
+        rows = quantized(vectors)
+        self._table.extend(vector=rows)
+        self._scales.extend(scales_of(rows))
 
     def flush(self) -> None:
         """Make what was added durable."""
@@ -120,10 +120,12 @@ class KeptRows:
         self._sketches.add(self._table.column("vector")[self._sketches.count :])
 
 
-def quantized(vector: NDArray[np.float32]) -> NDArray[np.int8]:
-    """As whole numbers: a length does not matter for a cosine."""
-    peak = float(np.abs(vector).max())
-    return np.rint(vector * (127.0 / peak)).astype(np.int8) if peak > 0 else np.zeros(len(vector), np.int8)
+def quantized(vectors: NDArray[np.float32]) -> NDArray[np.int8]:
+    """One vector or a row each, as whole numbers: a length does not matter for a cosine."""
+    peaks = np.abs(vectors).max(axis=-1, keepdims=True).astype(np.float64)
+    factors = np.divide(127.0, peaks, out=np.zeros_like(peaks), where=peaks > 0).astype(np.float32)
+    rows: NDArray[np.int8] = np.rint(vectors * factors).astype(np.int8)
+    return rows
 
 
 def scales_of(vectors: NDArray[np.int8]) -> NDArray[np.float32]:

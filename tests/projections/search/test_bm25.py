@@ -27,7 +27,7 @@ def keyworded(seq: int, text: str, line: str | None = None) -> Keyworded:
         resources=[],
         meta={},
         targets=[],
-        text=text,
+        lines=[text],
         line=text if line is None else line,
         parts=[text],
     )

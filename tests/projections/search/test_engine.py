@@ -45,7 +45,7 @@ def text_in_index(unit: WorkUnit, units: Sequence[WorkUnit]) -> tuple[str, str]:
     """A unit's text with those before it, and its line, as said in documents.py."""
     line = line_of(unit, text_of(unit))
     before = [one for one in Log(units).before(unit, LOOK_BACK_UNITS) if is_searched(one)]
-    return together(line, [line_of(one, text_of(one)) for one in before[-PAIR_UNITS:]]), line
+    return "\n".join(together(line, [line_of(one, text_of(one)) for one in before[-PAIR_UNITS:]])), line
 
 
 def holding_a_word(index: SearchIndex, query: str, units: Sequence[WorkUnit], of: Sequence[WorkUnit]) -> set[int]:

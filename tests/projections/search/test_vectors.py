@@ -118,7 +118,7 @@ def test_the_nearest_are_those_of_a_plain_sort(
 def test_of_equally_near_ones_the_newest_come_first(tmp_path: Path, compared: tuple[int, int]) -> None:
     kept = KeptRows(tmp_path, dimension=2, count=0)
     for number in range(20_000):
-        kept.add(np.array([1, 0] if number % 2 else [0, 1], np.float32))
+        kept.add(np.array([[1, 0] if number % 2 else [0, 1]], np.float32))
     few = np.zeros(20_000, np.bool_)
     few[:9_000] = True
     with few_compared(*compared):
@@ -131,8 +131,8 @@ def test_of_equally_near_ones_the_newest_come_first(tmp_path: Path, compared: tu
 def test_an_index_may_have_more_units_than_vectors(tmp_path: Path) -> None:
     kept = KeptRows(tmp_path, dimension=2, count=0)
     assert len(kept.rows.nearest(np.array([1, 0], np.float32), np.ones(3, np.bool_), 2)[0]) == 0
-    kept.add(np.array([1, 0], np.float32))
+    kept.add(np.array([[1, 0]], np.float32))
     assert kept.rows.nearest(np.array([1, 0], np.float32), np.ones(3, np.bool_), 2)[0].tolist() == [0]
-    kept.add(np.array([0, 1], np.float32))
+    kept.add(np.array([[0, 1]], np.float32))
     with few_compared(1, 1):
         assert kept.rows.nearest(np.array([1, 0], np.float32), np.ones(3, np.bool_), 2)[0].tolist() == [0]
