@@ -29,11 +29,10 @@ SLICE_UNITS = 32
 SLICE_BYTES = 256 * 1024
 SHARED_SLICES = 4
 """One of so many goes to what is folded again, while what answers is behind."""
-OUTRUN = 2
-"""Where the log grows by so many units for each that is taken in, there is no keeping up: more than a share of the
-processor would cost the bus, and gain nobody an answer."""
-REST = 3
-"""So many times what a step took, nothing is taken in then. Who asks is not kept waiting by it."""
+REST = 9
+"""So many times what a step took, nothing is taken in then, where the log grows faster than it could be taken in: there
+is no keeping up, more of the processor would cost the bus, and gain nobody an answer. Who asks is not kept waiting by
+it."""
 COMMIT_UNITS = 1_000
 COMMIT_SECONDS = 0.5
 BEHIND_UNITS = 2_000
@@ -89,6 +88,7 @@ class Runner(Generic[P]):
         self._has_room = True
         self._slices = 0
         self._newest = self.head
+        self._looked_at = now()
         self._rest_until = -inf
         self._damage: RecordError | None = None
         self._doubt_at = -inf
@@ -154,11 +154,13 @@ class Runner(Generic[P]):
 
     def _rest(self, took_seconds: float, taken: int) -> None:
         """Where the log outruns what is taken in, and who asks is refused anyway."""
-        newest = self._source.head
+        newest, now = self._source.head, self._now()
+        grown, passed_seconds = newest - self._newest, now - self._looked_at
+        self._newest, self._looked_at = newest, now
         is_far = newest - self.projection.taken > BEHIND_UNITS
-        if is_far and newest - self._newest > OUTRUN * max(taken, SLICE_UNITS):
-            self._rest_until = self._now() + REST * took_seconds
-        self._newest = newest
+        # What could have been taken in since, without a rest.
+        if is_far and grown * took_seconds > max(taken, SLICE_UNITS) * passed_seconds:
+            self._rest_until = now + REST * took_seconds
 
     def _commit(self) -> None:
         if self._finds_room():
