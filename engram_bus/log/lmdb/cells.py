@@ -8,7 +8,7 @@ from engram_bus.codec import UNREADABLE
 from engram_bus.log.contract import Snapshot
 from engram_bus.log.directory import LogHeader
 from engram_bus.log.index import SEQ_BYTES, key_seq, seq_key
-from engram_bus.log.record import RecordError
+from engram_bus.log.record import Record, RecordError
 
 HEADER_KEY = seq_key(0)
 """Before every seq: which log this is (`LogHeader` as MessagePack)."""
@@ -24,6 +24,11 @@ def parse_header(value: bytes) -> LogHeader:
         return msgspec.msgpack.decode(value, type=LogHeader)
     except UNREADABLE as exc:
         raise RecordError(f"is not a header: {exc}") from exc
+
+
+def cursor_value(record: Record) -> bytes:
+    """A cursor at this record, as it is kept."""
+    return seq_key(record.unit.seq) + record.chain
 
 
 def parse_cursor(value: bytes) -> tuple[int, bytes]:

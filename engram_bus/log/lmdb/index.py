@@ -14,8 +14,8 @@ import lmdb
 from engram_bus.errors import DataDirectoryError
 from engram_bus.log.contract import Snapshot
 from engram_bus.log.directory import forget_index, index_is_as_closed, index_is_trusted, mark_index
-from engram_bus.log.index import Table, context_key, key_seq, puts, seq_key, target_prefix
-from engram_bus.log.lmdb.cells import CURSOR, SNAPSHOT, parse_cursor, snapshot_value
+from engram_bus.log.index import Table, context_key, key_seq, puts, target_prefix
+from engram_bus.log.lmdb.cells import CURSOR, SNAPSHOT, cursor_value, parse_cursor, snapshot_value
 from engram_bus.log.lmdb.environments import (
     NOT_LMDB,
     allocate_lock_file,
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 Place = tuple[int, int]
 """A version and its seq."""
-Follows = Callable[[int, bytes], bool]
+HasChain = Callable[[int, bytes], bool]
 """Whether the log's record at a seq has this chain digest. Raises DataDamaged where the log has no such record."""
 
 
@@ -56,7 +56,7 @@ class LmdbIndex:
                 for table, entries in puts(newest).items():
                     with txn.cursor(self._tables[table]) as cursor:
                         cursor.putmulti(entries)
-                txn.put(CURSOR, seq_key(last.unit.seq) + last.chain, db=self._tables[Table.STATE])
+                txn.put(CURSOR, cursor_value(last), db=self._tables[Table.STATE])
         except lmdb.Error as exc:
             log.error("%s is behind its log: %s", self._path, exc)
             if isinstance(exc, NOT_LMDB):
@@ -148,7 +148,7 @@ class LmdbIndex:
 # --- Opening ---------------------------------------------------------------------------------------------------------
 
 
-def index_to_write(path: Path, *, size_bytes_max: int, segment: str, follows: Follows) -> LmdbIndex:
+def index_to_write(path: Path, *, size_bytes_max: int, segment: str, has_chain: HasChain) -> LmdbIndex:
     """The index in `path`; an empty one in the place of one that is not whole or of another log.
 
     Raises DataDamaged where the log has lost records that the index knows, DataDirectoryError where none can be made.
@@ -162,16 +162,16 @@ def index_to_write(path: Path, *, size_bytes_max: int, segment: str, follows: Fo
             log.warning("%s is not as it was closed: it is folded again", path)
             _empty(path)
         try:
-            return _opened_to_write(path, size_bytes_max, segment, follows)
+            return _opened_to_write(path, size_bytes_max, segment, has_chain)
         except (_UnusableError, lmdb.Error) as exc:
             log.warning("%s is folded again: %s", path, exc)
             _empty(path)
-            return _opened_to_write(path, size_bytes_max, segment, follows)
+            return _opened_to_write(path, size_bytes_max, segment, has_chain)
     except OSError as exc:
         raise DataDirectoryError(f"{path} cannot be made: {exc}") from exc
 
 
-def index_to_read(path: Path, *, size_bytes_max: int, stored: int, follows: Follows) -> LmdbIndex:
+def index_to_read(path: Path, *, size_bytes_max: int, stored: int, has_chain: HasChain) -> LmdbIndex:
     """The same on a file system that takes no writes. Raises DataDirectoryError where it does not go up to `stored`."""
     if not index_is_trusted(path) or not index_is_as_closed(path):
         raise DataDirectoryError(f"{path} is not whole and cannot be folded on a read-only file system")
@@ -179,7 +179,7 @@ def index_to_read(path: Path, *, size_bytes_max: int, stored: int, follows: Foll
     try:
         refuse_short(env, path / "data.mdb")
         tables = {table: env.open_db(table.value.encode(), create=False) for table in Table}
-        seq = _how_far(env, tables, follows)
+        seq = _how_far(env, tables, has_chain)
         if seq != stored:
             raise DataDirectoryError(f"{path} is behind its log and cannot be folded on a read-only file system")
     except BaseException:
@@ -198,7 +198,7 @@ class _UnusableError(Exception):
     """The index is not one that this log can be looked up in: it is made again."""
 
 
-def _opened_to_write(path: Path, size_bytes_max: int, segment: str, follows: Follows) -> LmdbIndex:
+def _opened_to_write(path: Path, size_bytes_max: int, segment: str, has_chain: HasChain) -> LmdbIndex:
     # Before anything is written: whoever finds the index from now on must not take it for a clean one.
     mark_index(path, clean=False, segment=segment)
     allocate_lock_file(path)
@@ -209,20 +209,20 @@ def _opened_to_write(path: Path, size_bytes_max: int, segment: str, follows: Fol
         if (wrong := wrong_page_of(env, path / "data.mdb")) is not None:
             raise _UnusableError(wrong)
         tables = {table: env.open_db(table.value.encode()) for table in Table}
-        seq = _how_far(env, tables, follows)
+        seq = _how_far(env, tables, has_chain)
     except BaseException:
         env.close()
         raise
     return LmdbIndex(path, env, tables, seq)
 
 
-def _how_far(env: lmdb.Environment, tables: dict[Table, lmdb._Database], follows: Follows) -> int:
+def _how_far(env: lmdb.Environment, tables: dict[Table, lmdb._Database], has_chain: HasChain) -> int:
     with env.begin() as txn:
         value = txn.get(CURSOR, db=tables[Table.STATE])
     if value is None:
         return 0
     seq, chain = parse_cursor(bytes(value))
-    if not follows(seq, chain):
+    if not has_chain(seq, chain):
         raise _UnusableError(f"record {seq} is not the one it was made from")
     return seq
 

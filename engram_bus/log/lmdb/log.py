@@ -1,9 +1,8 @@
 """The log on disk: a segment that makes commits durable, an LMDB environment that takes them over, one to find them.
 
-A commit is one flush of the segment (`segment.py`); its records are in memory as well
-(`Tail`), until LMDB takes over many at a time, and syncs them. Two environments because it is the clearer idea and the
-faster one: the log's commit dirties few pages and is flushed; the index's is left to the operating system and folded
-again after a power cut.
+A commit is one flush of the segment (`segment.py`); its records are in memory as well (`Tail`), until LMDB takes over
+many at a time, and syncs them. Two environments because it is the clearer idea and the faster one: the log's commit
+dirties few pages and is flushed; the index's is left to the operating system and folded again after a power cut.
 Never NOSYNC, WRITEMAP, NOMETASYNC or MAPASYNC on the log. A read transaction never outlives the call that opened it:
 one open reader keeps every page from being reused.
 """
@@ -642,11 +641,11 @@ class LmdbLog:
         path = self._path / "index"
         if not self._writable:
             return index_to_read(
-                path, size_bytes_max=self._size_bytes_max, stored=self._stored, follows=self._has_chain
+                path, size_bytes_max=self._size_bytes_max, stored=self._stored, has_chain=self._has_chain
             )
         assert self._segment is not None, "it is writable"
         return index_to_write(
-            path, size_bytes_max=self._size_bytes_max, segment=self._segment.name, follows=self._has_chain
+            path, size_bytes_max=self._size_bytes_max, segment=self._segment.name, has_chain=self._has_chain
         )
 
     def _has_chain(self, seq: int, chain: bytes) -> bool:

@@ -142,6 +142,7 @@ class _Leg:
 
 
 def _idf(texts: int, having: int) -> float32:
+    """The `rarity` that tantivy counts itself, in its digits."""
     return float32(_logf(_1 + (float32(texts - having) + _HALF) / (float32(having) + _HALF)))
 
 
