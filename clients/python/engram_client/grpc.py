@@ -130,13 +130,25 @@ class Call:
 
     def __init__(self, call: Any) -> None:  # of whichever kind: grpc.aio has no common type that reads and writes
         self._call = call
+        self._turn = asyncio.Lock()
 
     async def send(self, message: bytes) -> None:
+        """Whoever stops waiting does not take it back."""
+        # grpc would: by ending the call, which others use too.
+        writing = asyncio.create_task(self._write(message), name="engram write")
+        writing.add_done_callback(_heard)
+        try:
+            await asyncio.shield(writing)
+        finally:
+            del writing  # As in `_own`: it has the exception, and that this frame.
+
+    async def _write(self, message: bytes) -> None:
         with _failures():
             try:
-                await _own(self._call.write(message))
+                async with self._turn:
+                    await self._call.write(message)
             except asyncio.InvalidStateError:  # It has ended, and reading tells why.
-                await _own(self._call.read())
+                await self._call.read()
                 raise EngramConnectionError("the stream ended") from None
 
     async def receive(self, answer: type[A], *, silence_seconds: float | None = None) -> A:
@@ -216,6 +228,12 @@ async def _own(operation: Awaitable[T]) -> T:
         raise
     finally:
         del running  # It has the exception, and that this frame: a circle, which would keep the connection.
+
+
+def _heard(writing: "asyncio.Task[None]") -> None:
+    """Whoever waits for it hears of its failure; that nobody waits any more is none."""
+    if not writing.cancelled():
+        writing.exception()
 
 
 @contextmanager

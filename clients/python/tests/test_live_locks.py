@@ -4,6 +4,7 @@ import asyncio
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -23,6 +24,7 @@ from engram_client.errors import (
     NotHolder,
     WaitsFor,
 )
+from engram_client.requests import LockRequest
 
 every_way = pytest.mark.parametrize(
     ("scheme", "session"),
@@ -401,6 +403,27 @@ async def test_a_session_ends_with_its_process(own_bus: LiveBus) -> None:
             await queued(bob, "plan.md")
             process.send_signal(signal.SIGKILL)
             assert (await waiting).holder_agent == "bob"
+
+
+async def test_who_stops_waiting_for_a_sign_of_life_ends_nothing(shared_bus: SameBus, plan: str) -> None:
+    async with two(shared_bus) as (ann, bob):
+        session = ann._verbs.session(time.monotonic)
+        asked = LockRequest(
+            resources=(plan,), agent_id="ann", ttl_seconds=60, mode="exclusive", reason="", context_id="_system"
+        )
+        lock = await session.acquire(asked, wait_seconds=0)
+        for turns in range(12):
+            ping = asyncio.create_task(session.ping())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            ping.cancel()
+            await asyncio.wait([ping])
+        await session.ping()
+        assert await holders(bob, plan) == ["ann"]
+        await session.release(lock)
+        assert await holders(bob, plan) == []
+        assert not session.has_ended
+        await session.aclose()
 
 
 async def test_a_frozen_loop_has_lost_its_session_and_knows_it(own_bus: LiveBus) -> None:
