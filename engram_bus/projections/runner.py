@@ -6,7 +6,6 @@ one is being folded to take its place, and goes on being folded after a restart.
 
 import errno
 import logging
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -16,8 +15,9 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from engram_bus.limits import DISK_RESERVE_BYTES, DISK_RESERVE_DIVISOR, SEARCH_ANSWER_SECONDS_MAX
+from engram_bus.limits import SEARCH_ANSWER_SECONDS_MAX
 from engram_bus.log.record import RecordError
+from engram_bus.log.room import room
 from engram_bus.projections.contract import Damaged, Followed, Projection
 
 log = logging.getLogger(__name__)
@@ -195,9 +195,8 @@ class Runner(Generic[P]):
 
     def _finds_room(self) -> bool:
         """Whether the disk has more room than the bus needs for itself: what is taken in is written too."""
-        disk = os.statvfs(self._path)
-        reserve_bytes = min(DISK_RESERVE_BYTES, disk.f_blocks * disk.f_frsize // DISK_RESERVE_DIVISOR)
-        has_room = disk.f_bavail * disk.f_frsize >= 2 * reserve_bytes
+        free_bytes, reserve_bytes = room(self._path)
+        has_room = free_bytes >= 2 * reserve_bytes
         if has_room != self._has_room:
             log.warning("%s %s", self._path, "goes on" if has_room else "waits: the disk is full")
             self._has_room = has_room

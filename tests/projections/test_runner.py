@@ -425,8 +425,8 @@ def test_with_a_full_disk_it_waits_and_goes_on(kept: Kept, monkeypatch: pytest.M
     kept.say(100)
     kept.runner.step()
     with monkeypatch.context() as full:
-        full.setattr(running, "DISK_RESERVE_BYTES", 2**80)
-        full.setattr(running, "DISK_RESERVE_DIVISOR", 1)
+        full.setattr("engram_bus.log.room.DISK_RESERVE_BYTES", 2**80)
+        full.setattr("engram_bus.log.room.DISK_RESERVE_DIVISOR", 1)
         for _ in range(20):
             kept.clock.seconds += kept.runner.idle_seconds() or 0.0
             kept.runner.step()

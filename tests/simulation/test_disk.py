@@ -12,7 +12,6 @@ from engram_bus.decisions.contexts import Contexts
 from engram_bus.embedded import Bus
 from engram_bus.errors import DataDirectoryError, EngramError, StorageFull, StorageReadOnly
 from engram_bus.limits import KIB, MIB
-from engram_bus.log.lmdb import log as lmdb_log
 from engram_bus.units import WorkUnit
 from engram_bus.verify import verify
 from tests.disk import Disk, small_disk
@@ -93,7 +92,7 @@ async def test_a_commit_that_runs_into_the_end_of_the_disk_leaves_nothing(
     disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without the reserve, LMDB itself meets the end, at another page each time."""
-    monkeypatch.setattr(lmdb_log, "DISK_RESERVE_BYTES", -(2**40))
+    monkeypatch.setattr("engram_bus.log.room.DISK_RESERVE_BYTES", -(2**40))
     units: list[WorkUnit] = []
     async with Bus.open(disk.data) as bus:
         for leave_pages, payload_bytes in itertools.product(range(0, 24, 2), (10, 9_000)):

@@ -123,9 +123,3 @@ def allocate_lock_file(path: Path) -> None:
 def allocated_bytes(path: Path) -> int:
     """What a file takes up on the disk."""
     return path.stat().st_blocks * 512
-
-
-def free_bytes(path: Path) -> int:
-    """What is left to us on the disk of a path."""
-    disk = os.statvfs(path)
-    return disk.f_bavail * disk.f_frsize

@@ -9,7 +9,6 @@ one open reader keeps every page from being reused.
 
 import errno
 import logging
-import os
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
@@ -28,14 +27,7 @@ from engram_bus.errors import (
     StorageFull,
     StorageReadOnly,
 )
-from engram_bus.limits import (
-    DISK_RESERVE_BYTES,
-    DISK_RESERVE_DIVISOR,
-    LOG_SIZE_BYTES_MAX,
-    MIB,
-    TAIL_BYTES_MAX,
-    TAIL_UNITS_MAX,
-)
+from engram_bus.limits import LOG_SIZE_BYTES_MAX, MIB, TAIL_BYTES_MAX, TAIL_UNITS_MAX
 from engram_bus.log import record as records
 from engram_bus.log.contract import Epoch, Sizes, Snapshot
 from engram_bus.log.directory import (
@@ -55,7 +47,6 @@ from engram_bus.log.lmdb.environments import (
     NOT_LMDB,
     allocate_lock_file,
     allocated_bytes,
-    free_bytes,
     opened,
     refuse_short,
     refuse_wrong_pages,
@@ -64,6 +55,7 @@ from engram_bus.log.lmdb.environments import (
 from engram_bus.log.lmdb.index import LmdbIndex, index_to_read, index_to_write
 from engram_bus.log.lmdb.places import decoded, raws
 from engram_bus.log.record import GENESIS, Record, RecordError
+from engram_bus.log.room import room
 from engram_bus.log.segment import (
     MISSING,
     NOT_THE_ONE,
@@ -182,7 +174,7 @@ class LmdbLog:
         return Sizes(
             allocated_bytes(self._path / "log" / "data.mdb"),
             allocated_bytes(self._path / "index" / "data.mdb"),
-            free_bytes(self._path),
+            room(self._path).free_bytes,
         )
 
     # --- Appending ---------------------------------------------------------------------------------------------------
@@ -252,9 +244,7 @@ class LmdbLog:
             raise self._failed.with_traceback(None)
         if not self._writable:
             raise StorageReadOnly(f"{self._path} is on a read-only file system")
-        disk = os.statvfs(self._path)
-        free_bytes = disk.f_bavail * disk.f_frsize
-        reserve_bytes = min(DISK_RESERVE_BYTES, disk.f_blocks * disk.f_frsize // DISK_RESERVE_DIVISOR)
+        free_bytes, reserve_bytes = room(self._path)
         # Twice: the pages of the log and, later, those of the index.
         if free_bytes < reserve_bytes + 2 * batch_bytes:
             raise StorageFull(
@@ -270,7 +260,7 @@ class LmdbLog:
     def _refuse(self, exc: Exception, code: int | None) -> NoReturn:
         """Say what kind of failure this is. After anything but a full or read-only disk the page cache may lie."""
         # A write that came out short is EIO to LMDB; the reason is what the disk has left.
-        is_short = code == errno.EIO and free_bytes(self._path) < _SHORT_WRITE_BYTES
+        is_short = code == errno.EIO and room(self._path).free_bytes < _SHORT_WRITE_BYTES
         if code in _FULL or isinstance(exc, lmdb.MapFullError) or is_short:
             raise StorageFull(f"no room for the log in {self._path}: {exc}") from exc
         if code in _READ_ONLY:
