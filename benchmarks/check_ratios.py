@@ -15,15 +15,19 @@ import json
 import os
 import sys
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from benchmarks import native
 from benchmarks.frame_server import frame_serving
 from benchmarks.harness import RESULTS, Served, grpc_port, in_memory, machine, scratch, serving
+from benchmarks.histogram import Histogram
 from benchmarks.load_process import LoadProcess
 from benchmarks.rounds import Flushes, in_turn
+
+L = TypeVar("L", native.Appended, native.Delivered)
 
 RECORDED = RESULTS / "check_ratios.json"
 ROUNDS = 5
@@ -212,27 +216,23 @@ def _answered_and_flushed(null: Served, flushes: Flushes) -> Turn:
 
 
 def _appends(place: Served, wire: str, load: Mapping[str, float]) -> Callable[[], Turn]:
-    def turn() -> Turn:
-        before = _work_ns(place.pid)
-        run = native.appends(wire, place.port, **load, seconds=SECONDS, warm_seconds=0)
-        if not run.times:
-            return turn()  # Somebody else had the disk for all of it.
-        work = (_work_ns(place.pid) - before) / 1e3 / len(run.times)
-        return Turn(run.times.at_us(0.5) if load["clients"] == 1 else 1e6 / run.per_second, work)
-
-    return turn
+    run = partial(native.appends, wire, place.port, **load, seconds=SECONDS, warm_seconds=0)
+    return lambda: _turn(place, run, lambda appended: appended.times, is_alone=load["clients"] == 1)
 
 
 def _fan(place: Served, load: Mapping[str, float | str], wire: str = "ws") -> Callable[[], Turn]:
-    def turn() -> Turn:
-        before = _work_ns(place.pid)
-        run = native.fan(wire, place.port, **load, seconds=SECONDS)
-        if not run.late:
-            return turn()  # Somebody else had the processor for all of it.
-        work = (_work_ns(place.pid) - before) / 1e3 / len(run.late)
-        return Turn(run.late.at_us(0.5) if load["window"] == 1 else 1e6 / run.per_second, work)
+    run = partial(native.fan, wire, place.port, **load, seconds=SECONDS)
+    return lambda: _turn(place, run, lambda delivered: delivered.late, is_alone=load["window"] == 1)
 
-    return turn
+
+def _turn(place: Served, load: Callable[[], L], times_of: Callable[[L], Histogram], *, is_alone: bool) -> Turn:
+    """What a load cost. Its time is that of one after the other where it `is_alone`, else what its rate tells."""
+    while True:
+        before = _work_ns(place.pid)
+        run = load()
+        if times := times_of(run):  # Else somebody else had the processor or the disk for all of it.
+            work = (_work_ns(place.pid) - before) / 1e3 / len(times)
+            return Turn(times.at_us(0.5) if is_alone else 1e6 / run.per_second, work)
 
 
 def _read(place: Served) -> Turn:
