@@ -37,6 +37,7 @@ EngramError
     ├── StorageFull            no room on the disk; appends go on by themselves once there is
     ├── StorageReadOnly        the disk refuses writes
     ├── StorageFailed          the disk failed; appends go on after a restart
+    ├── LogSilent              the process that keeps the log does not answer the one that was asked
     ├── LogDamaged             what was read is not what was written
     ├── SlowConsumer           the socket did not take what was sent
     ├── ShuttingDown
@@ -297,6 +298,11 @@ class StorageReadOnly(Unavailable):
 class StorageFailed(Unavailable):
     code = "STORAGE_FAILED"
     title = "The disk failed"
+
+
+class LogSilent(Unavailable):
+    code = "LOG_SILENT"
+    title = "The log process does not answer"
 
 
 class LogDamaged(Unavailable):

@@ -204,6 +204,8 @@ WORKER_CATCH_UP_SECONDS_MAX: Final = 1.0
 under way."""
 WORKER_TALLY_SECONDS: Final = 0.5
 """How often processes tell one another what they count."""
+LOG_SILENT_SECONDS: Final = 5.0
+"""A worker that has heard nothing of the log process for so long takes no appends and is not ready, until it does."""
 WORKER_RESTART_SECONDS: Final = 0.1
 """Before a worker that died is started again; doubled each time, unless it lived for a while."""
 WORKER_RESTART_SECONDS_MAX: Final = 5.0

@@ -28,6 +28,7 @@ from engram_bus.errors import (
     LockLost,
     LockNotFound,
     LogDamaged,
+    LogSilent,
     MethodNotAllowed,
     MinSeqTimeout,
     NotHolder,
@@ -347,7 +348,7 @@ SUBSCRIBE = (
     Parameter(name="resource", many=True, description="Only units that touch a resource matching one of these globs."),
 )
 
-_STORAGE = (StorageFull, StorageReadOnly, StorageFailed, ShuttingDown)
+_STORAGE = (StorageFull, StorageReadOnly, StorageFailed, LogSilent, ShuttingDown)
 _WRITE = (
     TooLarge,
     UnsupportedMedia,

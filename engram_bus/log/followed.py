@@ -20,11 +20,12 @@ from engram_bus.log.tail import Tail
 class FollowedLog(LmdbLog):
     """The read half of `Log`, opened beside the process that writes it, and kept up by `follow` and `hold`.
 
-    Raises DataDirectoryError.
+    `size_bytes_max` is what that process opened it with. Raises DataDirectoryError.
     """
 
-    def __init__(self, path: Path, *, epochs: Sequence[Epoch], held: int) -> None:
+    def __init__(self, path: Path, *, size_bytes_max: int, epochs: Sequence[Epoch], held: int) -> None:
         self._path = path
+        self._size_bytes_max = size_bytes_max
         self._told_epochs = tuple(epochs)
         self._writable = False
         self._failed = None
@@ -35,9 +36,9 @@ class FollowedLog(LmdbLog):
         self._open()
 
     def _open(self) -> None:
-        self._env, _ = opened_beside(self._path / "log", ())
+        self._env, _ = opened_beside(self._path / "log", (), size_bytes=self._size_bytes_max)
         try:
-            self._index = index_beside(self._path / "index", seq=self._stored)
+            self._index = index_beside(self._path / "index", seq=self._stored, size_bytes=self._size_bytes_max)
         except BaseException:
             self._env.close()
             raise

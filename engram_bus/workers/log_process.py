@@ -77,6 +77,10 @@ class ToldLog(LmdbLog):
         return self._path
 
     @property
+    def size_bytes_max(self) -> int:
+        return self._size_bytes_max
+
+    @property
     def held(self) -> int:
         """Up to where both environments hold the log for who reads them beside this process."""
         return min(self._stored, self._index.seq)
@@ -155,6 +159,8 @@ class LogBus(Bus):
             end.close()
             self.cut(Cut(serial, "the log cannot be read"))
             return
+        # Who was there before has ended by now.
+        self.told_log.forget_dead_readers()
         worker = self.workers[serial] = Worker(self, serial, end)
         worker.say(self._hello())
         worker.begin()
@@ -164,13 +170,13 @@ class LogBus(Bus):
         if self.workers.get(worker.serial) is worker:
             del self.workers[worker.serial]
             worker.leave()
-            self.told_log.forget_dead_readers()
             self.cut(Cut(worker.serial, why))
 
     def _hello(self) -> Hello:
         held = self.told_log.held
         return Hello(
             path=str(self.told_log.path),
+            size_bytes_max=self.told_log.size_bytes_max,
             epochs=list(self.log.epochs),
             durability=self.durability,
             started_at=self.started_at,

@@ -149,6 +149,8 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag=3):
 
     path: str
     """Where the log lies."""
+    size_bytes_max: int
+    """What it may grow to."""
     epochs: list[Epoch]
     durability: str
     started_at: str

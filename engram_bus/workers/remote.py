@@ -20,6 +20,7 @@ from engram_bus.embedded import Bus
 from engram_bus.errors import (
     Busy,
     EngramError,
+    LogSilent,
     MinSeqTimeout,
     SearchUnavailable,
     ShuttingDown,
@@ -28,11 +29,13 @@ from engram_bus.errors import (
 from engram_bus.limits import (
     DRAIN_SECONDS_MAX,
     LOCK_WAITS_MAX,
+    LOG_SILENT_SECONDS,
     QUEUE_BYTES_MAX,
     QUEUE_UNITS_MAX,
     SEARCH_ANSWER_SECONDS_MAX,
     SEARCHES_MAX,
     WORKER_CATCH_UP_SECONDS_MAX,
+    WORKER_TALLY_SECONDS,
 )
 from engram_bus.log.followed import FollowedLog
 from engram_bus.log.record import RecordError
@@ -75,7 +78,9 @@ class Remote:
     """The worker's side of the line. `lost` is called when it cannot go on, with the reason."""
 
     def __init__(self, hello: Hello, word: HeadWord, *, lost: Callable[[str], None]) -> None:
-        self.log = FollowedLog(Path(hello.path), epochs=hello.epochs, held=hello.held)
+        self.log = FollowedLog(
+            Path(hello.path), size_bytes_max=hello.size_bytes_max, epochs=hello.epochs, held=hello.held
+        )
         if hello.tail:
             self.log.follow(hello.held + 1, hello.tail, hello.held)
         self.word = word
@@ -88,6 +93,7 @@ class Remote:
         self.totals = hello.totals
         self.hello = hello
         self._lost = lost
+        self._silent_tallies = 0
 
     def begin_writer(
         self,
@@ -111,11 +117,18 @@ class Remote:
         self.line.send(framed(message))
 
     def tally(self) -> None:
-        """Tell what is open here."""
+        """Tell what is open here, and look whether the log process still lives: it tells what it counts as often.
+        (Looks are counted, not seconds: after this process stood still the other has to be heard first.)"""
         self.say(Tally(self.bus.counts_here))
+        self._silent_tallies += 1
+        if self._silent_tallies * WORKER_TALLY_SECONDS > LOG_SILENT_SECONDS:
+            self.writer.take_silence(LogSilent(f"the log process has said nothing for {LOG_SILENT_SECONDS:g} s"))
 
     def take(self, message: object) -> None:
         """One message of the log process."""
+        if self._silent_tallies:
+            self._silent_tallies = 0
+            self.writer.take_silence(None)
         match message:
             case Committed():
                 self._follow(message)
@@ -174,6 +187,7 @@ class RemoteWriter:
         self._recent: dict[int, Entry] = {}
         self._closed: ShuttingDown | None = None
         self._refusal: EngramError | None = None
+        self._silence: LogSilent | None = None
         self.take_readiness(remote.hello.readiness)
 
     # --- As a decider ------------------------------------------------------------------------------------------------
@@ -189,7 +203,7 @@ class RemoteWriter:
 
     @property
     def refusal(self) -> EngramError | None:
-        return self._closed or self._refusal
+        return self._closed or self._silence or self._refusal
 
     @property
     def is_closed(self) -> bool:
@@ -279,6 +293,17 @@ class RemoteWriter:
 
     def take_readiness(self, readiness: Readiness) -> None:
         self._refusal = None if readiness.refusal is None else readiness.refusal.error()
+        self._tell_ready()
+
+    def take_silence(self, silence: LogSilent | None) -> None:
+        """The log process is not heard of, or again. What it was asked before it may yet carry out, and answer."""
+        if (silence is None) == (self._silence is None):
+            return
+        if silence is None:
+            log.warning("the log process is heard of again")
+        else:
+            log.error("no appends are taken: %s", silence.message)
+        self._silence = silence
         self._tell_ready()
 
     def _answer_all(self, answers: Answers) -> None:

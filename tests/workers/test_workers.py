@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import random
 import signal
 import subprocess
@@ -14,6 +15,9 @@ import httpx
 import pytest
 from websockets.exceptions import ConnectionClosed
 
+from engram_bus import Bus
+from engram_bus.limits import MIB
+from engram_bus.log.lmdb.environments import opened_beside
 from engram_bus.verify import verify
 from engram_client import Client, WorkUnit
 from tests.process import engram, environment
@@ -30,6 +34,9 @@ from tests.workers.bus import (
     say,
     until,
 )
+
+SMALL_BYTES = 1 * MIB
+"""The map of a log that gets more room later."""
 
 
 @pytest.fixture(scope="module")
@@ -276,6 +283,76 @@ def test_a_worker_that_does_nothing_is_cut_off_and_started_again(tmp_path: Path,
             until(lambda: is_gone(pid))
         with bus.connect(2) as two:
             assert append(two, context)["seq"] == seqs[-1] + 1
+
+
+READER = """
+import sys
+import lmdb
+
+env = lmdb.open(sys.argv[1], map_size=0, readonly=True, create=False)
+reading = env.begin()
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+def test_who_died_in_the_middle_of_a_read_holds_no_pages_once_a_worker_begins_again(bus: WorkersBus) -> None:
+    log = bus.data_dir / "tenants" / "default" / "log"
+    with subprocess.Popen(
+        [sys.executable, "-c", READER, str(log)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as reader:
+        assert reader.stdout is not None
+        reader.stdout.readline()
+        reader.kill()
+    assert reader.pid in readers(log)
+    pid = bus.worker(1)
+    kill(pid)
+    until(lambda: is_gone(pid))
+    with bus.connect(1):
+        assert reader.pid not in readers(log)
+
+
+def readers(path: Path) -> set[int]:
+    """The processes that have a place among those who read an environment."""
+    env, _ = opened_beside(path, ())
+    with env:
+        return {int(line.split()[0]) for line in env.readers().splitlines()[1:]}
+
+
+# --- The log process -------------------------------------------------------------------------------------------------
+
+
+def test_while_the_log_process_stands_still_no_worker_is_ready(tmp_path: Path, context: str) -> None:
+    with WorkersBus(tmp_path / "data", "--no-search") as bus, bus.connect(1) as one, bus.connect(2) as two:
+        seq = append(one, context)["seq"]
+        with frozen(bus.log_process):
+            for client in (one, two):
+                until(lambda client=client: client.get("/readyz").status_code == 503)
+                assert client.get("/readyz").json()["reason"] == "LOG_SILENT"
+                refused = client.post("/workunit", json={"context_id": context, "payload": "x"})
+                assert (refused.status_code, refused.json()["code"]) == (503, "LOG_SILENT")
+                assert refused.headers["retry-after"] == "1"
+                assert client.get(f"/workunits/{context}").json()["work_units"][-1]["seq"] == seq
+        for client in (one, two):
+            until(lambda client=client: client.get("/readyz").json()["ready"])
+        assert [append(client, context)["seq"] for client in (one, two)] == [seq + 1, seq + 2]
+
+
+async def test_a_log_that_was_given_more_room_is_read_by_every_worker_wherever_it_grows(tmp_path: Path) -> None:
+    """A map's new size is only in its file when something was written; the index is written long after workers came."""
+    async with Bus.open(tmp_path / "data", size_bytes_max=SMALL_BYTES) as small:
+        first = await small.append("a", "x", agent_id="ann")
+    with WorkersBus(tmp_path / "data", "--no-search", "--log-size-gib", "1") as bus, bus.connect(1) as one:
+        index = bus.data_dir / "tenants" / "default" / "index" / "data.mdb"
+        names = (f"{'c' * 200}/{number}" for number in itertools.count())
+        while index.stat().st_size <= 2 * SMALL_BYTES:
+            many = [{"context_id": next(names), "payload": "x"} for _ in range(1_000)]
+            assert one.post("/workunits", json=many).is_success
+        for number in bus.workers:
+            with bus.connect(number) as client:
+                assert client.get(f"/workunit/{first.id}").json()["id"] == first.id
+                assert client.get("/contexts", params={"limit": 1}).json()["contexts"]
+                assert client.get(f"/workunits/{first.context_id}").json()["work_units"]
 
 
 def test_a_log_process_that_cannot_start_says_so_in_one_line(bus: WorkersBus) -> None:

@@ -37,6 +37,7 @@ EngramError
 │   ├── StorageFull
 │   ├── StorageReadOnly
 │   ├── StorageFailed
+│   ├── LogSilent              the bus runs in several processes, and the one that keeps the log does not answer
 │   ├── LogDamaged             not retryable
 │   ├── SlowConsumer           the subscription was not read for too long; it resumes
 │   ├── ShuttingDown
@@ -320,6 +321,10 @@ class StorageReadOnly(Unavailable):
 
 class StorageFailed(Unavailable):
     code = "STORAGE_FAILED"
+
+
+class LogSilent(Unavailable):
+    code = "LOG_SILENT"
 
 
 class LogDamaged(Unavailable):

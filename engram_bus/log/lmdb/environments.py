@@ -37,12 +37,15 @@ def opened(path: Path, size_bytes: int, *, writable: bool, sync: bool, tables: i
     )
 
 
-def opened_beside(path: Path, tables: Sequence[Table]) -> tuple[lmdb.Environment, dict[Table, lmdb._Database]]:
-    """An environment read-only, of the size its writer gave it. Where no lock file is, nobody writes; none is made."""
+def opened_beside(
+    path: Path, tables: Sequence[Table], *, size_bytes: int = 0
+) -> tuple[lmdb.Environment, dict[Table, lmdb._Database]]:
+    """An environment read-only, of the size its writer had given it when it last wrote, or of `size_bytes`: what grows
+    beyond cannot be read. Where no lock file is, nobody writes; none is made."""
     try:
         env = lmdb.open(
             str(path),
-            map_size=0,
+            map_size=size_bytes,
             max_dbs=len(tables),
             max_readers=_READERS_MAX,
             readonly=True,

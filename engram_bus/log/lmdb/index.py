@@ -58,13 +58,28 @@ class LmdbIndex:
                         cursor.putmulti(entries)
                 txn.put(CURSOR, cursor_value(last), db=self._tables[Table.STATE])
         except lmdb.Error as exc:
-            log.error("%s is behind its log: %s", self._path, exc)
-            if isinstance(exc, NOT_LMDB):
-                self.is_damaged = True
-                forget_index(self._path)
+            self._failed(exc)
             return False
         self.seq = last.unit.seq
         return True
+
+    def probe(self) -> bool:
+        """Whether it can be written; who opens it beside this process then finds the size that it has now."""
+        try:
+            with self._env.begin(write=True) as txn:
+                cursor = txn.get(CURSOR, db=self._tables[Table.STATE])
+                if cursor is not None:
+                    txn.put(CURSOR, bytes(cursor), db=self._tables[Table.STATE])
+        except lmdb.Error as exc:
+            self._failed(exc)
+            return False
+        return True
+
+    def _failed(self, exc: lmdb.Error) -> None:
+        log.error("%s is behind its log: %s", self._path, exc)
+        if isinstance(exc, NOT_LMDB):
+            self.is_damaged = True
+            forget_index(self._path)
 
     def keep(self, name: str, snapshot: Snapshot) -> None:
         """Keep a state under a name, in place of the one before."""
@@ -188,9 +203,9 @@ def index_to_read(path: Path, *, size_bytes_max: int, stored: int, has_chain: Ha
     return LmdbIndex(path, env, tables, seq)
 
 
-def index_beside(path: Path, *, seq: int) -> LmdbIndex:
-    """The index that another process writes, which said how far it goes."""
-    env, tables = opened_beside(path, tuple(Table))
+def index_beside(path: Path, *, seq: int, size_bytes: int) -> LmdbIndex:
+    """The index that another process writes, which said how far it goes and what size it may grow to."""
+    env, tables = opened_beside(path, tuple(Table), size_bytes=size_bytes)
     return LmdbIndex(path, env, tables, seq)
 
 

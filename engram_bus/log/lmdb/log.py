@@ -238,6 +238,8 @@ class LmdbLog:
         except lmdb.Error as exc:
             self._refuse(exc, exc.code)
         self._fold_index()
+        if not self._index.probe():
+            raise self._index_refused()
 
     def _require_writable(self, batch_bytes: int) -> None:
         if self._failed is not None:
