@@ -54,6 +54,17 @@ def test_it_ends_well_where_nothing_is_slower(capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().out.endswith("no figure is beyond its bound\n")
 
 
+def test_a_turn_in_which_nothing_was_answered_is_taken_again() -> None:
+    said = iter([None, None, 7])
+    assert check_ratios.answered("bus, 1 client", lambda: next(said)) == 7
+
+
+def test_a_server_that_never_answers_ends_the_check_and_is_named() -> None:
+    turns = iter([None] * check_ratios.SILENT_MAX)
+    with pytest.raises(TimeoutError, match=r"^bus, 1 client: the server answered nothing in 10 turns of 0\.15 s"):
+        check_ratios.answered("bus, 1 client", lambda: next(turns))
+
+
 def _recorded() -> Mapping[str, float]:
     figures = json.loads(check_ratios.RECORDED.read_text())["figures"]
     return {name: figure["ratio"] for name, figure in figures.items()}
