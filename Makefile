@@ -146,9 +146,10 @@ NATS_SERVER := github.com/nats-io/nats-server/v2@v2.15.2
 CENTRIFUGO := github.com/centrifugal/centrifugo/v6@v6.9.1
 PEERS := .benchmarks/peers
 
-.PHONY: tools-peers
-tools-peers: tools-bench ## install the brokers that benchmarks/bench_brokers.py measures beside the bus
+.PHONY: tools-redis tools-peers
+tools-redis:
 	$(call debian,redis-server:redis-server)
+tools-peers: tools-bench tools-redis ## install the brokers that benchmarks/bench_brokers.py measures beside the bus
 	@command -v go >/dev/null || { echo "no Go: the bus is measured beside Redis alone"; exit; }; \
 	for peer in $(NATS_SERVER) $(CENTRIFUGO); do \
 		stamp=$(PEERS)/.$$(basename $$peer | tr / -)-$$(echo $$peer | cksum | cut -d' ' -f1); \
@@ -161,7 +162,7 @@ $(FOREIGN)/node_modules/.stamp: $(FOREIGN)/package-lock.json
 	@touch $@
 
 .PHONY: check
-check: lint types tools-faults test bench-check bench test-foreign wheels ## what has to pass before a change lands
+check: lint types tools-faults tools-redis test bench-check bench test-foreign wheels ## what has to pass before a change lands
 
 .PHONY: check-long
 check-long: setup ## kills, full disks, a million units: minutes, not seconds

@@ -1,7 +1,8 @@
 """How do durable appends and deliveries compare with Redis Streams, NATS JetStream and Centrifugo, round by round?
 
 One C program is the load of all (load/), with the same 300 bytes and as many clients; beside every figure stands what
-it gets of a server that does nothing. Those that are installed take part (`make tools-peers`).
+it gets of a server that does nothing. Those that are installed take part (`make tools-peers`); stderr names those
+that are not.
 
     python -m benchmarks.bench_brokers [--small] [--appends | --deliveries]
 """

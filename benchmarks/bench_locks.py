@@ -3,7 +3,8 @@
 python -m benchmarks.bench_locks [--small]
 
 Redis (AOF, flushed on every write) and etcd stand beside it in the same rounds where they are installed
-(`make tools-peers`; etcd: Debian's etcd-server); etcd has fair queues and revisions too, Redis neither.
+(`make tools-peers`; etcd: Debian's etcd-server); stderr names those that are not. etcd has fair queues and revisions
+too, Redis neither.
 """
 
 import contextlib

@@ -70,7 +70,8 @@ FULL = Sizes(rounds=7, seconds=1.0, read=300_000, reads=1_000, idle=10_000)
 
 
 class Row(NamedTuple):
-    """One target. A figure is the median over the rounds; `found` is None where what it is compared to is missing.
+    """One target. A figure is the median over the rounds; `found` is None where there are none, for want of what it
+    `needs`.
 
     Of the same rounds: what the same load finds at the null server, and its share of a processor beside the bus.
     """
@@ -83,6 +84,12 @@ class Row(NamedTuple):
     at_most: bool = False
     null: Sequence[float] = ()
     load_cpu: Sequence[float] = ()
+    needs: str = ""
+
+    def line(self) -> str:
+        """As it is printed."""
+        found = f"{_rounded(self.rounds)} {self.unit}" if self.rounds else f"for want of {self.needs}"
+        return f"{self.figures()['met']:>12}  {found} (must / aim {self.must} / {self.aim})  {self.figure}"
 
     def figures(self) -> dict[str, Any]:
         """As JSON, judged."""
@@ -129,7 +136,6 @@ def main() -> None:
         for name in options.parts or PARTS:
             if options.again or parts.get(name, {}).get("commit") != commit():
                 parts[name] = _measured(house, PARTS[name])
-                _tell(parts[name]["rows"])
                 if not options.small:
                     keep(QUESTION, {"parts": {part: parts[part] for part in PARTS if part in parts}})
 
@@ -161,6 +167,8 @@ def _measured(house: "House", part: Callable[["House"], Part]) -> dict[str, Any]
         "rounds": house.sizes.rounds,
     }
     found = part(house)
+    for row in found.rows:
+        print(row.line(), flush=True)
     if found.elsewhere is not None:
         about = {name: found.elsewhere[name] for name in about if name in found.elsewhere}
     servers = {**found.beside.get("appends", {}), **found.beside.get("deliveries", {})}
@@ -178,12 +186,6 @@ def _kept() -> dict[str, Any]:
     path = RESULTS / "bench_targets.json"
     kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["parts"] if path.exists() else {}
     return {name: part for name, part in kept.items() if name in PARTS}
-
-
-def _tell(rows: Sequence[Mapping[str, Any]]) -> None:
-    for row in rows:
-        bounds = f"{row['must']} / {row['aim']}"
-        print(f"{row['met']:>12}  {row['found']} {row['unit']} (must / aim {bounds})  {row['figure']}", flush=True)
 
 
 # --- Servers ---------------------------------------------------------------------------------------------------------
@@ -314,6 +316,7 @@ def one_client(house: House) -> Part:
                 _ratios(ours, redis),
                 at_most=True,
                 load_cpu=_cpu(found["bus"]),
+                needs="redis-server",
             ),
             Row(
                 "the same to raw pre-zeroed fdatasync of the disk",
@@ -337,9 +340,23 @@ def many_clients(house: House) -> Part:
     return Part(
         [
             Row(
-                "durable appends/s, 64 clients, to Redis AOF always", "x", 0.8, 1.2, _ratios(ours, redis), load_cpu=cpu
+                "durable appends/s, 64 clients, to Redis AOF always",
+                "x",
+                0.8,
+                1.2,
+                _ratios(ours, redis),
+                load_cpu=cpu,
+                needs="redis-server",
             ),
-            Row("the same to NATS JetStream as installed (no flush)", "x", 0.8, 1.3, _ratios(ours, nats), load_cpu=cpu),
+            Row(
+                "the same to NATS JetStream as installed (no flush)",
+                "x",
+                0.8,
+                1.3,
+                _ratios(ours, nats),
+                load_cpu=cpu,
+                needs="nats-server",
+            ),
         ],
         _figures(found),
     )
@@ -351,7 +368,8 @@ def pipelined(house: House) -> Part:
     redis = _rates(found.get("redis, always", ()))
     figure = "pipelined 16 clients x 16 in flight, appends/s, to Redis AOF always"
     ratios = _ratios(_rates(found["bus"]), redis)
-    return Part([Row(figure, "x", 0.5, 1.0, ratios, load_cpu=_cpu(found["bus"]))], _figures(found))
+    row = Row(figure, "x", 0.5, 1.0, ratios, load_cpu=_cpu(found["bus"]), needs="redis-server")
+    return Part([row], _figures(found))
 
 
 def http(house: House) -> Part:
@@ -493,6 +511,7 @@ def fanout(house: House) -> Part:
                 _ratios(_late(found["bus"], 0.5), redis),
                 at_most=True,
                 load_cpu=_cpu(found["bus"]),
+                needs="redis-server",
             ),
         ],
         _fans(found),
@@ -661,9 +680,10 @@ def large_log(house: House) -> Part:
     """What `bench_large_log` found, which takes its own time."""
     largest = json.loads((RESULTS / "bench_large_log.json").read_text(encoding="utf-8"))["sizes"][-1]
     rounds = largest["restart_after_kill_seconds"] if largest["units"] >= LARGE else []
-    figure = f"ready after kill -9 with {LARGE // 1_000_000} million units"
+    size = f"{LARGE // 1_000_000} million units"
     beside = {name: largest[name] for name in ("units", "restart_after_kill_seconds", "restart_after_stop_seconds")}
-    return Part([Row(figure, "s", 3, 1, rounds, at_most=True)], {"bench_large_log": beside}, elsewhere=largest)
+    row = Row(f"ready after kill -9 with {size}", "s", 3, 1, rounds, at_most=True, needs=f"a large log of {size}")
+    return Part([row], {"bench_large_log": beside}, elsewhere=largest)
 
 
 PARTS: Mapping[str, Callable[[House], Part]] = {

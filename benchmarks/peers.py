@@ -1,16 +1,17 @@
-"""Other servers beside the bus, each in a process of its own on a port of loopback; None where one is not installed.
-
-`make tools-peers` installs what is missing.
+"""Other servers beside the bus, each in a process of its own on a port of loopback; None where one is not installed,
+which is said once on stderr.
 """
 
 import contextlib
+import functools
 import json
 import shutil
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,13 @@ from benchmarks.native import SERVER_CORE, on_core
 
 INSTALLED = ROOT / ".benchmarks" / "peers"
 START_SECONDS_MAX = 20
+INSTALLS: Mapping[str, str] = {
+    "redis-server": "make tools-peers",
+    "nats-server": "make tools-peers, where there is a Go",
+    "centrifugo": "make tools-peers, where there is a Go",
+    "etcd": "Debian's etcd-server (apt-get install etcd-server)",
+}
+"""What installs each program."""
 
 
 class Peer(NamedTuple):
@@ -117,8 +125,22 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def _found(name: str) -> str | None:
-    return shutil.which(name, path=str(INSTALLED)) or shutil.which(name)
+def installed(program: str) -> str | None:
+    """Where one is: among those of `make tools-peers`, else on the PATH."""
+    return shutil.which(program, path=str(INSTALLED)) or shutil.which(program)
+
+
+def _found(program: str) -> str | None:
+    found = installed(program)
+    if found is None:
+        say_missing(program)
+    return found
+
+
+@functools.cache
+def say_missing(program: str) -> None:
+    """Once for each, however many benchmarks of a run would have it."""
+    print(f"{program} is not installed and is left out; what installs it: {INSTALLS[program]}", file=sys.stderr)
 
 
 def _lines(*command: str) -> list[str]:

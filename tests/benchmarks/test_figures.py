@@ -40,8 +40,14 @@ def test_a_row_is_judged_by_what_is_better(found: float, at_most: bool, met: str
     assert Row("a figure", "x", must, aim, [found], at_most=at_most).figures()["met"] == met
 
 
-def test_without_a_peer_a_row_is_not_measured() -> None:
-    assert Row("a figure", "x", 2, 1, []).figures()["met"] == "not measured"
+def test_without_a_peer_a_row_is_not_measured_and_says_which() -> None:
+    row = Row("a figure", "x", 2, 1, [], needs="redis-server")
+    assert row.figures()["met"] == "not measured"
+    assert row.line() == "not measured  for want of redis-server (must / aim 2 / 1)  a figure"
+
+
+def test_a_row_that_is_measured_tells_what_was_found() -> None:
+    assert Row("a figure", "x", 2, 1, [1.5], at_most=True).line() == "        must  1.5 x (must / aim 2 / 1)  a figure"
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="the load is C")
