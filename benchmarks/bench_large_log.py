@@ -205,7 +205,7 @@ class LargeLog:
     def _restarted(self, *, kill: bool = False) -> "Restart":
         started = time.perf_counter()
         with serving(self.directory, "--no-search", kill=kill) as bus:
-            assert json.loads(next(_got(bus, ["/readyz"])).body)["ready"]
+            assert json.loads(next(got(bus, ["/readyz"])).body)["ready"]
             return Restart(round(time.perf_counter() - started, 3), round(cpu_seconds(bus.pid), 2))
 
     def _rebooted(self) -> "Restart":
@@ -295,7 +295,7 @@ class LargeLog:
 
 def _taken_seq(bus: Served) -> int:
     """How far search has come: not at the beginning, where a run that was ended goes on."""
-    return int(json.loads(next(_got(bus, ["/status"])).body)["search"]["taken_seq"])
+    return int(json.loads(next(got(bus, ["/status"])).body)["search"]["taken_seq"])
 
 
 class Restart(NamedTuple):
@@ -378,12 +378,12 @@ def _asked_over_http(bus: Served, asked: Asked) -> dict[str, Any]:
     lately = first[-20:] * (len(first) // 20 + 1)
     return {
         "last_100_over_http_us": {
-            "first": percentiles_us([one.seconds for one in _got(bus, first)]),
-            "lately": percentiles_us([one.seconds for one in _got(bus, lately)]),
-            "scattered": percentiles_us([one.seconds for one in _got(bus, map(last_100_of, asked.contexts))]),
+            "first": percentiles_us([one.seconds for one in got(bus, first)]),
+            "lately": percentiles_us([one.seconds for one in got(bus, lately)]),
+            "scattered": percentiles_us([one.seconds for one in got(bus, map(last_100_of, asked.contexts))]),
         },
         "get_over_http_us": percentiles_us(
-            [one.seconds for one in _got(bus, [f"/workunit/{unit_id}" for unit_id in asked.ids])]
+            [one.seconds for one in got(bus, [f"/workunit/{unit_id}" for unit_id in asked.ids])]
         ),
     }
 
@@ -403,7 +403,7 @@ class Got(NamedTuple):
     body: bytes
 
 
-def _got(bus: Served, paths: Iterable[str]) -> Iterator[Got]:
+def got(bus: Served, paths: Iterable[str]) -> Iterator[Got]:
     """One after the other, on one connection."""
     with _connected(bus) as connection:
         for path in paths:
@@ -415,7 +415,7 @@ def _got(bus: Served, paths: Iterable[str]) -> Iterator[Got]:
 
 def _post(bus: Served, content: Content, units: int) -> None:
     """Append so many, as they would have been next."""
-    head = json.loads(next(_got(bus, ["/status"])).body)["head"]
+    head = json.loads(next(got(bus, ["/status"])).body)["head"]
     with _connected(bus) as connection:
         for first in range(head + 1, head + units + 1, HTTP_BULK):
             drafts = content.drafts(first, min(HTTP_BULK, head + units + 1 - first))
