@@ -4,7 +4,7 @@ One log grows from each size to the next, over 100,000 contexts. What was measur
 that was ended goes on. A size that the log has outgrown keeps the figures it had, and says which commit measured them:
 name a new directory for new ones.
 
-    python -m benchmarks.bench_large_log [--small] [--dir DIR] [--again] [--units-max N]
+    python -m benchmarks.bench_large_log [--small] [--dir DIR] [--again] [--search-alone] [--units-max N]
 """
 
 import argparse
@@ -94,6 +94,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--small", action="store_true", help="a thousand units and ten thousand, in a few seconds")
     parser.add_argument("--dir", type=Path, default=usual, help="where the log lies and stays (default: %(default)s)")
     parser.add_argument("--again", action="store_true", help="also what this commit has measured")
+    parser.add_argument("--search-alone", action="store_true", help="the log with search, and no other size")
     parser.add_argument("--units-max", type=int, default=FULL.logs[-1], help="no larger log (default: %(default)s)")
     return parser.parse_args()
 
@@ -104,6 +105,8 @@ def _measure(log: "LargeLog", options: argparse.Namespace) -> None:
     wanted: dict[str, Callable[[], Mapping[str, Any]]] = {
         str(units): partial(log.row, units) for units in log.sizes.logs if units <= options.units_max
     }
+    if options.search_alone:
+        wanted = {}
     if log.sizes.with_search <= options.units_max:
         wanted["search"] = log.with_search
     for name, row in wanted.items():
@@ -225,7 +228,7 @@ class LargeLog:
         asked = self._asked()
         with serving(self.directory, "--no-search", core=native.SERVER_CORE) as bus:
             started_mib = _memory_mib(bus.pid)
-            figures = {**_appends(bus, self.directory, self.sizes), **_asked_over_http(bus, asked)}
+            figures = {**_appends({"append": bus}, self.directory, self.sizes), **_asked_over_http(bus, asked)}
             from_zero = min(units, self.sizes.from_zero)
             figures |= {
                 "read_from_zero_units": from_zero,
@@ -268,28 +271,27 @@ class LargeLog:
     # --- With search -------------------------------------------------------------------------------------------------
 
     def with_search(self) -> Mapping[str, Any]:
-        """A log of its own, written without search; then how fast search takes it in, and what appends get beside."""
-        directory = self.directory / "search"
-        directory.mkdir(exist_ok=True)
-        units = self.sizes.with_search
-        uvloop.run(grow(directory / "data", self._content, units=units))
-        with serving(directory, "--no-search", core=native.SERVER_CORE) as bus:
-            off = _appends(bus, directory, self.sizes, clients=64)
-        with serving(directory, "--search", core=native.SERVER_CORE) as bus:
+        """Two logs of their own, one with search: how fast it takes them in, and what appends get beside it."""
+        directory, units = self.directory / "search", self.sizes.with_search
+        logs = {name: directory / name for name in ("search on", "search off")}
+        uvloop.run(grow(logs["search on"] / "data", self._content, units=units))
+        shutil.copytree(logs["search on"] / "data", logs["search off"] / "data", dirs_exist_ok=True)
+        with (
+            serving(logs["search on"], "--search", core=native.SERVER_CORE) as bus,
+            serving(logs["search off"], "--no-search", core=native.SERVER_CORE) as without,
+        ):
             taken, seconds = _taken_seq(bus), caught_up(bus.host, bus.port)
             taken_mib = {"bus": _memory_mib(bus.pid), "search": _memory_mib(*children(bus.pid))}
-            on = _appends(bus, directory, self.sizes, clients=64)
-            behind = caught_up(bus.host, bus.port)
-            one = _appends(bus, directory, self.sizes)
+            buses = {"search on": bus, "search off": without}
+            one = _appends(buses, directory, self.sizes)
+            many = _appends(buses, directory, self.sizes, clients=64)
         shutil.rmtree(directory)
         return {
             "units": units,
             "taken_in_units_per_second": round((units - taken) / seconds) if taken < units else None,
             "memory_mib": taken_mib,
             "one_client": one,
-            "clients_64": on,
-            "clients_64_search_off": off,
-            "seconds_until_it_caught_up": round(behind, 2),
+            "clients_64": many,
         }
 
 
@@ -360,17 +362,25 @@ def _timed(what: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def _appends(bus: Served, directory: Path, sizes: Sizes, *, clients: int = 1) -> dict[str, Any]:
-    """Durable appends over WebSocket, in turns with the disk's own flushes."""
-    flushes, used = Flushes(directory), cpu_seconds(bus.pid)
-    turns: dict[str, Callable[[], Any]] = {
-        "bus": lambda: native.appends("ws", bus.port, clients=clients, seconds=sizes.seconds),
-        "disk": flushes.measure,
-    }
-    found = in_turn(turns, rounds=sizes.rounds)
-    units = sum([len(run.times) for run in found["bus"]])
-    used_us = round((cpu_seconds(bus.pid) - used) / units * 1e6, 1)
-    return {"append": {**appended(found["bus"]), "bus_cpu_us": used_us}, "disk": flushes.figures()}
+def _appends(buses: Mapping[str, Served], directory: Path, sizes: Sizes, *, clients: int = 1) -> dict[str, Any]:
+    """Durable appends over WebSocket, in turns of each bus, once its search has caught up, and of the disk's own
+    flushes."""
+    flushes, used = Flushes(directory), dict.fromkeys(buses, 0.0)
+
+    def turn(name: str, bus: Served) -> native.Appended:
+        caught_up(bus.host, bus.port)
+        before = cpu_seconds(bus.pid)
+        run = native.appends("ws", bus.port, clients=clients, seconds=sizes.seconds)
+        used[name] += cpu_seconds(bus.pid) - before
+        return run
+
+    turns: dict[str, Callable[[], Any]] = {name: partial(turn, name, bus) for name, bus in buses.items()}
+    found = in_turn({**turns, "disk": flushes.measure}, rounds=sizes.rounds)
+    figures = {}
+    for name in buses:
+        units = sum([len(run.times) for run in found[name]])
+        figures[name] = {**appended(found[name]), "bus_cpu_us": round(used[name] / units * 1e6, 1)}
+    return {**figures, "disk": flushes.figures()}
 
 
 def _asked_over_http(bus: Served, asked: Asked) -> dict[str, Any]:

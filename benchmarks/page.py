@@ -195,13 +195,14 @@ def _large_log(kept: Mapping[str, Any]) -> list[str]:
 def _with_search(row: Mapping[str, Any] | None) -> list[str]:
     if row is None:
         return []
-    taken, appends = row["taken_in_units_per_second"], row["clients_64"]["append"]["per_second"]["median"]
+    taken = row["taken_in_units_per_second"]
+    beside, alone = (row["clients_64"][name]["per_second"]["median"] for name in ("search on", "search off"))
     flush = row["clients_64"]["disk"][OVERWRITE_FLUSH]["median"]
     bus, search = (row["memory_mib"][name]["own"] for name in ("bus", "search"))
     said = [
         f"With search, {_number(row['units'])} units (commit {row['commit']}): it takes in {_number(taken)} a second",
-        f"64 clients append {_number(appends)} a second, where a flush of the disk takes {_number(flush)} µs",
-        f"search has caught up with them after {_number(row['seconds_until_it_caught_up'])} s",
+        f"64 clients append {_number(beside)} a second beside it, in turns with {_number(alone)} where there is none",
+        f"a flush of the disk takes {_number(flush)} µs",
         f"the bus takes {_number(bus)} MiB, search {_number(search)} MiB",
     ]
     return [f"<p>{'; '.join(said)}.</p>"]
