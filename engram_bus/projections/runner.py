@@ -31,8 +31,9 @@ SHARED_SLICES = 4
 """One of so many goes to what is folded again, while what answers is behind."""
 REST = 9
 """So many times what a step took, nothing is taken in then, where the log grows faster than it could be taken in: there
-is no keeping up, more of the processor would cost the bus, and gain nobody an answer. Who asks is not kept waiting by
-it."""
+is no keeping up, more of the processor would cost the bus, and gain nobody an answer, unless somebody asks."""
+ASKED_SECONDS = 5.0
+"""For so long after somebody asked nothing rests."""
 COMMIT_UNITS = 1_000
 COMMIT_SECONDS = 0.5
 BEHIND_UNITS = 2_000
@@ -90,6 +91,7 @@ class Runner(Generic[P]):
         self._newest = self.head
         self._looked_at = now()
         self._rest_until = -inf
+        self._asked_until = -inf
         self._damage: RecordError | None = None
         self._doubt_at = -inf
         generations = self._generations()
@@ -153,13 +155,13 @@ class Runner(Generic[P]):
         self._rest(self._now() - began, self.projection.taken - before)
 
     def _rest(self, took_seconds: float, taken: int) -> None:
-        """Where the log outruns what is taken in, and who asks is refused anyway."""
+        """Where the log outruns what is taken in, and nobody asks, who would be refused anyway."""
         newest, now = self._source.head, self._now()
         grown, passed_seconds = newest - self._newest, now - self._looked_at
         self._newest, self._looked_at = newest, now
         is_far = newest - self.projection.taken > BEHIND_UNITS
         # What could have been taken in since, without a rest.
-        if is_far and grown * took_seconds > max(taken, SLICE_UNITS) * passed_seconds:
+        if is_far and now >= self._asked_until and grown * took_seconds > max(taken, SLICE_UNITS) * passed_seconds:
             self._rest_until = now + REST * took_seconds
 
     def _commit(self) -> None:
@@ -172,7 +174,9 @@ class Runner(Generic[P]):
         """Take in all units up to here, or as far as they can be read, before an answer. False: they are too many, they
         take too long, or there is no room for them."""
         self.hear(seq)
-        until = self._now() + REACH_SECONDS
+        now = self._now()
+        self._asked_until, self._rest_until = now + ASKED_SECONDS, now
+        until = now + REACH_SECONDS
         while self.projection.taken < seq and self._damage is None:
             is_far = seq - self.projection.taken > BEHIND_UNITS or self._now() >= until
             if is_far or not self._finds_room():

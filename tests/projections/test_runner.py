@@ -14,6 +14,7 @@ from engram_bus.log.record import RecordError
 from engram_bus.projections import runner as running
 from engram_bus.projections.contract import Damaged
 from engram_bus.projections.runner import (
+    ASKED_SECONDS,
     BEHIND_UNITS,
     COMMIT_SECONDS,
     COMMIT_UNITS,
@@ -262,13 +263,19 @@ def test_who_asks_does_not_wait_for_units_that_take_long(kept: Kept) -> None:
     assert kept.runner.reach(3 * SLICE_UNITS)
 
 
-def test_where_the_log_outruns_it_the_bus_has_the_processor(kept: Kept) -> None:
+def timed(kept: Kept) -> Runner[Tally]:
+    """One that takes a second for each step."""
+
     class Timed(Tally):
         def take(self, units: Sequence[WorkUnit]) -> None:
             super().take(units)
             kept.clock.seconds += 1.0
 
-    kept.runner = Runner(kept.source, kept.path / "timed", NAME, Timed, now=kept.clock)
+    return Runner(kept.source, kept.path / "timed", NAME, Timed, now=kept.clock)
+
+
+def test_where_the_log_outruns_it_the_bus_has_the_processor(kept: Kept) -> None:
+    kept.runner = timed(kept)
     kept.say(BEHIND_UNITS)
     kept.runner.step()
     assert kept.runner.idle_seconds() == 0.0, "it can keep up with what it has seen"
@@ -282,6 +289,24 @@ def test_where_the_log_outruns_it_the_bus_has_the_processor(kept: Kept) -> None:
     assert kept.runner.progress.taken == 3 * SLICE_UNITS
     assert kept.runner.idle_seconds() == 0.0, "no more was said meanwhile"
     assert kept.idle().cursor == 2 * BEHIND_UNITS
+
+
+def test_it_does_not_rest_from_somebody_who_asks(kept: Kept) -> None:
+    kept.runner = timed(kept)
+    kept.say(2 * BEHIND_UNITS)
+    kept.runner.step()
+    kept.say(BEHIND_UNITS)
+    kept.runner.step()
+    assert kept.runner.idle_seconds() == REST
+    assert not kept.runner.reach(kept.source.head), "it is too far behind for an answer"
+    asked_until = kept.clock.seconds + ASKED_SECONDS
+    while kept.clock.seconds + 1.0 < asked_until:
+        assert kept.runner.idle_seconds() == 0.0
+        kept.say(BEHIND_UNITS)
+        kept.runner.step()
+    kept.say(BEHIND_UNITS)
+    kept.runner.step()
+    assert kept.runner.idle_seconds() == REST, "nobody asked lately"
 
 
 def test_the_old_one_answers_until_the_new_one_has_all(kept: Kept) -> None:
