@@ -17,6 +17,7 @@ from benchmarks.harness import machine, percentiles_us, report, scratch
 from engram_bus.decisions.locks import Locks
 from engram_bus.decisions.state import State
 from engram_bus.errors import EngramError
+from engram_bus.limits import LOCK_GRAPH_WAITS_MAX
 from engram_bus.units import (
     AcquireLock,
     Append,
@@ -99,6 +100,8 @@ def main() -> None:
     small = "--small" in sys.argv
     locks, waiters, rounds, count = (1_000, 100, 2, 20) if small else (100_000, 10_000, 20, 100)
     full, floor = Table(locks=locks, waiters=waiters), Table(locks=1, waiters=1)
+    # As many as one search looks at: with more, nothing is found any more.
+    searched = Table(locks=1, waiters=min(waiters, LOCK_GRAPH_WAITS_MAX - 10))
     # As serve does: what lives for ever is not walked again and again.
     gc.collect()
     gc.freeze()
@@ -116,10 +119,16 @@ def main() -> None:
     times: dict[str, dict[str, list[float]]] = {name: {"full": [], "floor": []} for name in questions}
     for _ in range(rounds):
         for name, question in questions.items():
-            for which, table in (("full", full), ("floor", floor)):
-                times[name][which] += question(table, count if name != "deadlock_search_through_the_queue" else 3)
+            is_search = question is _deadlock
+            for which, table in (("full", searched if is_search else full), ("floor", floor)):
+                times[name][which] += question(table, 3 if is_search else count)
     with scratch() as directory:
-        figures: dict[str, Any] = {"machine": machine(directory), "locks": locks, "waiters": waiters}
+        figures: dict[str, Any] = {
+            "machine": machine(directory),
+            "locks": locks,
+            "waiters": waiters,
+            "waiters_of_the_deadlock_search": len(searched.line) - 1,
+        }
     for name, of in times.items():
         figures[name] = {
             "us": percentiles_us(of["full"]),
