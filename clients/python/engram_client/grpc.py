@@ -92,15 +92,15 @@ class Grpc:
     def listen(self, method: str, request: Message) -> Iterator["Call"]:
         """A request, and answers without an end."""
         listen: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = self._connected().unary_stream(f"{_SERVICE}/{method}")
-        with self._called(listen(request.SerializeToString(), metadata=self._metadata)) as call:
-            yield Call(call)
+        with self._called(Call(listen(request.SerializeToString(), metadata=self._metadata))) as call:
+            yield call
 
     @contextmanager
     def talk(self, method: str) -> Iterator["Call"]:
         """Requests and answers without an end."""
         talk: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = self._connected().stream_stream(f"{_SERVICE}/{method}")
-        with self._called(talk(metadata=self._metadata)) as call:
-            yield Call(call)
+        with self._called(Call(talk(metadata=self._metadata))) as call:
+            yield call
 
     @contextmanager
     def _called(self, call: Any) -> Iterator[Any]:
@@ -131,25 +131,48 @@ class Call:
     def __init__(self, call: Any) -> None:  # of whichever kind: grpc.aio has no common type that reads and writes
         self._call = call
         self._turn = asyncio.Lock()
+        self._writing: asyncio.Future[None] | None = None
+
+    def cancel(self) -> None:
+        """End it, also for a message that waits for a connection: grpc would let that wait for ever."""
+        self._call.cancel()
+        if self._writing is not None:
+            self._writing.cancel()
 
     async def send(self, message: bytes) -> None:
         """Whoever stops waiting does not take it back."""
         # grpc would: by ending the call, which others use too.
-        writing = asyncio.create_task(self._write(message), name="engram write")
-        writing.add_done_callback(_heard)
+        sending = asyncio.create_task(self._write(message), name="engram write")
+        sending.add_done_callback(_heard)
         try:
-            await asyncio.shield(writing)
+            await asyncio.wait([sending])
+            sending.result()
         finally:
-            del writing  # As in `_own`: it has the exception, and that this frame.
+            del sending  # As in `_own`: it has the exception, and that this frame.
 
     async def _write(self, message: bytes) -> None:
         with _failures():
-            try:
-                async with self._turn:
-                    await self._call.write(message)
-            except asyncio.InvalidStateError:  # It has ended, and reading tells why.
-                await self._call.read()
-                raise EngramConnectionError("the stream ended") from None
+            async with self._turn:
+                is_written = await self._is_written(message)
+            if not is_written:
+                await self._call.read()  # It tells why.
+                raise EngramConnectionError("the stream ended")
+
+    async def _is_written(self, message: bytes) -> bool:
+        """False where the call has ended."""
+        writing = self._writing = asyncio.ensure_future(self._call.write(message))
+        try:
+            await asyncio.wait([writing])
+            if writing.cancelled():
+                return False
+            writing.result()
+        except asyncio.InvalidStateError:
+            return False
+        finally:
+            self._writing = None
+            writing.cancel()
+            del writing
+        return True
 
     async def receive(self, answer: type[A], *, silence_seconds: float | None = None) -> A:
         try:

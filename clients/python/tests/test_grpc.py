@@ -1,6 +1,7 @@
 """A client over gRPC against prepared servers: what it asks, how it meets failures, and what it leaves behind."""
 
 import asyncio
+import socket
 import ssl
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from engram_client.errors import (
     Unavailable,
     VersionMoved,
 )
+from engram_client.grpc import Grpc
 from engram_client.pb import append_pb2, error_pb2, lock_pb2, subscription_pb2, unit_pb2
 from engram_client.pb import status_pb2 as bus_status_pb2
 
@@ -380,6 +382,25 @@ async def test_who_waits_while_the_client_is_closed_is_let_go(serving: Serving) 
         await waiting
     with pytest.raises(EngramConnectionError, match="closed"):
         await bus.status()
+
+
+async def test_what_waits_to_be_sent_ends_with_its_client() -> None:
+    """Also where the bus was never reached: who listens here says nothing."""
+    before = asyncio.all_tasks()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        bus = Grpc(f"grpc://127.0.0.1:{silent.getsockname()[1]}", agent_id="bob", timeout_seconds=30)
+        with bus.talk("AppendStream") as call:
+            sending = [asyncio.create_task(call.send(b"")) for _ in range(3)]
+            await asyncio.sleep(0)
+            sending[0].cancel()
+            await asyncio.sleep(0)
+            await bus.aclose()
+            for one in sending[1:]:
+                with pytest.raises(EngramConnectionError, match="closed"):
+                    await one
+            with pytest.raises(EngramConnectionError, match="closed"):
+                await call.send(b"")
+        assert asyncio.all_tasks() - before - {one for one in sending if one.done()} == set()
 
 
 # --- Subscriptions

@@ -76,7 +76,7 @@ class LmdbIndex:
         return True
 
     def _failed(self, exc: lmdb.Error) -> None:
-        log.error("%s is behind its log: %s", self._path, exc)
+        log.error("%s cannot be written: %s", self._path, exc)
         if isinstance(exc, NOT_LMDB):
             self.is_damaged = True
             forget_index(self._path)
