@@ -24,7 +24,7 @@ import uvloop
 from engram_bus.clock import wall_us
 from engram_bus.codec import Entry
 from engram_bus.embedded import Bus
-from engram_bus.errors import EngramError, StorageFailed, StorageFull, StorageReadOnly
+from engram_bus.errors import EngramError, LogSilent, StorageFailed, StorageFull, StorageReadOnly
 from engram_bus.limits import MIB, QUEUE_BYTES_MAX
 from engram_bus.log.contract import Epoch
 from engram_bus.log.directory import DataDirectory
@@ -106,6 +106,7 @@ class Stage:
             "storage_full": lambda: self._refuse(StorageFull("1 MiB is kept in reserve", limit=MIB)),
             "storage_read_only": lambda: self._refuse(StorageReadOnly("the disk is mounted to be read only")),
             "storage_failed": lambda: self._refuse(StorageFailed("the disk failed: Input/output error")),
+            "log_silent": lambda: self._refuse(LogSilent("the log process has said nothing for 5 s")),
             "storage_well": self._storage_well,
             "damage": self._damage,
             "busy": self._busy,

@@ -19,7 +19,9 @@ class _SharedLog(FollowedLog):
     def __init__(self, written: LmdbLog) -> None:
         self._written = written
         written.settle()
-        super().__init__(written._path, epochs=written.epochs, held=written.head)
+        super().__init__(
+            written._path, size_bytes_max=written._size_bytes_max, epochs=written.epochs, held=written.head
+        )
 
     def _open(self) -> None:
         index = self._written._index

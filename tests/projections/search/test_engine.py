@@ -597,9 +597,11 @@ def test_a_merge_that_nobody_wrote_down_did_not_happen(tmp_path: Path) -> None:
     with indexed(units, *range(1, 9), path=tmp_path) as index:
         expected = told(index.search(all_of("parser")))
     assert '"max_doc": 8' in (tmp_path / "work" / "meta.json").read_text(), "eight are merged, after the last commit"
+    committed = {file.stem for file in (tmp_path / "segments").glob("*.idx")}
+    assert committed
     with indexed(units, path=tmp_path) as index:
-        assert len({file.stem for file in (tmp_path / "work").glob("*.idx")}) == 8
         assert told(index.search(all_of("parser"))) == expected
+        assert {file.stem for file in (tmp_path / "segments").glob("*.idx")} == committed
 
 
 def test_where_a_file_has_only_one_name_files_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
