@@ -103,10 +103,10 @@ def _measure(log: "LargeLog", options: argparse.Namespace) -> None:
     done = log.kept()
     rows: dict[str, Any] = {} if options.again else {name: row for name, row in done.items() if _is_of_now(row)}
     wanted: dict[str, Callable[[], Mapping[str, Any]]] = {
-        str(units): partial(log.row, units) for units in log.sizes.logs if units <= options.units_max
+        str(units): partial(log.row, units)
+        for units in log.sizes.logs
+        if units <= options.units_max and not options.search_alone
     }
-    if options.search_alone:
-        wanted = {}
     if log.sizes.with_search <= options.units_max:
         wanted["search"] = log.with_search
     for name, row in wanted.items():

@@ -38,7 +38,7 @@ class FollowedLog(LmdbLog):
     def _open(self) -> None:
         self._env, _ = opened_beside(self._path / "log", (), size_bytes=self._size_bytes_max)
         try:
-            self._index = index_beside(self._path / "index", seq=self._stored, size_bytes=self._size_bytes_max)
+            self._index = index_beside(self._path / "index", seq=self._stored, size_bytes_max=self._size_bytes_max)
         except BaseException:
             self._env.close()
             raise

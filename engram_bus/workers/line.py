@@ -8,7 +8,7 @@ import socket
 from collections import deque
 from collections.abc import Callable
 
-from engram_bus.limits import KIB
+from engram_bus.limits import KIB, WORKER_TALLY_SECONDS
 from engram_bus.workers.messages import LENGTH_BYTES
 
 _READ_BYTES = 256 * KIB
@@ -172,6 +172,26 @@ class Line:
             self._loop.remove_reader(self._end.fileno())
             self._loop.remove_writer(self._end.fileno())
             self._end.close()
+
+
+class Silence:
+    """How long the other end of a line has said nothing. It tells what it counts as often as it is looked at; looks are
+    counted, not seconds: after this process stood still the other has to be heard first."""
+
+    def __init__(self, seconds_max: float) -> None:
+        self._seconds_max = seconds_max
+        self._looks: int | None = None
+
+    def heard(self) -> None:
+        """Something was said."""
+        self._looks = 0
+
+    def look(self) -> bool:
+        """Whether it is too long by now. Before anything was heard it never is."""
+        if self._looks is None:
+            return False
+        self._looks += 1
+        return self._looks * WORKER_TALLY_SECONDS > self._seconds_max
 
 
 class HeadWord:

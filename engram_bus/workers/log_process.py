@@ -29,7 +29,7 @@ from engram_bus.log.record import Record
 from engram_bus.projections.search.messages import State as IndexState
 from engram_bus.router.filters import make_filter
 from engram_bus.units import AcquireLock, ReleaseLock
-from engram_bus.workers.line import HeadWord, Line
+from engram_bus.workers.line import HeadWord, Line, Silence
 from engram_bus.workers.messages import (
     Answered,
     Answers,
@@ -259,8 +259,6 @@ class Worker:
     def __init__(self, bus: LogBus, serial: int, end: socket.socket) -> None:
         self.serial = serial
         self.counts = Counts()
-        self.silent_tallies: int | None = None
-        """How often it was looked at since it last said anything; None before it ever did."""
         self.line = Line(end, received=self._received, ended=self._ended, drained=self._drained)
         self._bus = bus
         self._tickets: dict[int, Ticket] = {}
@@ -269,6 +267,7 @@ class Worker:
         self._searching: set[asyncio.Task[None]] = set()
         self._answers_due = False
         self._is_gone = False
+        self._silence = Silence(WORKER_STALL_SECONDS)
 
     def begin(self) -> None:
         """Hear of everything from now on."""
@@ -278,12 +277,9 @@ class Worker:
         self.line.send(framed(message))
 
     def look(self) -> None:
-        """Whether it still lives: it tells what it counts as often as it is looked at. (Looks are counted, not seconds:
-        after this process stood still it has to be heard first.)"""
-        if self.silent_tallies is not None:
-            self.silent_tallies += 1
-            if self.silent_tallies * WORKER_TALLY_SECONDS > WORKER_STALL_SECONDS:
-                self._bus.forget(self, f"it said nothing for {WORKER_STALL_SECONDS:g} s")
+        """Whether it still lives."""
+        if self._silence.look():
+            self._bus.forget(self, f"it said nothing for {WORKER_STALL_SECONDS:g} s")
 
     # --- As a sink ---------------------------------------------------------------------------------------------------
 
@@ -312,7 +308,7 @@ class Worker:
     # --- Commands ----------------------------------------------------------------------------------------------------
 
     def _received(self, body: memoryview) -> None:
-        self.silent_tallies = 0
+        self._silence.heard()
         match decode_to_log_process(body):
             case Submit() as message:
                 self._submit(message)

@@ -35,14 +35,13 @@ from engram_bus.limits import (
     SEARCH_ANSWER_SECONDS_MAX,
     SEARCHES_MAX,
     WORKER_CATCH_UP_SECONDS_MAX,
-    WORKER_TALLY_SECONDS,
 )
 from engram_bus.log.followed import FollowedLog
 from engram_bus.log.record import RecordError
 from engram_bus.projections.search.messages import State as IndexState
 from engram_bus.projections.search.values import Asked, Found
 from engram_bus.units import AcquireLock, Command
-from engram_bus.workers.line import HeadWord, Line
+from engram_bus.workers.line import HeadWord, Line, Silence
 from engram_bus.workers.messages import (
     Answered,
     Answers,
@@ -93,7 +92,8 @@ class Remote:
         self.totals = hello.totals
         self.hello = hello
         self._lost = lost
-        self._silent_tallies = 0
+        self._silence = Silence(LOG_SILENT_SECONDS)
+        self._silence.heard()
 
     def begin_writer(
         self,
@@ -117,18 +117,15 @@ class Remote:
         self.line.send(framed(message))
 
     def tally(self) -> None:
-        """Tell what is open here, and look whether the log process still lives: it tells what it counts as often.
-        (Looks are counted, not seconds: after this process stood still the other has to be heard first.)"""
+        """Tell what is open here, and look whether the log process still lives."""
         self.say(Tally(self.bus.counts_here))
-        self._silent_tallies += 1
-        if self._silent_tallies * WORKER_TALLY_SECONDS > LOG_SILENT_SECONDS:
+        if self._silence.look():
             self.writer.take_silence(LogSilent(f"the log process has said nothing for {LOG_SILENT_SECONDS:g} s"))
 
     def take(self, message: object) -> None:
         """One message of the log process."""
-        if self._silent_tallies:
-            self._silent_tallies = 0
-            self.writer.take_silence(None)
+        self._silence.heard()
+        self.writer.take_silence(None)
         match message:
             case Committed():
                 self._follow(message)

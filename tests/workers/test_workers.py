@@ -287,9 +287,10 @@ def test_a_worker_that_does_nothing_is_cut_off_and_started_again(tmp_path: Path,
 
 READER = """
 import sys
-import lmdb
+from pathlib import Path
+from engram_bus.log.lmdb.environments import opened_beside
 
-env = lmdb.open(sys.argv[1], map_size=0, readonly=True, create=False)
+env, _ = opened_beside(Path(sys.argv[1]), ())
 reading = env.begin()
 print(flush=True)
 sys.stdin.read()

@@ -203,9 +203,9 @@ def index_to_read(path: Path, *, size_bytes_max: int, stored: int, has_chain: Ha
     return LmdbIndex(path, env, tables, seq)
 
 
-def index_beside(path: Path, *, seq: int, size_bytes: int) -> LmdbIndex:
+def index_beside(path: Path, *, seq: int, size_bytes_max: int) -> LmdbIndex:
     """The index that another process writes, which said how far it goes and what size it may grow to."""
-    env, tables = opened_beside(path, tuple(Table), size_bytes=size_bytes)
+    env, tables = opened_beside(path, tuple(Table), size_bytes=size_bytes_max)
     return LmdbIndex(path, env, tables, seq)
 
 
