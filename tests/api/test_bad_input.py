@@ -4,6 +4,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator
+from statistics import median
 from typing import Any
 
 import httpx
@@ -237,20 +238,26 @@ def test_a_change_of_a_context_that_is_wrong_is_refused(bus: LiveBus, body: byte
     assert problem.get("field") == field
 
 
-def test_a_hundred_thousand_contexts_leave_the_bus_quick(bus: LiveBus) -> None:
-    for start in range(0, 100_000, BULK_UNITS_MAX):
-        lines = [f'{{"context_id":"many/{n}","agent_id":"ann"}}' for n in range(start, start + BULK_UNITS_MAX)]
-        response = bus.http.post(
-            "/workunits", content="\n".join(lines), headers={"content-type": "application/x-ndjson"}
-        )
-        assert response.status_code == 201
+def median_seconds(bus: LiveBus) -> float:
+    """What an append and a list of contexts take."""
     seconds = []
     for _ in range(100):
         before = time.perf_counter()
         bus.http.post("/workunit", json=UNIT)
         bus.http.get("/contexts", params={"prefix": "many/9999", "limit": 20})
         seconds.append(time.perf_counter() - before)
-    assert sorted(seconds)[50] < 0.05
+    return median(seconds)
+
+
+def test_a_hundred_thousand_contexts_leave_the_bus_as_quick_as_it_was(bus: LiveBus) -> None:
+    before = median_seconds(bus)
+    for start in range(0, 100_000, BULK_UNITS_MAX):
+        lines = [f'{{"context_id":"many/{n}","agent_id":"ann"}}' for n in range(start, start + BULK_UNITS_MAX)]
+        response = bus.http.post(
+            "/workunits", content="\n".join(lines), headers={"content-type": "application/x-ndjson"}
+        )
+        assert response.status_code == 201
+    assert median_seconds(bus) < 10 * before
 
 
 # --- What is in the request line and the headers ---------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """`kill -9` of a bus that indexes, of what indexes for it, or of both: what is found afterwards is what a fresh index
 finds, and what is on the disk holds each unit up to its cursor once."""
 
-import asyncio
 import fcntl
 import os
 import random
@@ -17,12 +16,10 @@ import numpy as np
 import pytest
 
 from engram_bus.cli.replay.recording import parse
-from engram_bus.embedded import Bus
 from engram_bus.projections.search.commits import read_commit
 from engram_bus.projections.search.embedders import StaticEmbedder
 from engram_bus.projections.search.engine import SearchIndex
 from engram_bus.projections.search.keywords import VERSION
-from engram_bus.projections.search.searcher import Searcher
 from engram_bus.units import WorkUnit
 from engram_client import Client, Draft, SyncClient
 from tests.disk import tenant
@@ -333,45 +330,3 @@ def seqs_found(url: str, query: str) -> list[int]:
         )
         time.sleep(0.02)
     raise AssertionError("search did not come back")
-
-
-async def longest_stall(bus: Bus, units: int, *, searching: bool) -> tuple[float, float]:
-    """The longest time the loop did not turn, and how long it all took, while units come in (and are searched)."""
-    stalls = [0.0]
-
-    async def watch() -> None:
-        before = time.perf_counter()
-        while True:
-            await asyncio.sleep(0)
-            now = time.perf_counter()
-            stalls.append(now - before)
-            before = now
-
-    async def search() -> None:
-        while True:
-            await bus.search(f"unit {len(stalls)} parser fails", limit=20)
-
-    tasks = [asyncio.ensure_future(watch())]
-    if searching:
-        tasks += [asyncio.ensure_future(search()) for _ in range(4)]
-    began = time.perf_counter()
-    for number in range(units):
-        await bus.append(f"c{number % 9}", f"unit {number} the parser fails with E0{number}", agent_id="ann")
-    seconds = time.perf_counter() - began
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-    return max(stalls), seconds
-
-
-async def test_indexing_and_searching_do_not_hold_up_the_loop(tmp_path: Path) -> None:
-    async with Bus.open(tmp_path / "off") as bus:
-        off, off_seconds = await longest_stall(bus, 1_000, searching=False)
-    async with Bus.open(tmp_path / "on") as bus:
-        searcher = bus.start_search()
-        assert isinstance(searcher, Searcher)
-        await bus.search("until it is there")
-        on, on_seconds = await longest_stall(bus, 1_000, searching=True)
-    print(f"longest stall of the loop: {1e3 * off:.1f} ms without, {1e3 * on:.1f} ms with search")
-    print(f"1,000 appends: {off_seconds:.2f} s without, {on_seconds:.2f} s with search")
-    assert on < off + 0.25, "an index of its own would take the loop for as long as a commit of it does"

@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -446,7 +447,34 @@ async def test_a_process_that_hangs_is_not_waited_for_for_ever(tmp_path: Path, m
         await found(bus, "hello")
 
 
-async def test_a_frozen_process_does_not_hold_up_the_bus_nor_its_end(tmp_path: Path) -> None:
+async def test_a_process_frozen_as_it_indexes_and_searches_holds_up_nobody(tmp_path: Path) -> None:
+    async with caught_up(tmp_path) as bus, bus.subscribe(after=0) as units:
+        await append(bus, 500)
+        async with frozen(bus):
+            searches = [asyncio.ensure_future(bus.search(f"unit{number}", limit=1)) for number in range(8)]
+            for number in range(500, 1_000):
+                await bus.append("c0", draft(number).payload, agent_id="ann")
+            assert [(await anext(units)).seq for _ in range(1_000)] == list(range(1, 1_001))
+            assert not any(search.done() for search in searches)
+        assert all(len(out.results) == 1 for out in await asyncio.gather(*searches))
+
+
+async def test_the_buss_own_process_has_no_index(tmp_path: Path) -> None:
+    """Not even by import: an index would take the loop for as long as a commit of it does."""
+    program = """
+import asyncio, sys
+from engram_bus.embedded import Bus
+async def main():
+    async with Bus.open(sys.argv[1]) as bus:
+        await bus.append("plan", "hello there", agent_id="ann")
+        print(len((await bus.search("hello")).results), *sorted({"tantivy", "numpy", "tokenizers"} & set(sys.modules)))
+asyncio.run(main())
+"""
+    ended = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert ended.stdout == "1\n", ended.stderr
+
+
+async def test_a_frozen_process_does_not_hold_up_the_end_of_the_bus(tmp_path: Path) -> None:
     bus = Bus.start(tmp_path)
     pid = process_of(bus).pid
     assert pid is not None
