@@ -53,7 +53,7 @@ from engram_bus.projections.search.contract import Search
 from engram_bus.projections.search.fusion import RANK_CONSTANT
 from engram_bus.projections.search.requests import SearchIn, SearchOut, Window, answer, asked_from, window_of
 from engram_bus.projections.search.searcher import Searcher
-from engram_bus.projections.search.values import RECENCY_WEIGHT, VECTOR_WEIGHT, Found, Hit
+from engram_bus.projections.search.values import RECENCY_WEIGHT, VECTOR_WEIGHT, Asked, Found, Hit
 from engram_bus.reading import Page, RelatedPage, Scan, Walk, entry_of
 from engram_bus.router.contract import Framing, Sink
 from engram_bus.router.fanout import Fanout, Feed
@@ -734,10 +734,12 @@ class Bus:
         recency_weight: float = RECENCY_WEIGHT,
         neighbour_weight: float = 0.0,
         distinct: bool = False,
+        stale: bool = False,
     ) -> SearchOut:
         """What is found by its words and its meaning, over everything acknowledged so far; `get` gives a hit's unit.
 
-        The first search starts what answers it. Raises InvalidRequest, TooLarge, SearchBuilding, SearchUnavailable.
+        With `stale`, over what the index has taken in so far: `applied_seq` tells how far that is. The first search
+        starts what answers it. Raises InvalidRequest, TooLarge, SearchBuilding, SearchUnavailable.
         """
         asked = {
             "query": query,
@@ -766,6 +768,7 @@ class Bus:
             "recency_weight": recency_weight,
             "neighbour_weight": neighbour_weight,
             "distinct": distinct,
+            "stale": stale,
         }
         return await self.execute_search(_search_in(asked))
 
@@ -780,11 +783,16 @@ class Bus:
         question = asked_from(asked, window)
         timeout_ms = MIN_SEQ_TIMEOUT_MS_DEFAULT if asked.timeout_ms is None else asked.timeout_ms
         await self.wait_for(asked.min_seq, timeout_ms=timeout_ms)
-        searcher = self.start_search()
-        self.writer.settle()  # It answers over all units up to the newest, and reads the log beside us.
-        found = await searcher.search(question)
+        found = await self.ask_search(question)
         bytes_max = SEARCH_PAGE_BYTES_MAX if asked.include == "units" else None
         return window, found, await self._read_hits(found.hits[: asked.limit], bytes_max=bytes_max)
+
+    async def ask_search(self, asked: Asked) -> Found:
+        """What search answers, which reads the log beside us. Raises as `search`."""
+        searcher = self.start_search()
+        if asked.reach(self.head) > self.log.settled:
+            self.writer.settle()
+        return await searcher.search(asked)
 
     async def _read_hits(self, hits: Sequence[Hit], *, bytes_max: int | None) -> Sequence[tuple[Hit, WorkUnit]]:
         """Their units, as far as a page holds them (at least one), some in each turn of the loop."""

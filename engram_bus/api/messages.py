@@ -190,6 +190,7 @@ def search_from(asked: search_pb2.SearchRequest) -> SearchIn:
         include=one_of(asked.include, ("ids", "units"), "include"),
         fusion=one_of(asked.fusion, FUSIONS, "fusion"),
         distinct=asked.distinct,
+        stale=asked.stale,
         **{name: getattr(asked, name) for name in _AS_THEY_ARE if asked.HasField(name)},
     )
 

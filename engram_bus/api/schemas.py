@@ -158,6 +158,10 @@ _SEARCH_BOUNDS: Final[dict[str, Schema]] = {
         "description": "How long to wait for min_seq, in milliseconds; then 503 MIN_SEQ_TIMEOUT. Unless it is said, "
         f"{MIN_SEQ_TIMEOUT_MS_DEFAULT:,}.",
     },
+    "stale": {
+        "description": "Answer at once over what the index has taken in, however far the log is ahead of it, but up to "
+        "min_seq: applied_seq tells how far that is. Without it, over everything acknowledged, or 503 SEARCH_BUILDING.",
+    },
     "facets": {"description": "Count all that is let through by context, agent, type and kind."},
     "explain": {"description": "Say what each score is the sum of."},
     "include": {"enum": ["ids", "units"], "description": "Whether the units come along."},

@@ -103,6 +103,9 @@ def search(
     min_seq: Annotated[
         int | None, typer.Option(metavar="N", min=0, help="Wait until the log has come to this seq.")
     ] = None,
+    stale: Annotated[
+        bool, typer.Option("--stale", help="Do not wait for what the index has not taken in yet.")
+    ] = False,
     facets: Annotated[bool, typer.Option("--facets", help="Count all by context, agent, type and kind.")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Say what each score is the sum of.")] = False,
     url: Url = URL_DEFAULT,
@@ -127,6 +130,7 @@ def search(
         "limit": limit,
         "max_tokens": max_tokens,
         "min_seq": min_seq,
+        "stale": stale,
         "context_id": context or None,
         "agent_id": agent or None,
         "type": type_names(type) if type else None,

@@ -368,9 +368,7 @@ class Worker:
 
     async def _find(self, message: Find) -> None:
         try:
-            search = self._bus.start_search()
-            self._bus.writer.settle()  # It answers over all units up to the newest, and reads the log beside us.
-            answer = Answered(message.id, await search.search(message.asked))
+            answer = Answered(message.id, await self._bus.ask_search(message.asked))
         except EngramError as exc:
             answer = Answered(message.id, None, refusal_of(exc))
         except Exception as exc:

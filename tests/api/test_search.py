@@ -288,6 +288,10 @@ def test_a_search_waits_for_the_seq_it_is_to_reflect(bus: LiveBus) -> None:
         assert seqs(waiting.result(20)) == [1]
 
 
+def test_a_stale_search_reflects_the_seq_it_is_to_reflect(said: LiveBus) -> None:
+    assert search(said, "parser", stale=True, min_seq=4)["applied_seq"] == 4
+
+
 def test_a_wait_ends(said: LiveBus) -> None:
     response = said.http.post("/search", json={"query": "parser", "min_seq": 5, "timeout_ms": 1})
     assert refused(response) == (503, "MIN_SEQ_TIMEOUT", "min_seq")
@@ -404,6 +408,7 @@ INVALID = [
     *(({name: 10**6}, name) for name in ("vector_weight", "rank_constant", "recency_weight", "neighbour_weight")),
     *(({"half_life_ms": value}, "half_life_ms") for value in (0, 0.5, -1, 10**15)),
     ({"distinct": 1}, "distinct"),
+    ({"stale": "no"}, "stale"),
     *(({name: ""}, name) for name in ("context_id", "agent_id", "resource", "related_to")),
     ({"meta": {"": "7"}}, "meta"),
     *(({name: []}, name) for name in ("context_id", "agent_id", "type", "kind", "resource", "related_to")),

@@ -75,6 +75,7 @@ async def reading(bus: Bus) -> None:
         recency_weight=0.5,
         neighbour_weight=0.2,
         distinct=True,
+        stale=True,
         max_tokens=4_000,
         explain=True,
     )

@@ -268,6 +268,7 @@ class Client:
         recency_weight: float | None = None,
         neighbour_weight: float | None = None,
         distinct: bool = False,
+        stale: bool = False,
         min_seq: int | None = None,
         timeout_ms: int | None = None,
     ) -> SearchPage:
@@ -280,6 +281,9 @@ class Client:
 
         `half_life_ms` lets new units be better (by `recency_weight`, halved each time it passes), `neighbour_weight`
         units beside others that are found; with `distinct`, of units that say nearly the same there is only the best.
+
+        An index that is far behind the log is asked again for a while, and then SearchBuilding raised. With `stale` it
+        answers at once, over what it has (up to `min_seq` at least): `applied_seq` tells how far that is.
 
         Raises SearchBuilding and SearchUnavailable after having asked again for a while.
         """
@@ -311,6 +315,7 @@ class Client:
             recency_weight=recency_weight,
             neighbour_weight=neighbour_weight,
             distinct=distinct,
+            stale=stale,
             min_seq=min_seq,
             timeout_ms=timeout_ms,
         )

@@ -92,6 +92,7 @@ class Search(Read, frozen=True):
     recency_weight: float | None = None
     neighbour_weight: float | None = None
     distinct: bool = False
+    stale: bool = False
 
 
 class Filter(msgspec.Struct, frozen=True, kw_only=True):

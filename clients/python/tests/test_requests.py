@@ -178,6 +178,7 @@ async def test_a_search_asks_for_what_is_named_only(answering: Any) -> None:
             half_life_ms=60_000,
             neighbour_weight=0.2,
             distinct=True,
+            stale=True,
         )
     assert [(request.method, request.target) for request in requests] == [("POST", "/search")] * 3
     assert [msgspec.json.decode(request.body) for request in requests] == [
@@ -200,6 +201,7 @@ async def test_a_search_asks_for_what_is_named_only(answering: Any) -> None:
             "half_life_ms": 60000,
             "neighbour_weight": 0.2,
             "distinct": True,
+            "stale": True,
             "min_seq": 3,
         },
     ]

@@ -24,8 +24,8 @@ class Search(Protocol):
         """Have the index built again from the log's first unit. Raises SearchUnavailable."""
 
     async def search(self, asked: Asked) -> Found:
-        """What is found over all units up to the newest. Raises SearchBuilding, SearchUnavailable, Busy,
-        ShuttingDown."""
+        """What is found over all units up to the newest, or as far as was asked at least. Raises SearchBuilding,
+        SearchUnavailable, Busy, ShuttingDown."""
 
     def close(self) -> None:
         """End at once."""

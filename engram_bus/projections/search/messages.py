@@ -16,10 +16,10 @@ class Ring(msgspec.Struct, frozen=True, tag="ring"):
 
 
 class Ask(msgspec.Struct, frozen=True, tag="ask"):
-    """Answer this, over all units up to `head`, unless it is too late for it."""
+    """Answer this, over all units up to `reach` at least, unless it is too late for it."""
 
     id: int
-    head: int
+    reach: int
     asked: Asked
     until: float
     """By this machine's monotonic clock, in seconds."""

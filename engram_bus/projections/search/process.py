@@ -156,7 +156,7 @@ class _Search:
         if time.monotonic() >= ask.until:
             return None
         try:
-            if not self._runner.reach(ask.head):
+            if not self._runner.reach(ask.reach):
                 return Behind(ask.id, self._runner.projection.taken)
             return Answered(ask.id, self._runner.projection.search(ask.asked, until=ask.until))
         except TooLate:

@@ -57,6 +57,7 @@ class SearchIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     as_of_seq: int | None = None
     min_seq: int = 0
     timeout_ms: int | None = None
+    stale: bool = False
     facets: bool = False
     explain: bool = False
     include: str = "ids"
@@ -159,6 +160,7 @@ def asked_from(search: SearchIn, window: Window) -> Asked:
         limit=search.limit + 1,
         as_of_seq=window.as_of_seq,
         statistics_seq=window.statistics_seq,
+        reach_seq=window.as_of_seq if window.as_of_seq is not None else search.min_seq if search.stale else None,
         facets=search.facets,
         fusion=search.fusion,
         vector_weight=search.vector_weight,

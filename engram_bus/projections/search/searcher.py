@@ -130,7 +130,7 @@ class Searcher(asyncio.Protocol):
         self._send(Rebuild())
 
     async def search(self, asked: Asked) -> Found:
-        """What is found over all units up to the newest.
+        """What is found over all units up to the newest, or as far as was asked.
 
         Raises SearchBuilding, SearchUnavailable, Busy, ShuttingDown.
         """
@@ -141,7 +141,7 @@ class Searcher(asyncio.Protocol):
         if len(self._asked) >= SEARCHES_MAX:
             raise Busy(f"{len(self._asked)} searches wait for an answer", limit=SEARCHES_MAX)
         answered: asyncio.Future[Found] = asyncio.get_running_loop().create_future()
-        ask = Ask(next(self._ids), self._head, asked, time.monotonic() + SEARCH_ANSWER_SECONDS_MAX)
+        ask = Ask(next(self._ids), asked.reach(self._head), asked, time.monotonic() + SEARCH_ANSWER_SECONDS_MAX)
         self._asked[ask.id] = answered
         try:
             if self._unsent is None:
@@ -170,7 +170,8 @@ class Searcher(asyncio.Protocol):
                     if (waiting := self._waiting(name)) is not None:
                         waiting.set_exception(
                             SearchBuilding(
-                                f"the search index is at {taken}, the log at {self._head}: it is being built",
+                                f"the search index is at {taken}, the log at {self._head}: it is being built "
+                                "(stale: true asks what it has)",
                                 taken_seq=taken,
                                 head=self._head,
                             )

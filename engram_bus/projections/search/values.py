@@ -27,6 +27,8 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     """As if the log ended here."""
     statistics_seq: int | None = None
     """How rare a word is, and how long a unit usually, is told by the log up to here; None: as it suits."""
+    reach_seq: int | None = None
+    """The index has to have come this far before it answers; None: to the head of the log."""
     fusion: str = "z"
     vector_weight: float = VECTOR_WEIGHT
     rank_constant: float = RANK_CONSTANT
@@ -35,6 +37,10 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     recency_weight: float = RECENCY_WEIGHT
     neighbour_weight: float = 0.0
     distinct: bool = False
+
+    def reach(self, head: int) -> int:
+        """How far the index has to have come, where the log goes up to `head`."""
+        return head if self.reach_seq is None else min(head, self.reach_seq)
 
 
 class Leg(msgspec.Struct, frozen=True):

@@ -148,6 +148,24 @@ def test_what_is_asked_is_what_was_said() -> None:
     assert (search.half_life_ms, search.recency_weight, search.distinct) == (1_000, 2, True)
 
 
+@pytest.mark.parametrize(
+    ("said", "reach"),
+    [
+        ({}, 9),
+        ({"min_seq": 3}, 9),
+        ({"stale": True}, 0),
+        ({"stale": True, "min_seq": 3}, 3),
+        ({"as_of_seq": 5}, 5),
+        ({"as_of_seq": 50}, 9),
+        ({"as_of_seq": 5, "stale": True, "min_seq": 7}, 5),
+        ({"page": "6.5.10"}, 6),
+        ({"page": "6.5.10", "stale": True}, 6),
+    ],
+)
+def test_how_far_the_index_has_to_have_come(said: dict[str, Any], reach: int) -> None:
+    assert asked(**said).reach(9) == reach
+
+
 def test_a_kind_may_be_empty_for_a_unit_may_have_none() -> None:
     assert asked(kind="").scope.kinds == ("",)
     assert asked(kind=["", "build.*"]).scope.kinds == ("", "build.*")

@@ -23,7 +23,7 @@ from engram_bus.projections.search import process
 from engram_bus.projections.search import searcher as searching
 from engram_bus.projections.search.embedders import StaticEmbedder
 from engram_bus.projections.search.messages import Answered, Ask, Behind, Failed
-from engram_bus.projections.search.requests import SearchOut
+from engram_bus.projections.search.requests import SearchIn, SearchOut
 from engram_bus.projections.search.searcher import Searcher
 from engram_bus.projections.search.values import Asked, Found
 from engram_bus.units import Draft, UnitType
@@ -158,6 +158,41 @@ async def test_a_log_that_is_far_ahead_is_told_with_progress(tmp_path: Path) -> 
         assert refused.value.details["head"] == 3 * BEHIND_UNITS
         assert 0 <= refused.value.details["taken_seq"] < 2 * BEHIND_UNITS
         assert (await found(bus, "unit17")).applied_seq == 3 * BEHIND_UNITS
+
+
+async def test_a_log_that_is_far_ahead_keeps_nobody_who_takes_what_there_is(tmp_path: Path) -> None:
+    await indexed(tmp_path, 400)
+    async with caught_up(tmp_path) as bus:
+        async with frozen(bus):
+            await append(bus, 2 * BEHIND_UNITS)
+            fresh = asyncio.ensure_future(bus.search("unit17", limit=1))
+            stale = asyncio.ensure_future(bus.search("unit17", limit=1, stale=True))
+            before = asyncio.ensure_future(bus.search("unit17", limit=1, as_of_seq=300))
+            needy = asyncio.ensure_future(bus.execute_search(SearchIn(query="unit500", min_seq=500, stale=True)))
+            impatient = asyncio.ensure_future(bus.execute_search(SearchIn(query="x", min_seq=bus.head, stale=True)))
+            await until(lambda: len(process_of(bus)._asked) == 5)
+        with pytest.raises(SearchBuilding, match="stale"):
+            await fresh
+        assert [hit.seq for hit in (await stale).results] == [17]
+        assert 400 <= (await stale).applied_seq < bus.head
+        assert (await before).applied_seq == 300
+        assert [hit.seq for hit in (await needy).results][:1] == [500]
+        assert 500 <= (await needy).applied_seq < bus.head
+        with pytest.raises(SearchBuilding):
+            await impatient
+
+
+async def test_a_page_of_a_stale_search_goes_on_in_the_same_ranking(tmp_path: Path) -> None:
+    await indexed(tmp_path, 400)
+    async with caught_up(tmp_path) as bus:
+        every = await bus.search("parser fails", limit=20, as_of_seq=400)
+        async with frozen(bus):
+            await append(bus, 2 * BEHIND_UNITS)
+            first = asyncio.ensure_future(bus.search("parser fails", limit=10, as_of_seq=400, stale=True))
+            await until(lambda: len(process_of(bus)._asked) == 1)
+        page = (await first).next_page
+        second = await bus.search("parser fails", limit=10, page=page, stale=True)
+        assert [hit.seq for hit in ((await first).results + second.results)] == [hit.seq for hit in every.results]
 
 
 def truncate(search: Path) -> None:

@@ -9,7 +9,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class SearchRequest(_message.Message):
-    __slots__ = ("query", "mode", "limit", "context_id", "agent_id", "type", "kind", "resource", "meta", "related_to", "after_seq", "before_seq", "after_ts", "before_ts", "page", "as_of_seq", "min_seq", "timeout_ms", "facets", "explain", "include", "max_tokens", "fusion", "vector_weight", "rank_constant", "half_life_ms", "recency_weight", "neighbour_weight", "distinct")
+    __slots__ = ("query", "mode", "limit", "context_id", "agent_id", "type", "kind", "resource", "meta", "related_to", "after_seq", "before_seq", "after_ts", "before_ts", "page", "as_of_seq", "min_seq", "timeout_ms", "facets", "explain", "include", "max_tokens", "fusion", "vector_weight", "rank_constant", "half_life_ms", "recency_weight", "neighbour_weight", "distinct", "stale")
     class Mode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         HYBRID: _ClassVar[SearchRequest.Mode]
@@ -68,6 +68,7 @@ class SearchRequest(_message.Message):
     RECENCY_WEIGHT_FIELD_NUMBER: _ClassVar[int]
     NEIGHBOUR_WEIGHT_FIELD_NUMBER: _ClassVar[int]
     DISTINCT_FIELD_NUMBER: _ClassVar[int]
+    STALE_FIELD_NUMBER: _ClassVar[int]
     query: str
     mode: SearchRequest.Mode
     limit: int
@@ -97,7 +98,8 @@ class SearchRequest(_message.Message):
     recency_weight: float
     neighbour_weight: float
     distinct: bool
-    def __init__(self, query: _Optional[str] = ..., mode: _Optional[_Union[SearchRequest.Mode, str]] = ..., limit: _Optional[int] = ..., context_id: _Optional[_Iterable[str]] = ..., agent_id: _Optional[_Iterable[str]] = ..., type: _Optional[_Iterable[_Union[_unit_pb2.WorkUnit.Type, str]]] = ..., kind: _Optional[_Iterable[str]] = ..., resource: _Optional[_Iterable[str]] = ..., meta: _Optional[_Mapping[str, str]] = ..., related_to: _Optional[_Iterable[str]] = ..., after_seq: _Optional[int] = ..., before_seq: _Optional[int] = ..., after_ts: _Optional[str] = ..., before_ts: _Optional[str] = ..., page: _Optional[str] = ..., as_of_seq: _Optional[int] = ..., min_seq: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., facets: _Optional[bool] = ..., explain: _Optional[bool] = ..., include: _Optional[_Union[SearchRequest.Include, str]] = ..., max_tokens: _Optional[int] = ..., fusion: _Optional[_Union[SearchRequest.Fusion, str]] = ..., vector_weight: _Optional[float] = ..., rank_constant: _Optional[float] = ..., half_life_ms: _Optional[int] = ..., recency_weight: _Optional[float] = ..., neighbour_weight: _Optional[float] = ..., distinct: _Optional[bool] = ...) -> None: ...
+    stale: bool
+    def __init__(self, query: _Optional[str] = ..., mode: _Optional[_Union[SearchRequest.Mode, str]] = ..., limit: _Optional[int] = ..., context_id: _Optional[_Iterable[str]] = ..., agent_id: _Optional[_Iterable[str]] = ..., type: _Optional[_Iterable[_Union[_unit_pb2.WorkUnit.Type, str]]] = ..., kind: _Optional[_Iterable[str]] = ..., resource: _Optional[_Iterable[str]] = ..., meta: _Optional[_Mapping[str, str]] = ..., related_to: _Optional[_Iterable[str]] = ..., after_seq: _Optional[int] = ..., before_seq: _Optional[int] = ..., after_ts: _Optional[str] = ..., before_ts: _Optional[str] = ..., page: _Optional[str] = ..., as_of_seq: _Optional[int] = ..., min_seq: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., facets: _Optional[bool] = ..., explain: _Optional[bool] = ..., include: _Optional[_Union[SearchRequest.Include, str]] = ..., max_tokens: _Optional[int] = ..., fusion: _Optional[_Union[SearchRequest.Fusion, str]] = ..., vector_weight: _Optional[float] = ..., rank_constant: _Optional[float] = ..., half_life_ms: _Optional[int] = ..., recency_weight: _Optional[float] = ..., neighbour_weight: _Optional[float] = ..., distinct: _Optional[bool] = ..., stale: _Optional[bool] = ...) -> None: ...
 
 class SearchResponse(_message.Message):
     __slots__ = ("results", "total", "applied_seq", "next_page", "facets", "degraded")
