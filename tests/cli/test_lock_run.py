@@ -31,14 +31,6 @@ LEAVES_AT_SIGTERM = (
 )
 
 
-@pytest.fixture(autouse=True)
-def a_hangup_is_not_ignored() -> Iterator[None]:
-    """Whoever started the tests may have told them to (nohup), and what they start would inherit that."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
-
-
 def python(code: str) -> list[str]:
     return [sys.executable, "-c", code]
 
@@ -130,9 +122,9 @@ def test_what_the_command_posts_is_its_holders_and_passes_the_fence(served: BusP
 
 
 def test_it_is_kept_for_longer_than_its_time_to_live(served: BusProcess, context: str) -> None:
-    with run(served, context, "--ttl", "0.5", "--agent", "ann", code=FOR_EVER) as process:
+    with run(served, context, "--ttl", "2.5", "--agent", "ann", code=FOR_EVER) as process:
         read_ready(process)
-        wait = engram("lock", "acquire", context, "--agent", "bob", "--wait", "1.5", "--url", served.url)
+        wait = engram("lock", "acquire", context, "--agent", "bob", "--wait", "5", "--url", served.url)
         assert wait.returncode == HELD
         process.send_signal(signal.SIGTERM)
 

@@ -38,6 +38,12 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture
+def refreshed_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lease is refreshed when a hundredth of it is over, so that it may be long and the test short."""
+    monkeypatch.setattr("engram_client.term.LEASE_REFRESHED_AT", 0.01)
+
+
+@pytest.fixture
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engram_client.backoff.BACKOFF_SECONDS_MIN", 0.001)
     monkeypatch.setattr("engram_client.backoff.BACKOFF_SECONDS_MAX", 0.01)

@@ -43,6 +43,7 @@ async def play(request: pytest.FixtureRequest, short_pauses: None) -> AsyncItera
 
 
 over_http = pytest.mark.parametrize("play", [Playing], ids=["http"], indirect=True)
+soon = pytest.mark.usefixtures("refreshed_soon")
 over_grpc = pytest.mark.parametrize("play", [grpc_scenes.Playing], ids=["grpc"], indirect=True)
 
 
@@ -80,6 +81,7 @@ async def for_ever(held: asyncio.Event | None = None) -> None:
     await asyncio.Event().wait()
 
 
+@soon
 @over_http
 async def test_a_session_is_said_in_frames(play: Play) -> None:
     said: list[dict[str, Any]] = []
@@ -88,7 +90,7 @@ async def test_a_session_is_said_in_frames(play: Play) -> None:
         await caller.subscribed("e1.0")
         said.append(await caller.hear())
         await caller.say("pong", head=1)
-        await lock(caller, said[0], seconds=0.5)
+        await lock(caller, said[0], seconds=20)
         said.append(await caller.hear())
         await lock(caller, said[1], seconds=40)
         said.append(await release(caller))
@@ -96,10 +98,10 @@ async def test_a_session_is_said_in_frames(play: Play) -> None:
 
     async with (
         Client(await play(bus), agent_id="ann") as client,
-        client.lock("plan.md", ttl_seconds=0.5, reason="r", session=True) as lease,
+        client.lock("plan.md", ttl_seconds=20, reason="r", session=True) as lease,
     ):
         await refreshed(lease)
-    own = {"agent_id": "ann", "ttl_seconds": 0.5}
+    own = {"agent_id": "ann", "ttl_seconds": 20}
     assert said == [
         {
             "op": "lock.acquire",
@@ -117,13 +119,14 @@ async def test_a_session_is_said_in_frames(play: Play) -> None:
     ]
 
 
+@soon
 @over_grpc
 async def test_a_session_is_named_in_calls(play: Play) -> None:
     said: list[dict[str, Any]] = []
 
     async def bus(caller: Any) -> None:
         said.append(await caller.hear())
-        await lock(caller, said[0], seconds=0.5)
+        await lock(caller, said[0], seconds=20)
         said.append(await caller.hear())
         await lock(caller, said[1], seconds=40)
         said.append(await release(caller))
@@ -131,7 +134,7 @@ async def test_a_session_is_named_in_calls(play: Play) -> None:
 
     async with (
         Client(await play(bus), agent_id="ann") as client,
-        client.lock("plan.md", ttl_seconds=0.5, reason="r", session=True) as lease,
+        client.lock("plan.md", ttl_seconds=20, reason="r", session=True) as lease,
     ):
         await refreshed(lease)
     assert [operation["op"] for operation in said] == ["lock.acquire", "lock.refresh", "lock.release"]
@@ -172,17 +175,18 @@ async def test_another_mistake_in_asking_is_raised(play: Play) -> None:
                 pytest.fail("it is not held")
 
 
+@soon
 async def test_while_a_refresh_is_refused_it_is_held_as_long_as_the_bus_answers(
     play: Play, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("engram_client.holds.SESSION_PING_SECONDS", 0.05)
-    monkeypatch.setattr("engram_client.holds.SESSION_GRACE_SECONDS", 0.5)
+    monkeypatch.setattr("engram_client.holds.SESSION_GRACE_SECONDS", 1.5)
     refusals = 0
 
     async def bus(caller: Any) -> None:
         nonlocal refusals
-        await lock(caller, await caller.hear(), seconds=3)
-        over_at = asyncio.get_running_loop().time() + 1.5
+        await lock(caller, await caller.hear(), seconds=20)
+        over_at = asyncio.get_running_loop().time() + 3
         while True:
             operation = await caller.hear()
             if operation["op"] == "ping":
@@ -197,11 +201,11 @@ async def test_while_a_refresh_is_refused_it_is_held_as_long_as_the_bus_answers(
 
     async with (
         Client(await play(bus), agent_id="ann") as client,
-        client.lock("plan.md", ttl_seconds=3, session=True) as lease,
+        client.lock("plan.md", ttl_seconds=20, session=True) as lease,
     ):
         await refreshed(lease)
         assert lease.is_held
-    assert refusals > 2
+    assert refusals > 0
 
 
 async def test_after_a_cut_the_same_token_means_that_nothing_was_lost(play: Play, held: asyncio.Event) -> None:
@@ -355,9 +359,10 @@ async def test_a_bus_that_says_nothing_is_asked_again_over_another_session(play:
         assert lease.is_held
 
 
+@soon
 async def test_a_refresh_without_an_answer_is_tried_again_over_another_session(play: Play) -> None:
     async def before(caller: Any) -> None:
-        await lock(caller, await caller.hear(), seconds=1)
+        await lock(caller, await caller.hear(), seconds=5)
         assert (await caller.hear())["op"] == "lock.refresh"
         await caller.stay()
 
@@ -368,7 +373,7 @@ async def test_a_refresh_without_an_answer_is_tried_again_over_another_session(p
 
     async with (
         Client(await play(before, after), agent_id="ann") as client,
-        client.lock("plan.md", ttl_seconds=1, session=True) as lease,
+        client.lock("plan.md", ttl_seconds=5, session=True) as lease,
     ):
         await refreshed(lease)
         assert lease.is_held
@@ -402,8 +407,8 @@ async def test_a_new_session_that_did_not_take_the_lock_over_does_not_hold_it(pl
 
 
 async def test_it_is_held_as_long_as_the_bus_answers(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engram_client.holds.SESSION_PING_SECONDS", 0.05)
-    monkeypatch.setattr("engram_client.holds.SESSION_GRACE_SECONDS", 0.5)
+    monkeypatch.setattr("engram_client.holds.SESSION_PING_SECONDS", 0.1)
+    monkeypatch.setattr("engram_client.holds.SESSION_GRACE_SECONDS", 1.5)
     pings: list[int] = []
 
     async def bus(caller: Any) -> None:

@@ -11,6 +11,10 @@ from engram_client import Lease, Lock, LockMode
 from engram_client.errors import Busy, EngramConnectionError, EngramError, InvalidRequest, LockHeld, LockLost, NotHolder
 from engram_client.lease import OnLost, now
 
+pytestmark = pytest.mark.usefixtures("refreshed_soon")
+LONG = 10.0
+"""What is left of a lease that has to outlive its test, also where the machine stands still for a while."""
+
 
 def lock(seconds: float = 60, token: int = 7) -> Lock:
     return Lock(
@@ -136,23 +140,23 @@ async def test_a_refusal_is_raised_and_nothing_is_left_behind() -> None:
 
 
 async def test_it_is_refreshed_for_as_long_as_the_block_runs() -> None:
-    hold = Prepared(lock(0.05), acquired=lock(0.05))
+    hold = Prepared(lock(LONG), acquired=lock(LONG))
     async with leased(hold) as lease:
         await hold.heard("refresh", 10)
         assert lease.is_held
 
 
 async def test_who_watches_over_it_hears_of_every_refresh_and_until_when_it_is_held() -> None:
-    async with leased(Prepared(lock(60), acquired=lock(0.3))) as lease:
+    async with leased(Prepared(lock(60), acquired=lock(LONG))) as lease:
         first = lease.ends_at
-        assert now() < first <= now() + 0.3
+        assert now() < first <= now() + LONG
         await lease.refreshed()
         assert now() + 50 < lease.ends_at <= now() + 60
         assert lease.lock.remaining_seconds == 60
 
 
 async def test_a_lost_lock_cancels_the_block_and_is_raised_out_of_it(lost: LockLost) -> None:
-    hold = Prepared(lost, acquired=lock(0.3))
+    hold = Prepared(lost, acquired=lock(LONG))
     with pytest.raises(LockLost, match="broken") as told:
         async with leased(hold) as lease:
             await for_ever()
@@ -163,7 +167,7 @@ async def test_a_lost_lock_cancels_the_block_and_is_raised_out_of_it(lost: LockL
 
 async def test_a_lock_that_became_anothers_is_lost() -> None:
     with pytest.raises(LockLost) as told:
-        async with leased(Prepared(NotHolder("bob's"), acquired=lock(0.3))):
+        async with leased(Prepared(NotHolder("bob's"), acquired=lock(LONG))):
             await for_ever()
     assert isinstance(told.value.__cause__, NotHolder)
 
@@ -173,7 +177,7 @@ async def test_a_block_that_does_not_want_to_be_cancelled_is_told_when_it_asks_a
 
     async def block() -> None:
         nonlocal reached
-        async with leased(Prepared(lost, acquired=lock(0.3)), on_lost="raise") as lease:
+        async with leased(Prepared(lost, acquired=lock(LONG)), on_lost="raise") as lease:
             assert await lease.lost() is lost
             with pytest.raises(LockLost):
                 lease.check()
@@ -187,7 +191,7 @@ async def test_a_block_that_does_not_want_to_be_cancelled_is_told_when_it_asks_a
 
 
 async def test_failures_are_met_by_trying_again() -> None:
-    hold = Prepared(Busy("later"), EngramConnectionError("cut"), InvalidRequest("odd"), lock(60), acquired=lock(0.9))
+    hold = Prepared(Busy("later"), EngramConnectionError("cut"), InvalidRequest("odd"), lock(60), acquired=lock(LONG))
     async with leased(hold) as lease:
         await hold.heard("refresh", 4)
         await asyncio.sleep(0)
@@ -287,7 +291,7 @@ async def test_an_exception_of_the_block_wins_and_the_lock_is_released() -> None
 @pytest.mark.parametrize("on_lost", ["cancel", "raise"])
 async def test_an_exception_of_the_block_tells_that_the_lock_was_lost(on_lost: OnLost, lost: LockLost) -> None:
     async def block() -> None:
-        async with leased(Prepared(lost, acquired=lock(0.1)), on_lost) as lease:
+        async with leased(Prepared(lost, acquired=lock(LONG)), on_lost) as lease:
             try:
                 await lease.lost()
                 await asyncio.sleep(0)
@@ -301,7 +305,7 @@ async def test_an_exception_of_the_block_tells_that_the_lock_was_lost(on_lost: O
 
 async def test_what_check_raises_is_raised_as_it_is(lost: LockLost) -> None:
     async def block() -> None:
-        async with leased(Prepared(lost, acquired=lock(0.1)), "raise") as lease:
+        async with leased(Prepared(lost, acquired=lock(LONG)), "raise") as lease:
             await lease.lost()
             lease.check()
 
@@ -318,10 +322,10 @@ async def test_in_a_group_of_tasks_all_are_cancelled_and_what_else_they_raise_is
             raise ZeroDivisionError
 
     with pytest.raises(LockLost):
-        async with leased(Prepared(lost, acquired=lock(0.1))), asyncio.TaskGroup() as group:
+        async with leased(Prepared(lost, acquired=lock(LONG))), asyncio.TaskGroup() as group:
             group.create_task(for_ever())
     with pytest.raises(ExceptionGroup) as told:
-        async with leased(Prepared(lost, acquired=lock(0.1))), asyncio.TaskGroup() as group:
+        async with leased(Prepared(lost, acquired=lock(LONG))), asyncio.TaskGroup() as group:
             group.create_task(stubborn())
     assert told.group_contains(ZeroDivisionError)
 

@@ -26,6 +26,7 @@ from engram_client.errors import (
 )
 from engram_client.requests import LockRequest
 
+soon = pytest.mark.usefixtures("refreshed_soon")
 every_way = pytest.mark.parametrize(
     ("scheme", "session"),
     [("http", False), ("http", True), ("grpc", False), ("grpc", True)],
@@ -220,21 +221,23 @@ async def test_a_block_is_alone(shared_bus: SameBus, plan: str, session: bool) -
     assert tokens == sorted(set(tokens))
 
 
+@soon
 @every_way
 async def test_a_lease_outlives_its_first_term(shared_bus: SameBus, plan: str, session: bool) -> None:
-    async with two(shared_bus) as (ann, _), ann.lock(plan, ttl_seconds=1.5, session=session) as lease:
+    async with two(shared_bus) as (ann, _), ann.lock(plan, ttl_seconds=20, session=session) as lease:
         first = lease.lock
         await until(lambda: lease.lock.expires_at > first.expires_at)
         assert lease.lock.lock_id == first.lock_id
         assert lease.is_held
 
 
+@soon
 @every_way
 async def test_a_sibling_that_asks_for_less_takes_nothing_away_and_one_that_releases_takes_it_all(
     shared_bus: SameBus, plan: str, session: bool
 ) -> None:
     async def block(bus: Client, other: Client) -> None:
-        async with bus.lock(plan, ttl_seconds=1.5, session=session) as lease:
+        async with bus.lock(plan, ttl_seconds=20, session=session) as lease:
             await other.release_lock(lease.lock)
             await for_ever()
 
@@ -249,13 +252,14 @@ async def test_a_sibling_that_asks_for_less_takes_nothing_away_and_one_that_rele
             await block(ann, sibling)
 
 
+@soon
 @every_way
 async def test_a_broken_lock_ends_the_block(shared_bus: SameBus, plan: str, session: bool) -> None:
     async with two(shared_bus) as (ann, bob):
         entered = asyncio.Event()
 
         async def block() -> None:
-            async with ann.lock(plan, ttl_seconds=1.5, session=session):
+            async with ann.lock(plan, ttl_seconds=20, session=session):
                 entered.set()
                 await for_ever()
 
@@ -479,13 +483,14 @@ async def test_over_a_wire_that_falls_silent_a_session_is_taken_over(own_bus: Li
 # --- For threads
 
 
+@soon
 @every_way
 def test_the_same_without_a_loop(shared_bus: SameBus, plan: str, session: bool) -> None:
     with SyncClient(shared_bus.url, agent_id="ann") as ann, SyncClient(shared_bus.url, agent_id="bob") as bob:
         lock = ann.refresh_lock(ann.acquire_lock(plan))
         assert [one.lock_id for one in bob.locks(prefix=plan)] == [lock.lock_id]
         assert ann.release_lock(lock)
-        with ann.lock(plan, ttl_seconds=1.5, session=session) as lease:
+        with ann.lock(plan, ttl_seconds=20, session=session) as lease:
             first = lease.lock
             lease.check()
             ann.append(plan, "x", fence=lease.fence())

@@ -282,10 +282,11 @@ async def test_a_break_is_not_said_twice_where_the_first_may_have_worked(answeri
     assert [query(request.target) for request in requests] == [said] * 2
 
 
+@pytest.mark.usefixtures("refreshed_soon")
 async def test_a_refresh_that_is_not_answered_is_tried_again_in_time(answering: Any) -> None:
-    granted = answering.json(201, {**ON_PLAN, "remaining_seconds": 1.0})
+    granted = answering.json(201, {**ON_PLAN, "remaining_seconds": 5.0})
     url, requests = await answering.start(granted, b"", answering.json(200, ON_PLAN))
-    async with Client(url, agent_id="bob") as bus, bus.lock("plan.md", ttl_seconds=1) as lease:
+    async with Client(url, agent_id="bob") as bus, bus.lock("plan.md", ttl_seconds=5) as lease:
         while lease.lock.remaining_seconds < 30:
             await asyncio.sleep(0.01)
     assert [request.method for request in requests[:3]] == ["POST", "PATCH", "PATCH"]
