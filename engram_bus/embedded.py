@@ -792,6 +792,7 @@ class Bus:
         searcher = self.start_search()
         if asked.reach(self.head) > self.log.settled:
             self.writer.settle()
+        searcher.tell(self.log.settled)  # A large commit settled at once, and nobody was told.
         return await searcher.search(asked)
 
     async def _read_hits(self, hits: Sequence[Hit], *, bytes_max: int | None) -> Sequence[tuple[Hit, WorkUnit]]:

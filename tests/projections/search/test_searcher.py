@@ -100,6 +100,15 @@ async def test_what_is_acknowledged_is_found_at_once(tmp_path: Path) -> None:
             assert out.applied_seq == unit.seq
 
 
+@pytest.mark.parametrize("stale", [False, True])
+async def test_so_is_what_is_too_large_for_the_logs_segment(tmp_path: Path, stale: bool) -> None:
+    async with caught_up(tmp_path) as bus:
+        for number in range(5):
+            unit = await bus.append("plan", f"thing{number} " + "x" * (2**20 - 100), agent_id="ann")
+            asked = SearchIn(query=f"thing{number}", limit=1, min_seq=unit.seq, stale=stale)
+            assert [hit.seq for hit in (await bus.execute_search(asked)).results] == [unit.seq]
+
+
 async def test_a_killed_process_comes_back_and_the_bus_does_not_notice(tmp_path: Path) -> None:
     await indexed(tmp_path, 300)
     async with caught_up(tmp_path) as bus:
