@@ -288,9 +288,10 @@ class Worker:
         return self.line.unsent_bytes < WORKER_LINE_BYTES
 
     def write(self, frame: bytes) -> None:
-        if frame:
-            self.line.send(frame)
-        if not self.writable:  # Which the first frame, an empty one, does not bring about.
+        if not frame:  # As the first one is, which comes before the feed is known here.
+            return
+        self.line.send(frame)
+        if not self.writable:
             self._feed.full()
 
     @property

@@ -16,7 +16,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 
 from engram_bus import Bus
-from engram_bus.limits import MIB
+from engram_bus.limits import META_VALUE_BYTES_MAX, MIB, WORKER_LINE_BYTES
 from engram_bus.log.lmdb.environments import opened_beside
 from engram_bus.verify import verify
 from engram_client import Client, WorkUnit
@@ -354,6 +354,19 @@ async def test_a_log_that_was_given_more_room_is_read_by_every_worker_wherever_i
                 assert client.get(f"/workunit/{first.id}").json()["id"] == first.id
                 assert client.get("/contexts", params={"limit": 1}).json()["contexts"]
                 assert client.get(f"/workunits/{first.context_id}").json()["work_units"]
+
+
+async def test_a_bus_whose_state_is_larger_than_what_may_wait_for_a_worker_is_one_as_any(tmp_path: Path) -> None:
+    """A worker begins with the state, and is behind until it has taken it."""
+    meta: dict[str, str | None] = {str(key): "x" * META_VALUE_BYTES_MAX for key in range(7)}
+    async with Bus.open(tmp_path / "data") as large:
+        for number in range(WORKER_LINE_BYTES // META_VALUE_BYTES_MAX // len(meta) + 1):
+            await large.update_context(f"large/{number}", meta=meta)
+        head = large.head
+    with WorkersBus(tmp_path / "data") as bus, bus.connect(1) as one, bus.connect(2) as two:
+        with bus.stream(2, "?context=plan") as stream:
+            assert [append(client, "plan")["seq"] for client in (one, two)] == heard_seqs(stream, head + 2)
+        assert one.get("/contexts/large/0").json()["meta"] == meta
 
 
 def test_a_log_process_that_cannot_start_says_so_in_one_line(bus: WorkersBus) -> None:
