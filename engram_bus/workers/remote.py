@@ -25,6 +25,7 @@ from engram_bus.errors import (
     SearchUnavailable,
     ShuttingDown,
     Unavailable,
+    WaitEnded,
 )
 from engram_bus.limits import (
     DRAIN_SECONDS_MAX,
@@ -259,14 +260,17 @@ class RemoteWriter:
                 )
 
     def close(self) -> None:
-        """Wait until all that was sent is answered, but who waits for a lock; refuse from now on."""
+        """Take who waits for a lock out of the line, wait until all that was sent is answered; refuse from now on."""
         if self._closed is not None:
             return
         self._closed = ShuttingDown("the bus is stopping")
         self._tell_ready()
+        for ticket in self._sent.values():
+            if ticket.waits:
+                self._remote.say(Cancel(ticket.number))
         self._remote.line.flush()
         until = time.monotonic() + DRAIN_SECONDS_MAX
-        while self.queue_commands and self._remote.line.take(until - time.monotonic()):
+        while self._sent and self._remote.line.take(until - time.monotonic()):
             self._remote.line.flush()
         for ticket in list(self._sent.values()):
             self._settle(ticket, ShuttingDown("the bus is stopping"))
@@ -311,7 +315,10 @@ class RemoteWriter:
 
     def _outcome(self, outcome: Outcome) -> Answer | EngramError:
         if outcome.refusal is not None:
-            return outcome.refusal.error()
+            refusal = outcome.refusal.error()
+            if self._closed is not None and isinstance(refusal, WaitEnded):
+                return ShuttingDown("the bus is stopping")  # Which is why it ended.
+            return refusal
         try:
             entries = tuple(self._entry(seq) for seq in range(outcome.first, outcome.first + outcome.count))
         except Unavailable as exc:
