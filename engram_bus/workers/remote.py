@@ -219,9 +219,11 @@ class RemoteWriter:
             raise refusal.with_traceback(None)
         waits = isinstance(command, AcquireLock) and command.wait_ms > 0
         self._check_room(held_bytes, waits=waits)
-        ticket = _Sent(command, held_bytes, done, number=next(self._numbers), waits=waits)
+        # Who waits in line, for up to an hour, has left the queue; `Locks` bounds what it holds there.
+        queue_bytes = 0 if waits else held_bytes
+        ticket = _Sent(command, queue_bytes, done, number=next(self._numbers), waits=waits)
         self._sent[ticket.number] = ticket
-        self._sent_bytes += held_bytes
+        self._sent_bytes += queue_bytes
         self._waits += waits
         self._remote.say(submit(ticket.number, command, held_bytes, gathers=gathers))
         return ticket

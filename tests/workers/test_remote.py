@@ -7,15 +7,35 @@ from pathlib import Path
 import pytest
 
 from engram_bus.errors import ShuttingDown
-from engram_bus.units import ReleaseLock
-from tests.workers.bus import until
+from engram_bus.limits import KIB, LOCK_TTL_MS_MAX, LOCK_WAIT_MS_MAX
+from engram_bus.units import AcquireLock, ReleaseLock
+from engram_bus.workers import remote
+from tests.workers.bus import SECONDS, until
 from tests.workers.joined import Joined, joined
 
 
 @pytest.fixture
-async def worker(tmp_path: Path) -> AsyncIterator[Joined]:
+async def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Joined]:
+    monkeypatch.setattr(remote, "WORKER_CATCH_UP_SECONDS_MAX", SECONDS)  # However slow the machine is.
     async with joined(tmp_path / "data") as worker:
         yield worker
+
+
+# --- Room ------------------------------------------------------------------------------------------------------------
+
+
+async def test_who_waits_for_locks_takes_no_room_from_who_appends(
+    worker: Joined, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "QUEUE_BYTES_MAX", 8 * KIB)
+    await worker.bus.acquire_lock("plan", agent_id="ann")
+    for number in range(10):
+        wait = AcquireLock(
+            resources=("plan", "p" * KIB), agent_id=f"bob-{number}", ttl_ms=LOCK_TTL_MS_MAX, wait_ms=LOCK_WAIT_MS_MAX
+        )
+        worker.bus.submit_lock(wait, lambda outcome: None)
+    await in_line(worker, 10)
+    assert (await worker.bus.append("plan", "x", agent_id="ann")).context_id == "plan"
 
 
 # --- The stop --------------------------------------------------------------------------------------------------------
@@ -37,16 +57,16 @@ async def test_who_was_granted_a_lock_before_the_worker_stopped_is_told_so(worke
     held = await worker.bus.acquire_lock("plan", agent_id="ann")
     waiting = asyncio.ensure_future(worker.bus.acquire_lock("plan", agent_id="bob", wait_seconds=3_600))
     await in_line(worker)
-    head = worker.told
+    head = worker.recorded
     worker.submit_elsewhere(ReleaseLock(lock_id=held.lock_id, agent_id="ann"))
-    until(lambda: worker.told > head)
+    until(lambda: worker.recorded > head)
     worker.bus.goaway("shutdown")
     assert (await waiting).holder_agent == "bob"
 
 
-async def in_line(worker: Joined) -> None:
-    """Until somebody waits for the lock."""
-    while worker.bus.lock("plan").queue_length == 0:
+async def in_line(worker: Joined, count: int = 1) -> None:
+    """Until so many wait for the lock."""
+    while worker.bus.lock("plan").queue_length < count:
         await asyncio.sleep(0)
 
 
