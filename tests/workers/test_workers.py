@@ -326,6 +326,7 @@ def readers(path: Path) -> set[int]:
 def test_while_the_log_process_stands_still_no_worker_is_ready(tmp_path: Path, context: str) -> None:
     with WorkersBus(tmp_path / "data", "--no-search") as bus, bus.connect(1) as one, bus.connect(2) as two:
         seq = append(one, context)["seq"]
+        until(lambda: two.get(f"/workunits/{context}").is_success)  # Which takes in what was answered to the other.
         with frozen(bus.log_process):
             for client in (one, two):
                 until(lambda client=client: client.get("/readyz").status_code == 503)
