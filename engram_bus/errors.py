@@ -29,7 +29,7 @@ EngramError
 │   └── EpochChanged           the cursor is of a history this log does not continue
 └── Unavailable                not the caller's fault; the same request may work later
     ├── TooSlow                the request did not come in time
-    ├── Busy                   the writer's queue is full, or too many connections are open
+    ├── Busy                   the writer's queue is full, too many connections are open, or a worker lags
     ├── MinSeqTimeout          min_seq was not reached in time
     ├── WaitEnded              a wait for a lock ended without a grant, a refusal or its deadline
     ├── SearchBuilding         the search index is being built and not far enough yet

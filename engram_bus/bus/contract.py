@@ -52,7 +52,7 @@ class Decider(Protocol):
     def catch_up(self) -> None:
         """Before anything is read: take in all that any answer of this bus, given by whichever process, has seen.
 
-        Raises MinSeqTimeout where that does not come.
+        Raises Busy where that does not come in time.
         """
 
     def close(self) -> None:

@@ -21,7 +21,6 @@ from engram_bus.errors import (
     Busy,
     EngramError,
     LogSilent,
-    MinSeqTimeout,
     SearchUnavailable,
     ShuttingDown,
     Unavailable,
@@ -256,9 +255,8 @@ class RemoteWriter:
         until = time.monotonic() + WORKER_CATCH_UP_SECONDS_MAX
         while self._log.head < head:
             if not self._remote.line.take(until - time.monotonic()):
-                raise MinSeqTimeout(
-                    f"this worker is at {self._log.head} after {WORKER_CATCH_UP_SECONDS_MAX:g} s, the log at {head}",
-                    head=self._log.head,
+                raise Busy(
+                    f"this worker is at {self._log.head} after {WORKER_CATCH_UP_SECONDS_MAX:g} s, the log at {head}"
                 )
 
     def close(self) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from engram_bus.errors import ShuttingDown
+from engram_bus.errors import Busy, ShuttingDown
 from engram_bus.limits import KIB, LOCK_TTL_MS_MAX, LOCK_WAIT_MS_MAX
 from engram_bus.units import AcquireLock, ReleaseLock
 from engram_bus.workers import remote
@@ -19,6 +19,21 @@ async def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     monkeypatch.setattr(remote, "WORKER_CATCH_UP_SECONDS_MAX", SECONDS)  # However slow the machine is.
     async with joined(tmp_path / "data") as worker:
         yield worker
+
+
+# --- Reads -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_read_of_a_worker_that_cannot_take_in_what_was_answered_elsewhere_is_to_be_tried_again(
+    worker: Joined, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unit = await worker.bus.append("plan", "x", agent_id="ann")
+    monkeypatch.setattr(remote, "WORKER_CATCH_UP_SECONDS_MAX", 0)
+    worker.remote.word.head = unit.seq + 1
+    with pytest.raises(Busy, match="this worker is at 1 after 0 s, the log at 2"):
+        worker.bus.get(unit.id)
+    with pytest.raises(Busy):
+        await worker.bus.wait_for(unit.seq)
 
 
 # --- Room ------------------------------------------------------------------------------------------------------------
