@@ -222,8 +222,8 @@ class Supervisor:
             try:
                 give(self._log_process.control, worker.serial, far_end)
             except OSError as exc:
-                log.warning("worker %d has no line to the log process: %s", worker.number, exc)
                 ours.close()
+                self._start_again(worker, f"has no line to the log process ({exc})")
                 return
             order = WorkerOrder(
                 self._settings,
@@ -248,12 +248,11 @@ class Supervisor:
             return
         if self._loop.time() - child.started_at > 2 * WORKER_RESTART_SECONDS_MAX:
             worker.restart_seconds = WORKER_RESTART_SECONDS
-        log.warning(
-            "worker %d ended (%s); it is started again in %g seconds",
-            worker.number,
-            _ending(child),
-            worker.restart_seconds,
-        )
+        self._start_again(worker, f"ended ({_ending(child)})")
+
+    def _start_again(self, worker: _Worker, why: str) -> None:
+        """In a while, a longer one each time."""
+        log.warning("worker %d %s; it is started again in %g seconds", worker.number, why, worker.restart_seconds)
         worker.restart = self._loop.call_later(worker.restart_seconds, self._start_worker, worker)
         worker.restart_seconds = min(2 * worker.restart_seconds, WORKER_RESTART_SECONDS_MAX)
 
