@@ -148,8 +148,8 @@ LOCK_SESSION_GRACE_SECONDS: Final = 5.0
 BATCH_UNITS_MAX: Final = 2_048
 """Units of one commit: keeps a commit's stall of the loop in single milliseconds."""
 BATCH_BYTES_MAX: Final = 32 * MIB
-QUEUE_UNITS_MAX: Final = 16_384
-"""Units waiting for the writer; beyond, BUSY."""
+QUEUE_COMMANDS_MAX: Final = 16_384
+"""Commands waiting for the writer; beyond, BUSY."""
 QUEUE_BYTES_MAX: Final = 64 * MIB
 GATHER_TURNS_MAX: Final = 256
 """Turns of the loop that a commit is put off for commands that come one in a turn: 3 ms at most."""

@@ -50,7 +50,7 @@ from engram_bus.limits import (
     LOCK_TEND_UNITS_MAX,
     LOCK_TIMER_SECONDS_MAX,
     QUEUE_BYTES_MAX,
-    QUEUE_UNITS_MAX,
+    QUEUE_COMMANDS_MAX,
     SETTLE_QUIET_SECONDS,
     SETTLE_SECONDS,
     SNAPSHOT_UNITS,
@@ -250,8 +250,8 @@ class Writer:
         if self._refusal is not None:
             # The one refusal is raised for every caller: it must not keep the frames of them all.
             raise self._refusal.with_traceback(None)
-        if len(self._queue) >= QUEUE_UNITS_MAX:
-            raise Busy(f"{len(self._queue)} commands wait, at most {QUEUE_UNITS_MAX}", limit=QUEUE_UNITS_MAX)
+        if len(self._queue) >= QUEUE_COMMANDS_MAX:
+            raise Busy(f"{len(self._queue)} commands wait, at most {QUEUE_COMMANDS_MAX}", limit=QUEUE_COMMANDS_MAX)
         if self._queue_bytes + held_bytes > QUEUE_BYTES_MAX:
             raise Busy(f"{self._queue_bytes} bytes wait, at most {QUEUE_BYTES_MAX}", limit=QUEUE_BYTES_MAX)
         ticket = Ticket(command, held_bytes, done)

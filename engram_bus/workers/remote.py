@@ -31,7 +31,7 @@ from engram_bus.limits import (
     LOCK_WAITS_MAX,
     LOG_SILENT_SECONDS,
     QUEUE_BYTES_MAX,
-    QUEUE_UNITS_MAX,
+    QUEUE_COMMANDS_MAX,
     SEARCH_ANSWER_SECONDS_MAX,
     SEARCHES_MAX,
     WORKER_CATCH_UP_SECONDS_MAX,
@@ -231,8 +231,8 @@ class RemoteWriter:
         if waits:
             if self._waits >= LOCK_WAITS_MAX:
                 raise Busy(f"{self._waits} wait for locks, at most {LOCK_WAITS_MAX}", limit=LOCK_WAITS_MAX)
-        elif self.queue_commands >= QUEUE_UNITS_MAX:
-            raise Busy(f"{self.queue_commands} commands wait, at most {QUEUE_UNITS_MAX}", limit=QUEUE_UNITS_MAX)
+        elif self.queue_commands >= QUEUE_COMMANDS_MAX:
+            raise Busy(f"{self.queue_commands} commands wait, at most {QUEUE_COMMANDS_MAX}", limit=QUEUE_COMMANDS_MAX)
         if self._sent_bytes + held_bytes > QUEUE_BYTES_MAX:
             raise Busy(f"{self._sent_bytes} bytes wait, at most {QUEUE_BYTES_MAX}", limit=QUEUE_BYTES_MAX)
 

@@ -32,7 +32,7 @@ from engram_bus.errors import (
     StorageReadOnly,
     VersionMoved,
 )
-from engram_bus.limits import BATCH_UNITS_MAX, MIB, QUEUE_UNITS_MAX
+from engram_bus.limits import BATCH_UNITS_MAX, MIB, QUEUE_COMMANDS_MAX
 from engram_bus.log.contract import Log, Snapshot
 from engram_bus.log.directory import DataDirectory
 from engram_bus.log.index import seq_key
@@ -502,12 +502,12 @@ def raise_(error: Exception) -> None:
 
 
 async def test_a_full_queue_is_busy_and_then_not(desk: Desk) -> None:
-    waiting = [desk.submit(append()) for _ in range(QUEUE_UNITS_MAX)]
+    waiting = [desk.submit(append()) for _ in range(QUEUE_COMMANDS_MAX)]
     with pytest.raises(Busy) as caught:
         desk.submit(append())
-    assert caught.value.limit == QUEUE_UNITS_MAX
+    assert caught.value.limit == QUEUE_COMMANDS_MAX
     await asyncio.gather(*waiting)
-    assert seqs(await desk.ask_one(append())) == [QUEUE_UNITS_MAX + 1]
+    assert seqs(await desk.ask_one(append())) == [QUEUE_COMMANDS_MAX + 1]
 
 
 async def test_a_queue_is_bounded_in_bytes_too(desk: Desk) -> None:
