@@ -130,8 +130,8 @@ class Readiness(msgspec.Struct, frozen=True, array_like=True, tag=0):
 
 
 class Totals(msgspec.Struct, frozen=True, array_like=True, tag=1):
-    """Once a second: what the other workers have open, how the log is, and how far the writer's time is ahead of the
-    time since the machine's start."""
+    """Every WORKER_TALLY_SECONDS: what the other workers have open, how the log is, and how far the writer's time is
+    ahead of the time since the machine's start."""
 
     elsewhere: Counts
     commits: int
