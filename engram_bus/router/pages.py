@@ -4,6 +4,7 @@ from collections.abc import Hashable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from engram_bus.codec import Entry
+from engram_bus.errors import LogDamaged
 from engram_bus.limits import CATCH_UP_BYTES, CATCH_UP_UNITS
 from engram_bus.log.contract import Log
 from engram_bus.router.contract import Framing
@@ -87,12 +88,23 @@ class Pages:
         self._pages.clear()
 
     def _picked(self, seq: int, wanted: Filter, wants: Predicate, framing: Framing[Any]) -> Page:
-        read = self._read(seq, None if self._ring.holds(seq) else wanted.only_context)
+        read = self._read_for(seq, wanted)
         self.cost_bytes += read.cost_bytes // _SHARED_COST_DIVISOR
         entries = [entry for entry in read.entries if wants(entry.unit)]
         if not entries:
             return Page(None, 0, read.upto)
         return Page(framing.units(entries, self._epoch, read.upto), len(entries), read.upto)
+
+    def _read_for(self, seq: int, wanted: Filter) -> _Read:
+        """By the index where it is of one context and out of the ring; whatever is wrong with that, by the log."""
+        context_id = None if self._ring.holds(seq) else wanted.only_context
+        if context_id is not None:
+            try:
+                return self._read(seq, context_id)
+            except LogDamaged:
+                # The index may name any seq, and hide what lies before it. The log itself is in order.
+                pass
+        return self._read(seq, None)
 
     def _read(self, seq: int, context_id: str | None) -> _Read:
         key = (seq, context_id)

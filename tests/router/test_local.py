@@ -5,15 +5,18 @@ import contextlib
 import gc
 import threading
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
 from engram_bus import Bus, Gap, WorkUnit
 from engram_bus.errors import ShuttingDown, StorageFull
 from engram_bus.limits import CATCH_UP_UNITS, FRAME_BYTES_MAX, PAYLOAD_BYTES_MAX
+from engram_bus.log.index import Table, context_key, seq_key
 from engram_bus.log.memory import MemoryLog
 from engram_bus.router.local import LocalSubscription
 from tests.damaged import DamagedLog, FailingLog
+from tests.disk import tampering
 
 
 async def fill(bus: Bus, *context_ids: str, payload: bytes = b"hi") -> None:
@@ -253,6 +256,22 @@ async def test_a_unit_that_cannot_be_read_is_raised_in_its_place_and_reading_goe
                     await anext(subscription)
                 assert (gap.value.first, gap.value.last, gap.value.reason) == (seq, seq, "damaged")
             assert await next_seq(subscription) == 5
+
+
+@pytest.mark.parametrize("led_to", [2, 16, None], ids=["back", "ahead", "nowhere"])
+async def test_an_index_that_leads_elsewhere_keeps_no_unit_from_anybody(tmp_path: Path, led_to: int | None) -> None:
+    async with Bus.open(tmp_path) as bus:
+        await fill(bus, *["plan", "b"] * 10)
+    with tampering(tmp_path, "index", Table.CONTEXTS) as txn:
+        if led_to is None:
+            txn.delete(context_key("plan", 2))
+        else:
+            txn.put(context_key("plan", 2), seq_key(led_to))
+    async with Bus.open(tmp_path) as bus:
+        for after in (0, 2, 3):
+            async with bus.subscribe("plan", after=after) as subscription:
+                wanted = [seq for seq in range(1, 20, 2) if seq > after]
+                assert await take(subscription, len(wanted)) == wanted
 
 
 async def test_a_log_that_cannot_be_read_at_all_says_why_and_where_to_resume() -> None:
