@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from engram_bus.codec import Entry
-from engram_bus.errors import LogDamaged
+from engram_bus.errors import LogDamaged, StorageFull
 from engram_bus.log.memory import MemoryLog
 from engram_bus.log.record import Record
 
@@ -28,6 +28,20 @@ class DamagedLog(MemoryLog):
         if seq in self.damaged:
             raise _damage(seq)
         return super().record(seq)
+
+
+class FullDamagedLog(DamagedLog):
+    """Nor does it take appends while it `is_full`."""
+
+    is_full = False
+
+    def append(self, records: Sequence[Record]) -> None:
+        self.probe()
+        super().append(records)
+
+    def probe(self) -> None:
+        if self.is_full:
+            raise StorageFull("no room")
 
 
 def _damage(seq: int) -> LogDamaged:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import inspect
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ from engram_bus.errors import (
     LogDamaged,
     MinSeqTimeout,
     ShuttingDown,
+    StorageFull,
     TooLarge,
     UnitNotFound,
     VersionMoved,
@@ -35,7 +36,7 @@ from engram_bus.limits import BULK_UNITS_MAX, NAME_BYTES_MAX, PAGE_UNITS_MAX, RE
 from engram_bus.log.memory import MemoryLog
 from engram_bus.router.filters import Filter, make_filter, predicate
 from engram_bus.units import FORMAT_BYTES, FORMAT_JSON, FORMAT_TEXT, AcquireLock, Fence, ReleaseLock
-from tests.damaged import DamagedLog
+from tests.damaged import DamagedLog, FullDamagedLog
 from tests.disk import tampering
 from tests.values import unit_id
 
@@ -457,6 +458,27 @@ async def test_what_lies_before_damage_is_given_and_the_damage_is_told_after_it(
             bus.list("plan", page=page.next_page)
         assert [entry.seq for entry in bus.list("plan", after=4).entries] == [5]
         assert bus.list("plan", limit=2).next_page == page.next_page
+
+
+async def test_what_contexts_and_locks_are_is_not_told_from_a_part_of_the_log() -> None:
+    log = FullDamagedLog()
+    async with on(log) as bus:
+        await fill(bus, "plan", "b", "plan")
+        lock = await bus.acquire_lock("a.py", agent_id="ann")
+        log.damaged, log.is_full = (2,), True
+        with pytest.raises(StorageFull):
+            await fill(bus, "plan")
+        asked: list[Callable[[], Any]] = [
+            lambda: bus.context("plan"),
+            bus.contexts,
+            lambda: bus.lock("a.py"),
+            bus.locks,
+            lambda: bus.is_fence_valid("a.py", lock.fencing_token),
+        ]
+        for ask in asked:
+            with pytest.raises(LogDamaged, match="record 2"):
+                ask()
+        assert [entry.seq for entry in bus.list("plan").entries] == [1, 3]
 
 
 @contextlib.asynccontextmanager

@@ -4,7 +4,9 @@ from msgspec import UNSET
 
 from engram_bus import clock
 from engram_bus.api.operations import Disk, Ready, SearchStatus, Status
+from engram_bus.decisions.state import State
 from engram_bus.embedded import Bus
+from engram_bus.errors import LogDamaged, StorageFailed
 from engram_bus.projections.search.contract import Search
 
 
@@ -26,6 +28,10 @@ class Health:
         """The bus at a glance."""
         bus, refusal = self._bus, self._bus.writer.refusal
         counts = bus.counts
+        try:
+            state = bus.writer.state
+        except (LogDamaged, StorageFailed):
+            state = State()  # How many there are is not known: `reason` says why, and the rest is told all the same.
         return Status(
             version=self._version,
             epoch=bus.epoch,
@@ -36,9 +42,9 @@ class Health:
             reason=None if refusal is None else refusal.code,
             started_at=bus.started_at,
             uptime_seconds=round(clock.monotonic_seconds() - self._started, 3),
-            contexts=len(bus.writer.state.contexts),
-            locks=bus.writer.state.locks.held_count,
-            lock_waits=bus.writer.state.locks.waiting_count,
+            contexts=len(state.contexts),
+            locks=state.locks.held_count,
+            lock_waits=state.locks.waiting_count,
             subscribers=counts.subscribers,
             lag_units=counts.lag_units,
             queue_commands=counts.queue_commands,

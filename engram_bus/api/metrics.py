@@ -1,5 +1,6 @@
 """What Prometheus sees: the bus's own numbers read at scrape time, and counts and times of requests and calls."""
 
+import contextlib
 from bisect import bisect_left
 from collections.abc import Iterator
 from itertools import accumulate
@@ -12,6 +13,7 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from engram_bus.embedded import Bus
+from engram_bus.errors import LogDamaged, StorageFailed
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -116,9 +118,6 @@ class _BusCollector(Collector):
         sizes = bus.log.sizes()
         gauges = {
             "engram_head_seq": ("The newest seq.", bus.head),
-            "engram_contexts": ("Contexts that exist.", len(bus.writer.state.contexts)),
-            "engram_locks": ("Locks that are held.", bus.writer.state.locks.held_count),
-            "engram_lock_waits": ("Waits for locks.", bus.writer.state.locks.waiting_count),
             "engram_subscribers": ("Subscriptions that are open.", counts.subscribers),
             "engram_subscription_lag_units": ("Units the furthest subscription is behind.", counts.lag_units),
             "engram_search_lag_units": (
@@ -130,6 +129,13 @@ class _BusCollector(Collector):
             "engram_log_bytes": ("Disk space of the log.", sizes.log_bytes),
             "engram_index_bytes": ("Disk space of the index.", sizes.index_bytes),
         }
+        with contextlib.suppress(LogDamaged, StorageFailed):  # What is not known is left out.
+            state = bus.writer.state
+            gauges |= {
+                "engram_contexts": ("Contexts that exist.", len(state.contexts)),
+                "engram_locks": ("Locks that are held.", state.locks.held_count),
+                "engram_lock_waits": ("Waits for locks.", state.locks.waiting_count),
+            }
         for name, (text, value) in gauges.items():
             yield GaugeMetricFamily(name, text, value=value)
         if sizes.free_bytes is not None:

@@ -16,7 +16,8 @@ class Decider(Protocol):
 
     @property
     def state(self) -> State:
-        """The decisions' state as of the newest seq that was told to anyone."""
+        """The decisions' state as of the newest seq that was told to anyone. Raises where the log could not be read up
+        to there (LogDamaged, StorageFailed)."""
 
     @property
     def commits(self) -> int:

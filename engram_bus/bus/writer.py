@@ -193,7 +193,7 @@ class Writer:
         tell_ready: Callable[[], None] = lambda: None,
         tell_settled: Callable[[int], None] = lambda seq: None,
     ) -> None:
-        self.state = State()
+        self._state = State()
         self._log = log
         self._entropy = entropy
         self._tell = tell
@@ -208,7 +208,9 @@ class Writer:
         self._refusal: EngramError | None = None
         self._probe: asyncio.TimerHandle | None = None
         self._snapshot_seq = 0
-        self._folded = False
+        self._unfolded: Unavailable | None = None
+        self._folded_seq = 0
+        """Up to here the log was folded, last."""
         self._waiters: dict[str, Ticket] = {}
         self._ended_waits: dict[str, str] = {}
         self._ended_sessions: set[str] = set()
@@ -218,10 +220,17 @@ class Writer:
         self._clock = clock(ts_us(log.record(log.head).unit.ts) if log.head else 0)
         self.commits = 0
         # Nobody waits any more who waited before: their waits are ended on the record.
-        self._ended_waits = dict.fromkeys(self.state.locks.waits, RESTARTED)
+        self._ended_waits = dict.fromkeys(self._state.locks.waits, RESTARTED)
         self.check()
 
     # --- Taking commands ---------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> State:
+        """The decisions' state. Raises why it is not that of the log's head: a commit failed, and then a read did."""
+        if self._unfolded is not None:
+            raise self._unfolded.with_traceback(None)
+        return self._state
 
     @property
     def refusal(self) -> EngramError | None:
@@ -271,7 +280,7 @@ class Writer:
 
     def end_session(self, session: str) -> None:
         """Release what is tied to a connection that ended."""
-        if self.state.locks.has_session(session):
+        if self._state.locks.has_session(session):
             self._ended_sessions.add(session)
             self._tend_soon()
 
@@ -280,8 +289,8 @@ class Writer:
 
     @property
     def is_folded(self) -> bool:
-        """Whether the state is that of the log's head: not while a commit failed and the log could not be read."""
-        return self._folded
+        """Whether there is a `state` to give."""
+        return self._unfolded is None
 
     def _schedule(self) -> None:
         if not self._turn_due:
@@ -425,7 +434,7 @@ class Writer:
 
     def _take_append(self, batch: _Batch, command: Append) -> Answer:
         """As `_take`, of the command that nearly all are: one unit, and nothing to recognise it by."""
-        self.state.check_append(command, batch.stamp)
+        self._state.check_append(command, batch.stamp)
         draft = command.draft
         if draft.id is not None:
             self._check_ids(batch, (draft,))
@@ -441,7 +450,7 @@ class Writer:
             repeated = self._repeat(batch, command, command.idempotency_key, digest)
             if repeated is not None:
                 return repeated
-        drafts = self.state.decide(command, batch.stamp)
+        drafts = self._state.decide(command, batch.stamp)
         if not drafts and command.idempotency_key is not None:
             drafts = (_noop(command),)
         self._check_ids(batch, drafts)
@@ -460,7 +469,7 @@ class Writer:
     def _record(self, batch: _Batch, command: KeyedCommand, drafts: Sequence[Draft], digest: bytes) -> Answer:
         batch.is_recording = True
         units = [self._place(batch, draft) for draft in drafts]
-        context = self.state.contexts.view(command.context_id) if isinstance(command, UpdateContext) else None
+        context = self._state.contexts.view(command.context_id) if isinstance(command, UpdateContext) else None
         private = NOTHING_PRIVATE
         if command.idempotency_key is not None:
             kept = b"" if context is None else msgspec.msgpack.encode(context)
@@ -478,7 +487,7 @@ class Writer:
 
     def _take_lock(self, batch: _Batch, ticket: Ticket) -> Answer | None:
         """The answer to a lock command; None where it waits from now on."""
-        entries = self._record_locks(batch, self.state.decide(ticket.command, batch.stamp))
+        entries = self._record_locks(batch, self._state.decide(ticket.command, batch.stamp))
         if not entries:
             return Answer(())
         unit = entries[0].unit
@@ -497,8 +506,8 @@ class Writer:
                 ended_sessions=tuple(self._ended_sessions),
             )
             try:
-                batch.looks += self.state.locks.settle(LOCK_LOOKS_MAX - batch.looks)
-                drafts = self.state.decide(command, batch.stamp)
+                batch.looks += self._state.locks.settle(LOCK_LOOKS_MAX - batch.looks)
+                drafts = self._state.decide(command, batch.stamp)
             except Exception:
                 log.exception("locks could not be tended; what is appended goes on")
                 batch.tended_units = LOCK_TEND_UNITS_MAX
@@ -513,14 +522,14 @@ class Writer:
             for entry in entries:
                 self._end_wait(batch, entry)
             self._ended_waits = {
-                name: why for name, why in self._ended_waits.items() if self.state.locks.is_waiting(name)
+                name: why for name, why in self._ended_waits.items() if self._state.locks.is_waiting(name)
             }
-            self._ended_sessions = set(filter(self.state.locks.has_session, self._ended_sessions))
+            self._ended_sessions = set(filter(self._state.locks.has_session, self._ended_sessions))
 
     def _is_due(self, now_us: int) -> bool:
         if self._ended_waits or self._ended_sessions:
             return True
-        due_us = self.state.locks.next_due_us
+        due_us = self._state.locks.next_due_us
         return due_us is not None and due_us <= now_us
 
     def _record_locks(self, batch: _Batch, drafts: Sequence[Draft]) -> tuple[Entry, ...]:
@@ -549,9 +558,9 @@ class Writer:
         """The lock that a unit granted or extended."""
         match unit.kind:
             case "lock.granted":
-                return self.state.locks.lock(unit.id, batch.stamp.ts_us)
+                return self._state.locks.lock(unit.id, batch.stamp.ts_us)
             case "lock.refreshed":
-                return self.state.locks.lock(change_of(unit).lock_id or "", batch.stamp.ts_us)
+                return self._state.locks.lock(change_of(unit).lock_id or "", batch.stamp.ts_us)
             case _:
                 return None
 
@@ -566,7 +575,7 @@ class Writer:
             self._timer = None
         if self._refusal is not None:
             return
-        due_us = 0 if self._ended_waits or self._ended_sessions else self.state.locks.next_due_us
+        due_us = 0 if self._ended_waits or self._ended_sessions else self._state.locks.next_due_us
         if due_us is None:
             return
         seconds = (due_us - self.now_us()) / 1_000_000
@@ -601,7 +610,7 @@ class Writer:
             seq=seq,
             id=draft.id or batch.stamp.unit_id(seq - batch.first_seq),
             context_id=context_id,
-            version=self.state.contexts.version(context_id) + 1,
+            version=self._state.contexts.version(context_id) + 1,
             agent_id=draft.agent_id,
             type=draft.type,
             ts=batch.ts,
@@ -613,7 +622,7 @@ class Writer:
             traceparent=draft.traceparent,
             payload=draft.payload,
         )
-        self.state.evolve(unit)
+        self._state.evolve(unit)
         return unit
 
     def _seal_all(self, batch: _Batch, units: Sequence[WorkUnit], private: Private) -> tuple[Entry, ...]:
@@ -676,7 +685,7 @@ class Writer:
         unfolded = self._fold_again()
         # Sessions that ended in this batch end with the next; nobody waits any more.
         self._ended_sessions |= batch.ended_sessions
-        self._ended_waits = dict.fromkeys(self.state.locks.waits, INTERRUPTED)
+        self._ended_waits = dict.fromkeys(self._state.locks.waits, INTERRUPTED)
         if isinstance(exc, InternalError) and unfolded is None:
             # Ours, not the disk's: what waits behind this batch may well succeed.
             for done in waiting:
@@ -700,9 +709,11 @@ class Writer:
             self._probe = None
         try:
             self._log.probe()
-            if not self._folded:
+            if self._unfolded is not None:
+                # Raises at once where all of the folding would only end there again.
+                self._log.read(self._folded_seq, units_max=1, bytes_max=0)
                 self._fold()
-                self._ended_waits = dict.fromkeys(self.state.locks.waits, INTERRUPTED)
+                self._ended_waits = dict.fromkeys(self._state.locks.waits, INTERRUPTED)
         except Unavailable as exc:
             self._refuse(exc)
             self._probe_later()
@@ -732,19 +743,28 @@ class Writer:
         return None
 
     def _fold(self) -> None:
-        """The decisions' state, each from its newest snapshot and the log after it."""
-        self._folded = False
-        seqs = [self._restore(part) for part in self.state.parts]
-        parts = [*zip(self.state.parts, seqs, strict=True)]
-        seq = self._snapshot_seq = min(seqs)
-        while entries := self._log.read(seq, units_max=CATCH_UP_UNITS, bytes_max=CATCH_UP_BYTES):
+        """The decisions' state, each from its newest snapshot and the log after it. Raises Unavailable, and then there
+        is no state."""
+        self._unfolded = InternalError("the log was not folded to its end")
+        self._folded_seq = 0
+        try:
+            self._fold_all()
+        except Unavailable as exc:
+            self._unfolded = exc
+            raise
+        self._unfolded = None
+
+    def _fold_all(self) -> None:
+        seqs = [self._restore(part) for part in self._state.parts]
+        parts = [*zip(self._state.parts, seqs, strict=True)]
+        self._folded_seq = self._snapshot_seq = min(seqs)
+        while entries := self._log.read(self._folded_seq, units_max=CATCH_UP_UNITS, bytes_max=CATCH_UP_BYTES):
             for entry in entries:
                 unit = _folded(entry)
                 for part, part_seq in parts:
                     if entry.seq > part_seq:
                         part.evolve(unit)
-            seq = entries[-1].seq
-        self._folded = True
+            self._folded_seq = entries[-1].seq
 
     def _restore(self, part: Part) -> int:
         """From its newest snapshot: as of which seq, 0 where there is none that can be read."""
@@ -759,7 +779,7 @@ class Writer:
         return 0
 
     def _keep_snapshot(self) -> None:
-        for part in self.state.parts:
+        for part in self._state.parts:
             self._log.save_snapshot(part.name, Snapshot(self._log.head, part.snapshot()))
         self._snapshot_seq = self._log.head
 

@@ -40,6 +40,7 @@ from engram_bus.log.lmdb import LmdbLog
 from engram_bus.log.memory import MemoryLog
 from engram_bus.log.record import Record, parse, redact
 from engram_bus.units import Append, AppendAtomic, Command, Draft, UnitType, UpdateContext, WorkUnit, ts_text
+from tests.damaged import DamagedLog
 from tests.disk import CREATED_AT, opened, stored, tampering
 from tests.values import append, unit_id
 
@@ -69,6 +70,10 @@ class RefusingLog:
 
 
 class RefusingMemoryLog(RefusingLog, MemoryLog):
+    pass
+
+
+class RefusingDamagedLog(RefusingLog, DamagedLog):
     pass
 
 
@@ -488,6 +493,43 @@ async def test_a_log_that_cannot_be_folded_again_takes_no_more(desk: Desk, monke
     assert seqs(await desk.ask_one(append())) == [2]
     assert desk.writer.state.contexts.snapshot() == folded(desk.log)
     desk.writer.close()
+
+
+async def test_a_state_that_cannot_be_folded_again_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = RefusingDamagedLog()
+    desk = Desk(log)
+    await desk.ask(append(), append(), append("b"))
+    log.damaged = (3,)
+    log.refuse_at = 2
+    assert await desk.ask(append()) == [FULL]
+    with pytest.raises(LogDamaged, match="record 3"):
+        _ = desk.writer.state
+    # Nor is what can be read folded again, and again, while it leads no further.
+    folds: list[Any] = []
+    with monkeypatch.context() as watched:
+        watched.setattr(Contexts, "restore", lambda *args: folds.append(args))
+        desk.writer.check()
+    assert (folds, type(desk.writer.refusal)) == ([], LogDamaged)
+    log.damaged = ()
+    desk.writer.check()
+    assert (desk.writer.refusal, desk.writer.state.contexts.snapshot()) == (None, folded(log))
+    desk.writer.close()
+
+
+async def test_why_there_is_no_state_is_told_also_while_the_disk_is_full() -> None:
+    log = RefusingDamagedLog()
+    desk = Desk(log)
+    await desk.ask(append())
+    log.damaged = (1,)
+    log.refusal = FULL
+    await desk.ask(append())
+    desk.writer.check()
+    assert desk.writer.refusal is FULL
+    with pytest.raises(LogDamaged):
+        _ = desk.writer.state
+    desk.writer.close()
+    with pytest.raises(LogDamaged):
+        _ = desk.writer.state
 
 
 def raise_mistake(*_: Any, **__: Any) -> Any:
