@@ -98,7 +98,7 @@ class Segment:
 
     def append(self, records: Sequence[Record], previous: bytes) -> None:
         """Make a commit durable that follows the chain digest `previous`. Raises OSError, and then nothing of it is
-        there."""
+        there; or, without an errno, something may be."""
         raws = [part for record in records for part in (_SIZE.pack(len(record.raw)), record.raw)]
         body = b"".join(raws)
         covered = _HEAD.pack(self._salt, 0, len(body), records[0].unit.seq, previous)[_COVERED_AT:]
@@ -106,11 +106,11 @@ class Segment:
         size_bytes = len(head) + len(body)
         try:
             if os.pwrite(self._fd, head + body, self._at) != size_bytes:
-                raise OSError(f"only a part of {size_bytes} bytes was written")
+                raise OSError(errno.EIO, f"only a part of {size_bytes} bytes was written")
             os.fdatasync(self._fd)
         except OSError as exc:
             if not self._withdraw():
-                raise OSError(errno.EIO, f"a commit that failed ({exc}) cannot be withdrawn") from exc
+                raise OSError(f"a commit that failed ({exc}) cannot be withdrawn") from exc
             raise
         self._at += -(-size_bytes // _ALIGNED) * _ALIGNED
 

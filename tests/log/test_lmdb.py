@@ -216,6 +216,53 @@ def test_a_failed_commit_is_typed_and_leaves_nothing(
             assert log.head == 11
 
 
+@pytest.mark.parametrize(
+    ("free_bytes", "refusal"), [(0, StorageFull), (DISK_RESERVE_BYTES, StorageFailed)], ids=["full", "not full"]
+)
+def test_a_write_that_comes_out_short_is_told_by_what_the_disk_has_left(
+    path: Path, free_bytes: int, refusal: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(path) as log:
+        with monkeypatch.context() as patched:
+            short_writes(patched, free_bytes=free_bytes)
+            with pytest.raises(refusal, match="only a part of"):
+                log.append(sealed(log, [unit(11)]))
+        assert log.head == 10
+        if refusal is StorageFull:
+            log.probe()
+            log.append(sealed(log, [unit(11)]))
+    with opened(path) as log:
+        assert log.head == (11 if refusal is StorageFull else 10)
+
+
+def test_a_failed_commit_that_may_be_there_is_not_gone_on_behind_on_a_full_disk_either(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(path) as log, monkeypatch.context() as patched:
+        short_writes(patched, free_bytes=0, count=1)
+        with pytest.raises(StorageFailed, match="cannot be withdrawn"):
+            log.append(sealed(log, [unit(11)]))
+        patched.undo()
+        with pytest.raises(StorageFailed):
+            log.probe()
+
+
+def short_writes(monkeypatch: pytest.MonkeyPatch, *, free_bytes: int, count: int = 99) -> None:
+    """A write of more than a few bytes leaves its end out, and `free_bytes` are left then; after `count` all fail."""
+    real, disk = os.pwrite, os.statvfs("/")
+    left = os.statvfs_result((*disk[:1], 1, 2**40, free_bytes, free_bytes, *disk[5:]))
+    writes: list[int] = []
+
+    def short(fd: int, content: bytes, at: int) -> int:
+        writes.append(at)
+        if len(writes) > count:
+            raise OSError(errno.ENOSPC, "no room")
+        monkeypatch.setattr(os, "statvfs", lambda _: left)
+        return real(fd, content[:100], at)
+
+    monkeypatch.setattr(os, "pwrite", short)
+
+
 def test_appends_stop_before_the_disk_is_full(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with opened(path) as log:
         real = os.statvfs(path)

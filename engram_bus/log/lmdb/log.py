@@ -261,7 +261,7 @@ class LmdbLog:
 
     def _refuse(self, exc: Exception, code: int | None) -> NoReturn:
         """Say what kind of failure this is. After anything but a full or read-only disk the page cache may lie."""
-        # A write that came out short is EIO to LMDB; the reason is what the disk has left.
+        # A write that came out short is EIO to LMDB, as to the segment; the reason is what the disk has left.
         is_short = code == errno.EIO and room(self._path).free_bytes < _SHORT_WRITE_BYTES
         if code in _FULL or isinstance(exc, lmdb.MapFullError) or is_short:
             raise StorageFull(f"no room for the log in {self._path}: {exc}") from exc
