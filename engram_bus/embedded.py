@@ -23,8 +23,10 @@ from engram_bus.errors import (
     InvalidRequest,
     LogDamaged,
     MinSeqTimeout,
+    SearchBuilding,
     ShuttingDown,
     TooLarge,
+    Unavailable,
     UnitNotFound,
 )
 from engram_bus.limits import (
@@ -791,7 +793,15 @@ class Bus:
         """What search answers, which reads the log beside us. Raises as `search`."""
         searcher = self.start_search()
         if asked.reach(self.head) > self.log.settled:
-            self.writer.settle()
+            try:
+                self.writer.settle()
+            except Unavailable as exc:
+                raise SearchBuilding(
+                    f"search can read the log up to {self.log.settled} of {self.head}: {exc.message} "
+                    "(stale: true asks what it has)",
+                    taken_seq=searcher.state.taken,
+                    head=self.head,
+                ) from exc
         searcher.tell(self.log.settled)  # A large commit settled at once, and nobody was told.
         return await searcher.search(asked)
 

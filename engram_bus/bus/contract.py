@@ -48,7 +48,8 @@ class Decider(Protocol):
         """Release what is tied to a connection that ended."""
 
     def settle(self) -> None:
-        """Let the log take over what was appended lately, for whoever reads it beside the bus."""
+        """Let the log take over what was appended lately, for whoever reads it beside the bus. Raises as
+        `Log.settle`."""
 
     def catch_up(self) -> None:
         """Before anything is read: take in all that any answer of this bus, given by whichever process, has seen.

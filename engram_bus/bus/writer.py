@@ -34,6 +34,7 @@ from engram_bus.errors import (
     IdempotencyConflict,
     IdTaken,
     InternalError,
+    LogDamaged,
     ShuttingDown,
     StorageFailed,
     Unavailable,
@@ -357,21 +358,29 @@ class Writer:
         if self._log.head != head and asyncio.get_running_loop().time() < latest:
             self._settle_later(self._log.head, latest)
         else:
+            self._settle()
+
+    def _settle(self) -> None:
+        try:
             self.settle()
+        except Unavailable as exc:
+            # It is durable where it is, and the next append that needs the room is refused.
+            log.error("what was appended lately could not be taken over: %s", exc)
 
     def settle(self) -> None:
-        """Let the log take over what was appended lately, and tell whoever reads it beside the bus."""
+        """Let the log take over what was appended lately, and tell whoever reads it beside the bus. Raises as
+        `Log.settle`; where that may pass, it is tried again."""
         if self._settling is not None:
             self._settling.cancel()
             self._settling = None
         try:
             self._log.settle()
         except Unavailable as exc:
-            # It is durable where it is, and the next append that needs the room is refused.
-            log.error("what was appended lately could not be taken over: %s", exc)
-            if self._refusal is None and not isinstance(exc, StorageFailed):
-                self._settling = asyncio.get_running_loop().call_later(STORAGE_RETRY_SECONDS, self.settle)
-        self._tell_settled(self._log.settled)
+            if self._refusal is None and not isinstance(exc, StorageFailed | LogDamaged):
+                self._settling = asyncio.get_running_loop().call_later(STORAGE_RETRY_SECONDS, self._settle)
+            raise
+        finally:
+            self._tell_settled(self._log.settled)
 
     def _begin(self) -> _Batch:
         units = min(len(self._queue), BATCH_UNITS_MAX)

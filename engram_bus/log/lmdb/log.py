@@ -187,7 +187,7 @@ class LmdbLog:
             raise AssertionError(f"seqs {seqs} do not follow {self._head}")
         assert self._segment is not None, "it is writable"
         if self._must_settle or not self._segment.has_room(len(records), size_bytes):
-            self.settle()
+            self._take_over()
         if self._segment.has_room(len(records), size_bytes):
             try:
                 self._segment.append(records, self._chain)
@@ -204,6 +204,11 @@ class LmdbLog:
         return self._stored
 
     def settle(self) -> None:
+        if self.settled < self._head:
+            self._require_not_refused()
+            self._take_over()
+
+    def _take_over(self) -> None:
         if self._tail and self._failed is None and self._writable:
             self._store(self._tail.records)
             self._tail = Tail()
@@ -229,7 +234,7 @@ class LmdbLog:
         if not self._writable and not is_read_only(self._path):
             self._reopen_writable()
         self._require_writable(0)
-        self.settle()
+        self._take_over()
         try:
             with self._env.begin(write=True) as txn:
                 header = txn.get(HEADER_KEY)
@@ -241,11 +246,14 @@ class LmdbLog:
         if not self._index.probe():
             raise self._index_refused()
 
-    def _require_writable(self, batch_bytes: int) -> None:
+    def _require_not_refused(self) -> None:
         if self._failed is not None:
             raise self._failed.with_traceback(None)
         if not self._writable:
             raise StorageReadOnly(f"{self._path} is on a read-only file system")
+
+    def _require_writable(self, batch_bytes: int) -> None:
+        self._require_not_refused()
         free_bytes, reserve_bytes = room(self._path)
         # Twice: the pages of the log and, later, those of the index.
         if free_bytes < reserve_bytes + 2 * batch_bytes:
@@ -256,7 +264,7 @@ class LmdbLog:
                 free_bytes=free_bytes,
             )
         if len(self._tail) >= TAIL_UNITS_MAX or self._tail.held_bytes >= TAIL_BYTES_MAX:
-            self.settle()
+            self._take_over()
         self._fold_index()
 
     def _refuse(self, exc: Exception, code: int | None) -> NoReturn:
@@ -469,7 +477,7 @@ class LmdbLog:
             return
         self._closed = True
         try:
-            self.settle()
+            self._take_over()
         except (StorageFull, StorageReadOnly, StorageFailed) as exc:
             log.warning("the newest units of %s stay in its segment: %s", self._path, exc)
         is_clean = self._index.close(clean=self._writable and self._failed is None and not self._tail)
@@ -582,7 +590,7 @@ class LmdbLog:
     def _take_over_what_is_left(self) -> None:
         """What a process that was killed left in the segment; where the disk has no room, it stays there."""
         try:
-            self.settle()
+            self._take_over()
         except (StorageFull, StorageReadOnly) as exc:
             log.warning("the newest units of %s stay in its segment: %s", self._path, exc)
             self._must_settle = True

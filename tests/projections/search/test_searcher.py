@@ -17,7 +17,8 @@ from random import Random
 import pytest
 
 from engram_bus.embedded import Bus
-from engram_bus.errors import Busy, InternalError, SearchBuilding, SearchUnavailable, ShuttingDown
+from engram_bus.errors import Busy, InternalError, SearchBuilding, SearchUnavailable, ShuttingDown, StorageFull
+from engram_bus.log.lmdb import LmdbLog
 from engram_bus.projections.runner import BEHIND_UNITS
 from engram_bus.projections.search import process
 from engram_bus.projections.search import searcher as searching
@@ -107,6 +108,28 @@ async def test_so_is_what_is_too_large_for_the_logs_segment(tmp_path: Path, stal
             unit = await bus.append("plan", f"thing{number} " + "x" * (2**20 - 100), agent_id="ann")
             asked = SearchIn(query=f"thing{number}", limit=1, min_seq=unit.seq, stale=stale)
             assert [hit.seq for hit in (await bus.execute_search(asked)).results] == [unit.seq]
+
+
+async def test_what_cannot_be_taken_over_is_not_left_out_without_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise StorageFull("no room")
+
+    async with caught_up(tmp_path) as bus:
+        await append(bus, 3)
+        assert (await bus.search("parser")).applied_seq == 3
+        searcher = process_of(bus)
+        await until(lambda: searcher.state.taken == 3)
+        with monkeypatch.context() as patched:
+            patched.setattr(LmdbLog, "_store", full)
+            await append(bus, 2)
+            with pytest.raises(SearchBuilding, match="search can read the log up to 3 of 5: no room") as refused:
+                await bus.search("parser")
+            assert refused.value.details == {"taken_seq": 3, "head": 5}
+            assert (await bus.search("parser", stale=True)).applied_seq == 3
+            assert (await bus.search("parser", as_of_seq=3)).applied_seq == 3
+        assert (await bus.search("parser")).applied_seq == 5
 
 
 async def test_a_killed_process_comes_back_and_the_bus_does_not_notice(tmp_path: Path) -> None:
