@@ -70,12 +70,12 @@ class Log(Protocol):
 
     @property
     def settled(self) -> int:
-        """Up to here whoever reads the log beside the bus finds it all; not beyond `head`."""
+        """Up to here whoever reads the log beside the bus finds it all, by any lookup too; not beyond `head`."""
 
     def settle(self) -> None:
         """Bring `settled` up to `head`: where that takes time, appends leave it to a better moment.
 
-        Raises StorageFull, StorageReadOnly or StorageFailed; what was appended is durable all the same.
+        Raises StorageFull, StorageReadOnly, StorageFailed or LogDamaged; what was appended is durable all the same.
         """
 
     def probe(self) -> None:

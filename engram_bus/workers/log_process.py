@@ -80,11 +80,6 @@ class ToldLog(LmdbLog):
     def size_bytes_max(self) -> int:
         return self._size_bytes_max
 
-    @property
-    def held(self) -> int:
-        """Up to where both environments hold the log for who reads them beside this process."""
-        return min(self._stored, self._index.seq)
-
     def append(self, records: Sequence[Record]) -> None:
         super().append(records)
         self._newest = records
@@ -118,7 +113,7 @@ class _Framing:
 
     def units(self, entries: Sequence[Entry], epoch: str, seq: int) -> bytes:
         raws = [self._log.raw_record(entry.seq) for entry in entries]
-        return framed(Committed(entries[0].seq, raws, self._log.held))
+        return framed(Committed(entries[0].seq, raws, self._log.settled))
 
     def heartbeat(self, cursor: str, head: int) -> bytes:
         return b""
@@ -173,7 +168,7 @@ class LogBus(Bus):
             self.cut(Cut(worker.serial, why))
 
     def _hello(self) -> Hello:
-        held = self.told_log.held
+        held = self.told_log.settled
         return Hello(
             path=str(self.told_log.path),
             size_bytes_max=self.told_log.size_bytes_max,
@@ -216,7 +211,7 @@ class LogBus(Bus):
     def _tell_settled(self, seq: int) -> None:
         super()._tell_settled(seq)
         for worker in self.workers.values():
-            worker.say(Settled(self.told_log.held))
+            worker.say(Settled(seq))
 
     def _tell_workers_ready(self) -> None:
         for worker in self.workers.values():

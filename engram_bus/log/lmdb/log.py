@@ -201,12 +201,13 @@ class LmdbLog:
 
     @property
     def settled(self) -> int:
-        return self._stored
+        return min(self._stored, self._index.seq)
 
     def settle(self) -> None:
         if self.settled < self._head:
             self._require_not_refused()
             self._take_over()
+            self._fold_index()
 
     def _take_over(self) -> None:
         if self._tail and self._failed is None and self._writable:
