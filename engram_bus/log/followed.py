@@ -13,6 +13,7 @@ from engram_bus.log.index import Table
 from engram_bus.log.lmdb import LmdbLog
 from engram_bus.log.lmdb.environments import opened_beside
 from engram_bus.log.lmdb.index import index_beside
+from engram_bus.log.lmdb.log import damage_named
 from engram_bus.log.record import GENESIS, Record, body_of, parse
 from engram_bus.log.tail import Tail
 
@@ -81,6 +82,7 @@ class FollowedLog(LmdbLog):
         seq = super()._lookup(table, key)
         return None if seq is None or seq > self._stored else seq
 
+    @damage_named
     def context_ids(self, after: str, *, prefix: str, limit: int) -> list[str]:
         ids: list[str] = []
         while len(ids) < limit and (page := super().context_ids(after, prefix=prefix, limit=limit - len(ids))):

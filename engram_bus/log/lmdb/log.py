@@ -78,15 +78,16 @@ _SHORT_WRITE_BYTES = 1 * MIB
 """Where less is free, a write may end at the end of the disk."""
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
+L = TypeVar("L", bound="LmdbLog")
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def _damage_named(read: "Callable[Concatenate[LmdbLog, P], T]") -> "Callable[Concatenate[LmdbLog, P], T]":
+def damage_named(read: "Callable[Concatenate[L, P], T]") -> "Callable[Concatenate[L, P], T]":
     """What LMDB cannot read is told in the contract's words."""
 
     @wraps(read)
-    def reading(self: "LmdbLog", /, *args: P.args, **kwargs: P.kwargs) -> T:
+    def reading(self: L, /, *args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return read(self, *args, **kwargs)
         except lmdb.Error as exc:
@@ -319,7 +320,7 @@ class LmdbLog:
             return self._unreadable(exc, seq)
         return LogDamaged(f"record {seq} {exc}", seq=seq)
 
-    @_damage_named
+    @damage_named
     def read_context(
         self, context_id: str, *, after: int, before: int | None, reverse: bool, units_max: int, bytes_max: int
     ) -> list[Entry]:
@@ -400,7 +401,7 @@ class LmdbLog:
         except (RecordError, lmdb.Error) as exc:
             raise self._damaged(seq, exc) from exc
 
-    @_damage_named
+    @damage_named
     def seq_of_id(self, unit_id: str) -> int | None:
         if not may_be_name(unit_id):
             return None
@@ -411,7 +412,7 @@ class LmdbLog:
             raise LogDamaged(f"the index leads from unit {unit_id} to another at {seq}", seq=seq)
         return seq
 
-    @_damage_named
+    @damage_named
     def seq_of_key(self, agent_id: str, key: str) -> int | None:
         if (newest := self._tail.seq_of_key(agent_id, key)) is not None:
             return newest
@@ -427,7 +428,7 @@ class LmdbLog:
         self._fold_index()
         return self._index.lookup(table, key)
 
-    @_damage_named
+    @damage_named
     def seqs_relating_to(self, target_id: str, *, units_max: int) -> list[int]:
         if not may_be_name(target_id):
             return []
@@ -436,7 +437,7 @@ class LmdbLog:
         seqs += self._tail.relating_to(target_id)[: units_max - len(seqs)]
         return seqs
 
-    @_damage_named
+    @damage_named
     def context_ids(self, after: str, *, prefix: str, limit: int) -> list[str]:
         if prefix and not may_be_name(prefix):
             return []
@@ -461,7 +462,7 @@ class LmdbLog:
             # A start folds a little longer: nothing depends on a snapshot.
             log.warning("the snapshot of %s at %d was not kept: %s", name, snapshot.seq, exc)
 
-    @_damage_named
+    @damage_named
     def load_snapshot(self, name: str) -> Snapshot | None:
         value = self._index.kept(name)
         if value is None:
