@@ -236,13 +236,14 @@ class Connection:
             raise InvalidRequest(f"an acquire of id {correlation!r} waits on this socket", field="id")
 
         def done(outcome: Answer | EngramError) -> None:
-            self._waits.pop(name, None)
+            if self._waits.get(name) is abandon:  # Else it was cancelled, and another one may have its name by now.
+                del self._waits[name]
             if isinstance(outcome, EngramError):
                 self._say_error(correlation, outcome)
             else:
                 self._say_locked(correlation, outcome)
 
-        self._waits[name] = self._bus.submit_lock(command, done)
+        abandon = self._waits[name] = self._bus.submit_lock(command, done)
 
     def _own_session(self) -> str:
         if self._session is None:

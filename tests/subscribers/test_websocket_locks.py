@@ -568,6 +568,20 @@ async def test_a_socket_that_is_closed_by_the_bus_is_granted_nothing_any_more(lo
     assert (held(local), waiting(local)) == (0, 0)
 
 
+async def test_a_wait_under_the_id_of_one_just_cancelled_can_be_left_too(local: Bus) -> None:
+    lock = await local.acquire_lock("plan.md", agent_id="bob")
+    ann = connection(local)
+    ann.received(b'{"op":"lock.acquire","id":1,"resource":"plan.md","wait_seconds":60}')
+    await local.append("plan", agent_id="bob")
+    ann.received(b'{"op":"lock.cancel","acquire":1}')
+    ann.received(b'{"op":"lock.acquire","id":1,"resource":"plan.md","wait_seconds":60}')
+    await local.append("plan", agent_id="bob")
+    assert waiting(local) == 1
+    ann.lost()
+    await local.release_lock(lock.lock_id, agent_id="bob")
+    assert (held(local), waiting(local)) == (0, 0)
+
+
 async def test_a_lock_of_a_session_that_ends_before_its_grant_is_released_too(local: Bus) -> None:
     gone = connection(local)
     gone.received(b'{"op":"lock.acquire","id":1,"resource":"plan.md","ttl_seconds":3600,"session":true}')
