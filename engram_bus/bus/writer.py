@@ -280,8 +280,12 @@ class Writer:
             self._tend_soon()
 
     def end_session(self, session: str) -> None:
-        """Release what is tied to a connection that ended."""
-        if self._state.locks.has_session(session):
+        """Release what is tied to a connection that ended. What it asked for last, and is not decided, is cancelled."""
+        for ticket in self._queue:
+            if isinstance(ticket.command, AcquireLock) and ticket.command.session == session:
+                ticket.is_cancelled = True
+        # A state that could not be folded does not know what is tied to it.
+        if not self.is_folded or self._state.locks.has_session(session):
             self._ended_sessions.add(session)
             self._tend_soon()
 

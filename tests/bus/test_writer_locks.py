@@ -488,6 +488,32 @@ async def test_what_is_tied_to_a_session_ends_with_it_and_goes_to_who_waits(desk
     assert (ended.retryable, ended.details) == (True, {"why": "SESSION_ENDED"})
 
 
+async def test_what_a_session_asked_for_last_is_not_granted_after_its_end(desk: LockDesk) -> None:
+    """Who stood still for longer than a grace finds both in one turn."""
+    anns = desk.submit(acquire("ann", "a", session="s"))
+    eves = desk.submit(acquire("eve", "a", wait_ms=WAIT, session="s"))
+    bobs = desk.submit(acquire("bob", "a", session="t"))
+    desk.writer.end_session("s")
+    assert lock_of(await bobs).holder_agent == "bob"
+    assert isinstance(anns.result(), WaitEnded)
+    assert isinstance(eves.result(), WaitEnded)
+    await desk.settled()
+    assert desk.said == ["lock.granted bob"]
+
+
+async def test_a_session_is_ended_also_while_what_is_tied_to_it_cannot_be_read(
+    desk: LockDesk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await desk.lock("ann", "a", session="s")
+    with monkeypatch.context() as damaged:
+        damaged.setattr(type(desk.log), "read", lambda *args, **kwargs: raise_(LogDamaged("damaged", seq=1)))
+        desk.log.refuse_at = desk.log.appends + 1
+        assert await desk.ask(append()) == [FULL]
+        desk.writer.end_session("s")
+    await desk.settled()
+    assert desk.said == ["lock.granted ann", "lock.released ann"]
+
+
 # --- Cancelling ------------------------------------------------------------------------------------------------------
 
 
