@@ -32,6 +32,7 @@ class AppendStream:
         self._pending = 0
         self._pending_bytes = 0
         self._reading: asyncio.Task[None] | None = None
+        self._is_sent_off = False
         self._changed = asyncio.Event()
         self._room: asyncio.Future[None] | None = None
 
@@ -39,33 +40,31 @@ class AppendStream:
         """Until the client has said everything and was answered. Raises what ends the call: InvalidRequest, TooLarge
         for a message that cannot be read, ShuttingDown after `goaway`; all that was taken is answered before."""
         self._reading = asyncio.create_task(self._read(read))
+        # Not in the task itself: one that is cancelled before its first step runs none of it.
+        self._reading.add_done_callback(lambda _: self._changed.set())
         try:
             while not (self._reading.done() and self._pending == 0):
                 await self._changed.wait()
                 self._changed.clear()
                 await self._answer(write)
+            if self._is_sent_off and self._reading.cancelled():
+                raise ShuttingDown("the bus is stopping: send again what was not answered")
             await self._reading
         finally:
             self._reading.cancel()
 
     def goaway(self) -> None:
         """The bus stops: what was taken is answered by now, or will be; nothing more is taken."""
+        self._is_sent_off = True
         if self._reading is not None:
-            self._reading.cancel("goaway")
+            self._reading.cancel()
 
     async def _read(self, read: Read) -> None:
-        try:
-            while (message := await read()) is not None:
-                self._take(message)
-                while not self._has_room:
-                    self._room = asyncio.get_running_loop().create_future()
-                    await self._room
-        except asyncio.CancelledError as exc:
-            if exc.args != ("goaway",):
-                raise
-            raise ShuttingDown("the bus is stopping: send again what was not answered") from None
-        finally:
-            self._changed.set()
+        while (message := await read()) is not None:
+            self._take(message)
+            while not self._has_room:
+                self._room = asyncio.get_running_loop().create_future()
+                await self._room
 
     @property
     def _has_room(self) -> bool:
