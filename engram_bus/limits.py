@@ -141,6 +141,8 @@ LOCK_TIMER_SECONDS_MAX: Final = 1.0
 """How long the writer sleeps at most while a lease or a wait may run out."""
 LOCK_BREAK_MAX: Final = 1_000
 """Holders that one break takes a resource from; a further one takes the rest."""
+LOCK_BREAK_BYTES_MAX: Final = 16 * MIB
+"""Of the units that say so, likewise: a holder may have 64 names of 1 KiB, and each stands in a unit twice."""
 LOCK_SESSION_GRACE_SECONDS: Final = 5.0
 """After a connection ended, how long its locks wait for the agent to come back and ask for them again."""
 
@@ -275,5 +277,6 @@ assert SEARCH_STEP_BYTES <= SEARCH_PAGE_BYTES_MAX <= PAGE_BYTES_MAX
 assert TAIL_BYTES_MAX < SEGMENT_BYTES, "a tail fits the segment"
 assert LOCK_TEND_UNITS_MAX <= BATCH_UNITS_MAX - BULK_UNITS_MAX, "beside it, one bulk still fits a commit"
 assert LOCK_BREAK_MAX <= BULK_UNITS_MAX
+assert LOCK_BREAK_BYTES_MAX <= BULK_BYTES_MAX
 assert STORAGE_RETRY_SECONDS <= RETRY_AFTER_SECONDS, "who comes back finds that the disk was asked again"
 assert RESOURCES_MAX <= LOCK_RESOURCES_MAX, "one lock can cover what one unit touches"

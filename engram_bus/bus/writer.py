@@ -45,6 +45,7 @@ from engram_bus.limits import (
     BATCH_UNITS_MAX,
     CATCH_UP_BYTES,
     CATCH_UP_UNITS,
+    LOCK_BREAK_BYTES_MAX,
     LOCK_BREAK_MAX,
     LOCK_LOOKS_MAX,
     LOCK_TEND_STEP_UNITS,
@@ -411,7 +412,7 @@ class Writer:
                 self._tend(batch)  # So that who waits for what is free now hears of it with this commit.
 
     def _has_room(self, batch: _Batch, ticket: Ticket) -> bool:
-        units = len(batch.records)
+        units, size_bytes = len(batch.records), batch.raw_bytes + ticket.held_bytes
         if not units:
             return True
         match ticket.command:
@@ -421,9 +422,10 @@ class Writer:
                 units += len(appends)
             case BreakLock():
                 units += LOCK_BREAK_MAX
+                size_bytes += LOCK_BREAK_BYTES_MAX
             case _:
                 units += 1
-        return units <= BATCH_UNITS_MAX and batch.raw_bytes + ticket.held_bytes <= BATCH_BYTES_MAX
+        return units <= BATCH_UNITS_MAX and size_bytes <= BATCH_BYTES_MAX
 
     def _outcome(self, batch: _Batch, ticket: Ticket) -> Answer | EngramError | None:
         """What it came to; None where it waits for a lock."""

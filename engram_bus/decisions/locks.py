@@ -30,6 +30,7 @@ from engram_bus.errors import (
 )
 from engram_bus.globs import matcher
 from engram_bus.limits import (
+    LOCK_BREAK_BYTES_MAX,
     LOCK_BREAK_MAX,
     LOCK_HOLDERS_SHOWN_MAX,
     LOCK_NAMES_MAX,
@@ -273,10 +274,15 @@ class Locks:
             held = [lock for lock in held if lock.id == command.lock_id]
         if not held:
             raise LockNotFound(f"nobody holds {resource!r}", field="resource")
-        return [
-            _draft(BROKEN, lock, by=command.agent_id, lock_id=lock.id, reason=command.reason)
-            for lock in held[:LOCK_BREAK_MAX]
-        ]
+        drafts: list[Draft] = []
+        size_bytes = 0
+        for lock in held[:LOCK_BREAK_MAX]:
+            draft = _draft(BROKEN, lock, by=command.agent_id, lock_id=lock.id, reason=command.reason)
+            size_bytes += 2 * len(draft.payload)  # All its names are in it, and stand beside it once more.
+            if drafts and size_bytes > LOCK_BREAK_BYTES_MAX:
+                break
+            drafts.append(draft)
+        return drafts
 
     def _tend(self, command: TendLocks, now_us: int) -> Sequence[Draft]:
         """One step of what is due, up to `units_max`; the writer asks again. What came first goes first: a lease that

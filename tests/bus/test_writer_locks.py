@@ -15,6 +15,7 @@ from engram_bus.bus import writer as writer_module
 from engram_bus.bus.admission import admit
 from engram_bus.bus.writer import Answer, Ticket
 from engram_bus.clock import Clock
+from engram_bus.decisions import locks as locks_module
 from engram_bus.decisions.locks import Locks, change_of
 from engram_bus.embedded import Bus
 from engram_bus.errors import (
@@ -30,7 +31,7 @@ from engram_bus.errors import (
     StorageReadOnly,
     WaitEnded,
 )
-from engram_bus.limits import LOCK_TEND_UNITS_MAX, SNAPSHOT_UNITS
+from engram_bus.limits import KIB, LOCK_TEND_UNITS_MAX, SNAPSHOT_UNITS
 from engram_bus.log.contract import Log, Snapshot
 from engram_bus.units import (
     AcquireLock,
@@ -325,6 +326,23 @@ async def test_a_mass_of_ended_leases_does_not_hold_up_an_append(desk: LockDesk)
     await desk.settled()
     assert desk.locks.held_count == 0
     assert desk.writer.commits <= commits + 3
+
+
+async def test_what_comes_before_a_break_does_not_make_its_commit_too_large(
+    desk: LockDesk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer_module, "BATCH_BYTES_MAX", 64 * KIB)
+    for module in (writer_module, locks_module):
+        monkeypatch.setattr(module, "LOCK_BREAK_BYTES_MAX", 32 * KIB)
+    names = [f"{number}{'x' * 1_000}" for number in range(4)]
+    for number in range(4):
+        await desk.lock(f"agent-{number}", "a", *names, mode=LockMode.SHARED)
+    commits = desk.writer.commits
+    _, broken = await desk.ask(
+        append(payload=b"x" * 40 * KIB), BreakLock(resource="a", agent_id="root", reason="stuck")
+    )
+    assert isinstance(broken, Answer)
+    assert (len(broken.entries), desk.writer.commits) == (3, commits + 2)
 
 
 # --- Stop and start --------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import msgspec
 import pytest
 
+from engram_bus.codec import encode_msgpack
 from engram_bus.decisions import locks as locks_module
 from engram_bus.decisions.locks import Locks, change_of, refusal_of
 from engram_bus.decisions.state import State
@@ -289,6 +290,19 @@ def test_a_break_takes_no_more_than_fit_a_commit(table: Table, monkeypatch: pyte
         table.share(agent, "a")
     command = BreakLock(resource="a", agent_id="root", reason="stuck")
     assert [len(table.ask(command)), len(table.ask(command))] == [2, 1]
+
+
+def test_a_break_of_long_names_takes_fewer_but_always_one(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"{number}{'x' * 1_000}" for number in range(8)]
+    for agent in ("ann", "bob", "eve"):
+        table.share(agent, "a", *names)
+    command = BreakLock(resource="a", agent_id="root", reason="stuck")
+    monkeypatch.setattr(locks_module, "LOCK_BREAK_BYTES_MAX", 40_000)
+    broken = table.ask(command)
+    assert len(broken) == 2
+    assert sum(len(encode_msgpack(unit)) for unit in broken) <= 40_000
+    monkeypatch.setattr(locks_module, "LOCK_BREAK_BYTES_MAX", 1)
+    assert [said(unit).split()[1] for unit in table.ask(command)] == ["eve"]
 
 
 # --- Re-entrance -----------------------------------------------------------------------------------------------------
