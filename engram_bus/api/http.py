@@ -1,6 +1,7 @@
 """HTTP: requests to commands and reads, answers and errors back; nothing is decided here."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import lru_cache
@@ -655,13 +656,14 @@ class HttpApi:
             raise self.bus.writer.refusal or InternalError("the bus is closed")
         after = self.bus.seq_of_cursor(request.after)
         headers = [*SSE_HEADERS, *self._reflected(), *shared]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        if call.scope["method"] != "HEAD":
-            stream = Stream(self.bus, socket_of(call.scope), request, after)
-            try:
+        start = {"type": "http.response.start", "status": 200, "headers": headers}
+        if call.scope["method"] == "HEAD":
+            await send(start)
+        else:
+            with contextlib.closing(Stream(self.bus, socket_of(call.scope), request, after)) as stream:
+                await send(start)
+                stream.begin()
                 await _until_left(receive, stream.over)
-            finally:
-                stream.close()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -22,13 +22,25 @@ _FRAMING = SseFraming()
 
 
 class Stream:
-    """One response that does not end until the client leaves or the bus stops."""
+    """One response that does not end until the client leaves or the bus stops.
+
+    It is made before the response's head is sent, for it raises as `Bus.feed`; what it has to say waits for `begin`.
+    """
 
     def __init__(self, bus: Bus, socket: Socket, request: SubscribeRequest, after: int) -> None:
         self._socket = socket
+        self._early: list[bytes] | None = []
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._feed: Feed = bus.feed(request.wanted, _FRAMING, self, after)
-        socket.listen(self)  # Who is heard from now on has a feed.
+
+    def begin(self) -> None:
+        """The head was sent."""
+        assert self._early is not None, "a response has one head"
+        early, self._early = self._early, None
+        for frame in early:
+            self.write(frame)
+        self._socket.listen(self)
+        self._feed.drained()
 
     def close(self) -> None:
         """The request is over, however it ended."""
@@ -38,18 +50,21 @@ class Stream:
 
     @property
     def writable(self) -> bool:
-        return self._socket.has_room
+        return self._early is None and self._socket.has_room
 
     @property
     def push(self) -> Callable[[bytes], object]:
         return self._socket.push
 
     def write(self, frame: bytes) -> None:
-        self._socket.write_raw(frame)
+        if self._early is None:
+            self._socket.write_raw(frame)
+        else:
+            self._early.append(frame)
 
     def end(self, error: EngramError, cursor: str) -> None:
         if isinstance(error, SlowConsumer):
-            self._socket.write_raw(_FRAMING.goaway(error.code, SSE_RETRY_MS, cursor))
+            self.write(_FRAMING.goaway(error.code, SSE_RETRY_MS, cursor))
             self._socket.abort_after(SOCKET_STALL_SECONDS)
         self._finish()
 

@@ -95,11 +95,9 @@ class Connection:
             self._socket.write_raw(self._events.event("subscribed", cursor=self._bus.cursor, head=self._bus.head))
             return
         try:
-            after = self._bus.seq_of_cursor(request.after)
+            self._subscribe(None, request)
         except EngramError as exc:
             self.refuse(exc)
-            return
-        self._subscribe(None, request, after)
 
     def refuse(self, error: EngramError) -> None:
         """Say why, then close: browsers cannot read a handshake that failed."""
@@ -293,9 +291,10 @@ class Connection:
             resource=operation.resource,
             meta=operation.meta,
         )
-        self._subscribe(operation.id, request, self._bus.seq_of_cursor(request.after))
+        self._subscribe(operation.id, request)
 
-    def _subscribe(self, name: Id | None, request: SubscribeRequest, after: int) -> None:
+    def _subscribe(self, name: Id | None, request: SubscribeRequest) -> None:
+        after = self._bus.seq_of_cursor(request.after)
         self._feeds[name] = self._bus.feed(request.wanted, self._framing(name), self, after)
 
     def _unsubscribe(self, operation: Unsubscribe) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from engram_bus.errors import LogSilent
 from engram_bus.log.contract import Epoch
 from engram_bus.log.memory import MemoryLog
 from tests.contracts.cursors import CursorCase, odd_cursors
@@ -40,6 +41,18 @@ def test_without_a_cursor_it_begins_now(bus: LiveBus, transport: Transport) -> N
         assert stream.hear().cursor == f"{bus.bus.epoch}.1"
         unit = bus.append("other")
         assert stream.hear().units == [unit]
+
+
+def test_who_is_refused_last_of_all_is_told_why(bus: LiveBus, transport: Transport) -> None:
+    """After the look at its cursor: a worker may be left behind by the log between the two."""
+
+    def refuse(*_: object) -> None:
+        raise LogSilent("the log process has said nothing for 5 s")
+
+    bus.call(lambda inner: setattr(inner, "feed", refuse))
+    with pytest.raises(Refused) as refused, transport(bus, [("context", "plan")]) as stream:
+        stream.hear()
+    assert refused.value.code == "LOG_SILENT"
 
 
 UNITS: dict[str, dict[str, Any]] = {

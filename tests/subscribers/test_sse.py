@@ -81,6 +81,25 @@ def test_a_client_that_leaves_leaves_nothing_behind(bus: LiveBus) -> None:
     bus.wait(lambda inner: len(inner.fanout) == 0)
 
 
+def test_a_stream_behind_an_answer_that_is_not_read_begins_and_is_told_of_the_stop(bus: LiveBus) -> None:
+    for _ in range(16):
+        bus.append("large", "x" * 1_000_000)
+    with Wire(bus.address) as wire:
+        wire.send(
+            request("GET", "/workunits/large") + request("GET", "/stream-sse?context=plan", b"", "Connection: close")
+        )
+        bus.wait(lambda inner: len(inner.fanout) == 1)
+        bus.call(lambda inner: inner.goaway("shutdown"))
+        assert wire.answer().status == 200
+        head, _, stream = wire.rest().partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 OK")
+    assert [line for line in stream.splitlines() if line.startswith(b"event")] == [
+        b"event: subscribed",
+        b"event: goaway",
+    ]
+    assert stream.endswith(b"\r\n0\r\n\r\n")
+
+
 def test_a_request_behind_a_stream_is_answered_after_it(bus: LiveBus) -> None:
     with Wire(bus.address) as wire:
         wire.send(request("GET", "/stream-sse?context=*") + request("GET", "/healthz"))
