@@ -41,7 +41,7 @@ class Socket(Protocol):
         """Take again."""
 
     def abort_after(self, seconds: float) -> None:
-        """Cut the connection if it is still there then."""
+        """Cut the connection if it is still there then; of two times the sooner counts."""
 
 
 class WebSocket(Socket, Protocol):

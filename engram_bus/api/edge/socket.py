@@ -49,7 +49,13 @@ class Written(asyncio.BaseProtocol):
         return self.transport.write
 
     def abort_after(self, seconds: float) -> None:
-        self._abort = asyncio.get_running_loop().call_later(seconds, self.transport.abort)
+        loop = asyncio.get_running_loop()
+        at = loop.time() + seconds
+        if self._abort is not None:
+            if self._abort.when() <= at:
+                return
+            self._abort.cancel()
+        self._abort = loop.call_at(at, self.transport.abort)
 
     def pause_writing(self) -> None:
         super().pause_writing()
