@@ -272,7 +272,7 @@ class HttpApi:
             name = operation.name
             call = Call(operation, scope, headers, receive, names)
             if name == "stream_sse":
-                await self._stream_sse(call, receive, send, shared)
+                await self._stream_sse(call, send, shared)
                 return
             reply = await self._perform(handler, call)
         except ClientLeft:
@@ -648,7 +648,7 @@ class HttpApi:
 
     # --- Streams -----------------------------------------------------------------------------------------------------
 
-    async def _stream_sse(self, call: Call, receive: Receive, send: Send, shared: Headers) -> None:
+    async def _stream_sse(self, call: Call, send: Send, shared: Headers) -> None:
         request = from_query(pairs(call.query), last_event_id=call.header(b"last-event-id"))
         if request is None:
             raise InvalidRequest("name the contexts to subscribe to, or * for all", field="context")
@@ -663,7 +663,7 @@ class HttpApi:
             with contextlib.closing(Stream(self.bus, socket_of(call.scope), request, after)) as stream:
                 await send(start)
                 stream.begin()
-                await _until_left(receive, stream.over)
+                await call.while_there(stream.over)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -733,18 +733,6 @@ def _refusing(exc: Exception) -> Reply:
         log.error("a request failed", exc_info=exc)
         exc = InternalError("the request could not be answered; the log of the bus says why")
     return Reply(exc.status, problem_body(exc), problem_headers(exc))
-
-
-async def _until_left(receive: Receive, over: asyncio.Future[None]) -> None:
-    async def left() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-
-    leaving = asyncio.ensure_future(left())
-    try:
-        await asyncio.wait((leaving, over), return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        leaving.cancel()
 
 
 _APPENDS: Mapping[str, Callable[..., Append]] = {
