@@ -631,25 +631,27 @@ class Bus:
             nonlocal outcome
             outcome = settled
             if is_abandoned:
-                give_back()
+                self.give_back(settled)
             done(settled)
-
-        def give_back() -> None:
-            # (An extended lock was there before, and stays.)
-            if isinstance(outcome, Answer) and outcome.lock is not None and outcome.entries[0].unit.kind == GRANTED:
-                release = ReleaseLock(lock_id=outcome.lock.lock_id, agent_id=command.agent_id)
-                with contextlib.suppress(EngramError):  # It runs out by itself then.
-                    self.submit(release, lambda released: None)
 
         def abandon() -> None:
             nonlocal is_abandoned
             if not is_abandoned:
                 is_abandoned = True
                 self.writer.cancel(ticket)
-                give_back()
+                if outcome is not None:
+                    self.give_back(outcome)
 
         ticket = self.submit(command, settle)
         return abandon
+
+    def give_back(self, outcome: Answer | EngramError) -> None:
+        """Release a lock that was granted and that nobody is there to receive. (One that was extended was there before,
+        and stays.)"""
+        if isinstance(outcome, Answer) and outcome.lock is not None and outcome.entries[0].unit.kind == GRANTED:
+            release = ReleaseLock(lock_id=outcome.lock.lock_id, agent_id=outcome.lock.holder_agent)
+            with contextlib.suppress(EngramError):  # It runs out by itself then.
+                self.submit(release, lambda released: None)
 
     def lock(self, resource: str) -> LockState:
         """Who holds a resource (or what lies above it), and who waits for it. Raises InvalidRequest, TooLarge."""

@@ -5,7 +5,6 @@ one that is slow falls behind and reads on from the log as any other, and one th
 """
 
 import asyncio
-import contextlib
 import logging
 import signal
 import socket
@@ -20,7 +19,6 @@ import uvloop
 from engram_bus import clock, process
 from engram_bus.bus.writer import Answer, Ticket, Writer
 from engram_bus.codec import Entry
-from engram_bus.decisions.locks import GRANTED
 from engram_bus.embedded import Bus, Counts
 from engram_bus.errors import DataDirectoryError, EngramError, InternalError
 from engram_bus.limits import GIB, WORKER_LINE_BYTES, WORKER_STALL_SECONDS, WORKER_TALLY_SECONDS
@@ -28,7 +26,7 @@ from engram_bus.log.lmdb import LmdbLog
 from engram_bus.log.record import Record
 from engram_bus.projections.search.messages import State as IndexState
 from engram_bus.router.filters import make_filter
-from engram_bus.units import AcquireLock, ReleaseLock
+from engram_bus.units import AcquireLock
 from engram_bus.workers.line import HeadWord, Line, Silence
 from engram_bus.workers.messages import (
     Answered,
@@ -338,7 +336,7 @@ class Worker:
     def _done(self, number: int, outcome: Answer | EngramError) -> None:
         self._tickets.pop(number, None)
         if self._is_gone:
-            self._give_back(outcome)
+            self._bus.give_back(outcome)
             return
         self._outcomes.append(_outcome(number, outcome))
         if not self._answers_due:
@@ -352,13 +350,6 @@ class Worker:
         if self._outcomes:
             outcomes, self._outcomes = self._outcomes, []
             self.say(Answers(self._bus.head, outcomes))
-
-    def _give_back(self, outcome: Answer | EngramError) -> None:
-        """A lock that nobody is there to receive. (An extended one was there before, and stays.)"""
-        if isinstance(outcome, Answer) and outcome.lock is not None and outcome.entries[0].unit.kind == GRANTED:
-            release = ReleaseLock(lock_id=outcome.lock.lock_id, agent_id=outcome.lock.holder_agent)
-            with contextlib.suppress(EngramError):  # It runs out by itself then.
-                self._bus.submit(release, lambda released: None)
 
     # --- Search ------------------------------------------------------------------------------------------------------
 
