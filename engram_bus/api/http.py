@@ -543,11 +543,8 @@ class HttpApi:
             raise InvalidRequest("asking again extends the same lock: no key is needed", field="Idempotency-Key")
         asked = parse(_decode_lock, await call.body(LOCK_REQUEST_BYTES_MAX))
         command = acquire_from(asked, agent_id=call.header(b"x-agent-id"))
-        if command.wait_ms > 0:
-            with self.bus.asking(command) as answered:
-                answer = await call.while_there(answered)
-        else:
-            answer = await self.bus.execute(command)
+        with self.bus.asking(command) as answered:
+            answer = await call.while_there(answered)
         assert answer.lock is not None, "an acquire answers with its lock"
         status = 201 if answer.entries[0].unit.kind == GRANTED else 200
         return Reply(status, encode_json(lock_out(answer.lock)), [_JSON_TYPE])

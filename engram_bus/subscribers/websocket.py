@@ -9,7 +9,7 @@ import msgspec
 from msgspec import UNSET
 
 from engram_bus import units
-from engram_bus.bus.writer import Answer
+from engram_bus.bus.writer import Answer, Done
 from engram_bus.codec import acquire_from, acting, append_from, lock_on, parse, refresh_from
 from engram_bus.decisions.locks import GRANTED
 from engram_bus.embedded import Bus
@@ -84,6 +84,9 @@ class Connection:
         self._pending = 0
         self._pending_bytes = 0
         self._waits: dict[object, Callable[[], None]] = {}
+        """How to leave each line, by the id of its acquire."""
+        self._at_once: dict[object, Callable[[], None]] = {}
+        """The same of acquires that are not decided yet and will not wait, by nothing in particular."""
         self._session: str | None = None
         self._paused = False
         self._is_over = False
@@ -119,6 +122,8 @@ class Connection:
             self._operate(operation, len(message))
         except EngramError as exc:
             self._say_error(_id(operation), exc)
+        if self._pending >= STREAM_PENDING_MAX or self._pending_bytes >= STREAM_PENDING_BYTES_MAX:
+            self._pause_reading()
 
     def drained(self) -> None:
         for feed in list(self._feeds.values()):
@@ -181,12 +186,9 @@ class Connection:
         say: Callable[[Id | None, Answer], None],
     ) -> None:
         """Queue a command; `say` tells its answer. Who has too many under way is not read until some are answered."""
-
         self._bus.submit(command, partial(self._answered, correlation, message_bytes, say))
         self._pending += 1
         self._pending_bytes += message_bytes
-        if self._pending >= STREAM_PENDING_MAX or self._pending_bytes >= STREAM_PENDING_BYTES_MAX:
-            self._pause_reading()
 
     def _answered(
         self,
@@ -221,7 +223,10 @@ class Connection:
         session = self._own_session() if operation.session else None
         command = acquire_from(operation, agent_id=self._agent_id, session=session)
         if command.wait_ms == 0:
-            self._submit(command, correlation, message_bytes, self._say_locked)
+            done = partial(self._answered, correlation, message_bytes, self._say_locked)
+            self._ask(self._at_once, object(), command, done)
+            self._pending += 1
+            self._pending_bytes += message_bytes
             return
         # One who waits holds up nobody: it does not count as pending, and has a bound of its own.
         if len(self._waits) >= LOCK_WAITS_PER_AGENT_MAX:
@@ -233,15 +238,25 @@ class Connection:
         if name in self._waits:
             raise InvalidRequest(f"an acquire of id {correlation!r} waits on this socket", field="id")
 
-        def done(outcome: Answer | EngramError) -> None:
-            if self._waits.get(name) is abandon:  # Else it was cancelled, and another one may have its name by now.
-                del self._waits[name]
+        def waited(outcome: Answer | EngramError) -> None:
             if isinstance(outcome, EngramError):
                 self._say_error(correlation, outcome)
             else:
                 self._say_locked(correlation, outcome)
 
-        abandon = self._waits[name] = self._bus.submit_lock(command, done)
+        self._ask(self._waits, name, command, waited)
+
+    def _ask(
+        self, asked: dict[object, Callable[[], None]], name: object, command: units.AcquireLock, done: Done
+    ) -> None:
+        """Ask for a lock that is not wanted any more once the socket is gone."""
+
+        def settled(outcome: Answer | EngramError) -> None:
+            if asked.get(name) is abandon:  # Else it was cancelled, and another one may have its name by now.
+                del asked[name]
+            done(outcome)
+
+        abandon = asked[name] = self._bus.submit_lock(command, settled)
 
     def _own_session(self) -> str:
         if self._session is None:
@@ -343,9 +358,10 @@ class Connection:
 
     def _leave(self) -> None:
         """Nobody is told anything any more: wait for nothing."""
-        waits, self._waits = list(self._waits.values()), {}
-        for abandon in waits:
+        for abandon in (*self._waits.values(), *self._at_once.values()):
             abandon()
+        self._waits.clear()
+        self._at_once.clear()
         for feed in list(self._feeds.values()):
             feed.close()
         self._feeds.clear()

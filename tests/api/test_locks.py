@@ -730,6 +730,18 @@ def test_who_leaves_in_the_moment_of_its_grant_does_not_keep_it(bus: LiveBus) ->
     assert kinds[2:] == [("lock.released", "ann"), ("lock.granted", "bob"), ("lock.released", "bob")]
 
 
+def test_who_leaves_before_the_decision_is_granted_nothing(bus: LiveBus) -> None:
+    # As if the turn of the loop that commits were long in coming.
+    bus.call(lambda inner: setattr(inner.writer, "_turn_due", True))
+    with Wire(bus.address) as bob:
+        bob.send(request("POST", "/locks", json.dumps({"resource": "plan.md", "agent_id": "bob"}).encode()))
+        bus.wait(lambda inner: inner.writer.queue_commands == 1)
+        bob.leave()
+    bus.wait(lambda inner: inner.writer._queue[0].is_cancelled)
+    bus.call(lambda inner: inner.writer._turn())
+    assert bus.call(lambda inner: (held(inner), inner.head)) == (0, 0)
+
+
 def test_a_request_behind_one_that_waits_is_answered_after_it(bus: LiveBus) -> None:
     lock = hold(bus)
     with wait_in_line(bus, "bob") as bob:

@@ -11,6 +11,7 @@ from engram_bus.errors import SlowConsumer
 from engram_bus.limits import LOCK_WAITS_PER_AGENT_MAX
 from engram_bus.log.memory import MemoryLog
 from engram_bus.subscribers.websocket import JSON_PROTOCOL, Connection
+from engram_bus.units import AcquireLock
 from tests.live import LiveBus
 from tests.subscribers.streams import (
     Ended,
@@ -583,11 +584,21 @@ async def test_a_wait_under_the_id_of_one_just_cancelled_can_be_left_too(local: 
 
 
 async def test_a_lock_of_a_session_that_ends_before_its_grant_is_released_too(local: Bus) -> None:
-    gone = connection(local)
-    gone.received(b'{"op":"lock.acquire","id":1,"resource":"plan.md","ttl_seconds":3600,"session":true}')
-    gone.lost()
+    session = local.new_session()
+    asked = AcquireLock(resources=("plan.md",), agent_id="ann", ttl_ms=3_600_000, session=session)
+    local.submit(asked, lambda granted: None)
+    local.end_session(session)
     later = await local.acquire_lock("plan.md", agent_id="bob", wait_seconds=10)
     assert later.fencing_token == 4, "granted, queued, released, granted"
+
+
+async def test_who_is_gone_before_the_decision_is_granted_nothing_though_it_would_not_wait(local: Bus) -> None:
+    for end in (Connection.lost, lambda gone: gone.goaway("shutdown")):
+        gone = connection(local)
+        gone.received(b'{"op":"lock.acquire","id":1,"resource":"plan.md","ttl_seconds":3600}')
+        end(gone)
+        await local.append("plan", agent_id="bob")
+        assert (held(local), waiting(local)) == (0, 0)
 
 
 async def test_a_connection_is_lost_once_however_often_it_is_said(local: Bus) -> None:
