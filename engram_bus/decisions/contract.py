@@ -5,12 +5,9 @@ unit, and `evolve` is called for every unit exactly once, in order, live and on 
 is a fact in the log, and a later version of the code cannot take it back.
 """
 
-from collections.abc import Sequence
-from typing import Protocol, TypeVar
+from typing import Protocol
 
-from engram_bus.units import Draft, Placed, Stamp, WorkUnit
-
-C = TypeVar("C", contravariant=True)
+from engram_bus.units import Placed, WorkUnit
 
 
 class Part(Protocol):
@@ -27,10 +24,3 @@ class Part(Protocol):
 
     def restore(self, state: bytes | None) -> None:
         """Start from a snapshot, or (None) from nothing."""
-
-
-class Decision(Part, Protocol[C]):
-    """A pure state machine over the log."""
-
-    def decide(self, command: C, stamp: Stamp) -> Sequence[Draft]:
-        """The units this command asks for, as of now. Raises an EngramError to refuse; changes nothing."""

@@ -49,9 +49,6 @@ def chunk(*parts: bytes) -> bytes:
     return b"".join((b"%x\r\n" % sum(map(len, parts)), *parts, b"\r\n"))
 
 
-LAST_CHUNK = b"0\r\n\r\n"
-
-
 def array_header(count: int) -> bytes:
     """The start of a MessagePack array of `count` values, which follow."""
     if count < 16:

@@ -15,7 +15,6 @@ from engram_bus.codec import Entry, encode_msgpack, unit_json
 from engram_bus.errors import VersionMoved
 from engram_bus.subscribers.frames import (
     BINARY,
-    LAST_CHUNK,
     TEXT,
     JsonFraming,
     MsgpackFraming,
@@ -183,7 +182,7 @@ def _parsed(data: bytes) -> _Parsed:
 
 def _events(*chunks: bytes) -> list[httpx_sse.ServerSentEvent]:
     """The events in these chunks, which are read as an HTTP response is."""
-    body = b"".join(_unchunked(b"".join(chunks) + LAST_CHUNK))
+    body = b"".join(_unchunked(b"".join(chunks)))
     response = httpx.Response(200, headers={"content-type": "text/event-stream"}, content=body)
     return list(httpx_sse.EventSource(response).iter_sse())
 
