@@ -85,9 +85,11 @@ class Http:
         )
         try:
             async with self._turn if takes_turn else nullcontext():
+                if self._client.is_closed:
+                    raise EngramConnectionError("the client is closed", retryable=False)
                 answer = await self._client.send(request)
         except httpx.HTTPError as exc:
-            raise _lost(exc) from exc
+            raise self._lost(exc) from exc
         if answer.status_code >= 300:
             raise _refusal(answer, answer.content)
         return Answer(answer.status_code, answer.content)
@@ -105,15 +107,16 @@ class Http:
                     raise _refusal(answer, await answer.aread())
                 yield answer.aiter_raw()
         except httpx.HTTPError as exc:
-            raise _lost(exc) from exc
+            raise self._lost(exc) from exc
+
+    def _lost(self, exc: httpx.HTTPError) -> EngramConnectionError:
+        if self._client.is_closed:
+            return EngramConnectionError("the client was closed", retryable=False)
+        return EngramConnectionError(f"{type(exc).__name__} {exc}".rstrip())
 
 
 def _refusal(answer: httpx.Response, body: bytes) -> EngramError:
     return codec.problem(answer.status_code, body, answer.headers.get("Retry-After"))
-
-
-def _lost(exc: httpx.HTTPError) -> EngramConnectionError:
-    return EngramConnectionError(f"{type(exc).__name__} {exc}".rstrip())
 
 
 def _values(values: object) -> Iterable[object]:

@@ -73,6 +73,25 @@ async def test_a_bus_that_does_not_answer_is_told(answering: Any) -> None:
             await bus.status()
 
 
+async def test_who_waits_while_the_client_is_closed_is_let_go(answering: Any, caplog: pytest.LogCaptureFixture) -> None:
+    url, requests = await answering.start(b"")
+    async with Client(url, agent_id="bob") as bus:
+        waiting = asyncio.create_task(bus.status())
+        while not requests:
+            await asyncio.sleep(0.01)
+    with pytest.raises(EngramConnectionError, match="closed"):
+        await waiting
+    assert "again" not in caplog.text
+
+
+async def test_a_closed_client_says_so(closed_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    async with Client(closed_url, agent_id="bob") as bus:
+        pass
+    with pytest.raises(EngramConnectionError, match="the client is closed") as told:
+        await bus.status()
+    assert (told.value.retryable, caplog.text) == (False, "")
+
+
 async def test_a_bulk_has_a_key_for_each_draft_or_one_for_all(answering: Any) -> None:
     url, requests = await answering.start(answering.json(201, {"results": [], "applied_seq": 1}))
     async with Client(url, agent_id="bob") as bus:
