@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, Self
 from anyio import CancelScope
 
 from engram_client.backoff import Backoff
-from engram_client.errors import EngramError, LockLost, NotHolder
+from engram_client.errors import EngramConnectionError, EngramError, LockLost, NotHolder
 from engram_client.holds import Hold
 from engram_client.limits import LEASE_RELEASE_SECONDS
 from engram_client.retry import pause, waiting
@@ -63,7 +63,7 @@ class Lease:
         self._refreshed = asyncio.Event()
         self._settled = asyncio.Event()
         self._scope: CancelScope | None = None
-        self._keeper: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None
         self._end: asyncio.Task[None] | None = None
 
     # --- For the block -----------------------------------------------------------------------------------------------
@@ -117,11 +117,11 @@ class Lease:
         assert self._end is None, "a lease is entered once"
         self._running.add(self)
         try:
-            await self._begin()
+            await self._enter()
         except BaseException:
             await self._give_back()
             raise
-        self._keeper = asyncio.create_task(self._keep(), name="engram lease")
+        self._task = asyncio.create_task(self._keep(), name="engram lease")
         if self._on_lost == "cancel":
             self._scope = CancelScope()
             self._scope.__enter__()
@@ -147,6 +147,14 @@ class Lease:
             raise loss
         return False
 
+    async def _enter(self) -> None:
+        # In a task of its own, which `_release` ends: who waits in line when the client is closed is granted nothing.
+        self._task = asyncio.create_task(self._begin(), name="engram lease")
+        await asyncio.wait([self._task])
+        if self._end is not None:
+            raise EngramConnectionError("the client was closed", retryable=False)
+        self._task.result()
+
     async def _leave(self) -> bool:
         self._scope = None
         if (loss := self._overdue(self._sure_term)) is not None:
@@ -155,7 +163,7 @@ class Lease:
         return await self._give_back()
 
     async def aclose(self) -> None:
-        """Give it back at once; a block that still runs has lost it."""
+        """Give it back at once; a block that still runs has lost it, one that waits for it does not begin."""
         await self._give_back()
         if not self._has_left:
             self._lose(LockLost(f"the lease on {self._name} ended with its client"))
@@ -271,9 +279,10 @@ class Lease:
         return was_cancelled
 
     async def _release(self) -> None:
-        if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.wait([self._keeper])
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None  # It may have an exception, and that this lease.
         try:
             async with asyncio.timeout(LEASE_RELEASE_SECONDS):
                 # Of what is lost, nothing is left to give back.

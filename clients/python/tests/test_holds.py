@@ -482,3 +482,27 @@ async def test_answers_that_nobody_waits_for_are_let_pass(play: Play) -> None:
 
     async with Client(await play(bus), agent_id="ann") as client, client.lock("plan.md", session=True) as lease:
         assert lease.token == 7
+
+
+async def test_who_waits_in_line_while_the_client_is_closed_leaves_it_and_holds_nothing(play: Play) -> None:
+    in_line, left = asyncio.Event(), asyncio.Event()
+
+    async def bus(caller: Any) -> None:
+        assert (await caller.hear())["op"] == "lock.acquire"
+        in_line.set()
+        await caller.stay()
+        left.set()
+
+    async def another(caller: Any) -> None:
+        await lock(caller, await caller.hear())
+
+    async def block() -> None:
+        async with client.lock("plan.md", wait_seconds=60, session=True):
+            pytest.fail("the client is closed")
+
+    async with Client(await play(bus, another), agent_id="ann") as client:
+        waiting = asyncio.create_task(block())
+        await in_line.wait()
+    with pytest.raises(EngramConnectionError, match="closed"):
+        await waiting
+    await left.wait()

@@ -425,3 +425,41 @@ async def test_a_mistake_of_ours_is_a_lost_lock_and_not_silence() -> None:
     with pytest.raises(LockLost, match="ours"):
         async with leased(Broken()):
             await for_ever()
+
+
+async def test_a_client_that_closes_ends_the_wait_of_who_has_not_begun() -> None:
+    class InLine(Prepared):
+        async def acquire(self, wait_seconds: float) -> Lock:
+            await super().acquire(wait_seconds)
+            await for_ever()
+            raise AssertionError
+
+    async def block() -> None:
+        async with lease:
+            pytest.fail("it has ended")
+
+    hold, running = InLine(), set[object]()
+    lease = leased(hold, running=running)
+    waiting = asyncio.create_task(block())
+    await hold.heard("acquire", 1)
+    await lease.aclose()
+    with pytest.raises(EngramConnectionError, match="closed") as told:
+        await waiting
+    assert not told.value.retryable
+    assert (hold.said, running) == (["acquire", "close"], set())
+
+
+async def test_a_client_that_closes_gives_back_what_was_granted_to_who_has_not_begun() -> None:
+    class Closing(Prepared):
+        async def acquire(self, wait_seconds: float) -> Lock:
+            closing.append(asyncio.create_task(lease.aclose()))
+            return await super().acquire(wait_seconds)
+
+    closing: list[asyncio.Task[None]] = []
+    hold = Closing()
+    lease = leased(hold)
+    with pytest.raises(EngramConnectionError, match="closed"):
+        async with lease:
+            pytest.fail("it has ended")
+    await closing[0]
+    assert hold.said == ["acquire", "release", "close"]
