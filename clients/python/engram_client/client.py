@@ -1,11 +1,13 @@
 """The client: every verb of the bus for one agent, over HTTP (with WebSocket and SSE) or gRPC."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any, Literal, Self, TypeVar, Unpack
 from urllib.parse import urlsplit
 from uuid import uuid4
 
+from engram_client.errors import EngramConnectionError
 from engram_client.holds import Hold, OverRequests, OverSession
 from engram_client.lease import Lease, OnLost, now
 from engram_client.limits import (
@@ -91,7 +93,7 @@ class Client:
         self._timeout_seconds = timeout_seconds
         self._max_retries = max_retries
         self._verbs = _verbs(self.url, agent_id=agent_id, timeout_seconds=timeout_seconds)
-        self._running: set[Subscription | Pipeline | Lease] = set()
+        self._running = _Running()
 
     async def __aenter__(self) -> Self:
         return self
@@ -100,10 +102,13 @@ class Client:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """End its subscriptions and pipelines, give its leases back, then its connections."""
-        for running in tuple(self._running):
-            await running.aclose()
-        await self._verbs.aclose()
+        """End its subscriptions and pipelines, give its leases back, then end its connections: all of them, also where
+        one end fails."""
+        self._running.is_closed = True
+        async with AsyncExitStack() as ends:
+            ends.push_async_callback(self._verbs.aclose)
+            for running in self._running:
+                ends.push_async_callback(running.aclose)
 
     async def _again(self, what: str, ask: Callable[[], Awaitable[T]], *, is_repeatable: bool = True) -> T:
         return await again(ask, max_retries=self._max_retries, what=what, is_repeatable=is_repeatable)
@@ -556,6 +561,17 @@ class Client:
             wanted, transport=transport, encoding=encoding, silence_seconds=silence_seconds
         )
         return Subscription(open_stream, after=after, max_retries=max_retries, running=self._running)
+
+
+class _Running(set[Subscription | Pipeline | Lease]):
+    """What ends with a client. In one that is closed, nothing begins."""
+
+    is_closed = False
+
+    def add(self, begun: Subscription | Pipeline | Lease) -> None:
+        if self.is_closed:
+            raise EngramConnectionError("the client is closed", retryable=False)
+        super().add(begun)
 
 
 def _verbs(url: str, *, agent_id: str, timeout_seconds: float) -> Verbs:
