@@ -237,9 +237,12 @@ class SyncSubscription:
             self._ahead = self._thread.start(self._take())
         try:
             unit = self._ahead.result(timeout_seconds)
+        except TimeoutError:
+            raise  # Even if it has come since: then it is the next one's.
+        except CancelledError as exc:
+            raise EngramConnectionError("the client was closed", retryable=False) from exc
         except Exception:
-            if self._ahead.done():
-                self._ahead = None
+            self._ahead = None
             raise
         self._ahead = None
         return unit

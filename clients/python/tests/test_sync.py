@@ -1,13 +1,15 @@
 """The same verbs for a thread without a loop."""
 
 import threading
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Coroutine
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import pytest
 
 from engram_client import EngramConnectionError, Gap, SyncClient, WorkUnit
 from engram_client.errors import VersionMoved
+from engram_client.sync import SyncSubscription
 
 
 async def five_units(caller: Any) -> None:
@@ -88,6 +90,60 @@ def test_a_wait_that_ran_out_has_taken_nothing(elsewhere: Any) -> None:
         assert units.cursor == "e1.0"
         assert [units.next(timeout_seconds=5).seq, next(units).seq] == [1, 2]
         assert units.cursor == "e1.2"
+
+
+class JustTooLate(Future[Any]):
+    """What it is to have is there as soon as a wait for it has run out."""
+
+    def __init__(self, said: object) -> None:
+        super().__init__()
+        self._said = said
+
+    def result(self, timeout: float | None = None) -> Any:
+        try:
+            return super().result(timeout)
+        except TimeoutError:
+            if isinstance(self._said, Gap):
+                self.set_exception(self._said)
+            else:
+                self.set_result(self._said)
+            raise
+
+
+class Handing:
+    """A thread whose answers are prepared, and the subscription that it asks."""
+
+    cursor = None
+
+    def __init__(self, *ahead: Future[Any]) -> None:
+        self._ahead = iter(ahead)
+
+    def start(self, coroutine: Coroutine[Any, Any, Any]) -> Future[Any]:
+        coroutine.close()
+        return next(self._ahead)
+
+
+def test_what_comes_just_when_a_wait_has_run_out_is_not_lost() -> None:
+    gap = Gap(2, 3, "PRUNED")
+    handing = Handing(*map(JustTooLate, [1, gap, 4]))
+    units = SyncSubscription(handing, handing)
+    seen: list[object] = []
+    while len(seen) < 3:
+        try:
+            seen.append(units.next(timeout_seconds=0.01))
+        except TimeoutError:
+            pass
+        except Gap as told:
+            seen.append(told)
+    assert seen == [1, gap, 4]
+
+
+def test_who_waits_for_a_unit_when_the_thread_ends_is_told_that_the_client_was_closed() -> None:
+    ahead: Future[Any] = Future()
+    ahead.cancel()
+    handing = Handing(ahead)
+    with pytest.raises(EngramConnectionError, match="closed"):
+        SyncSubscription(handing, handing).next()
 
 
 def test_a_loop_ends_when_another_thread_closes_the_subscription(elsewhere: Any) -> None:
