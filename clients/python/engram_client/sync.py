@@ -152,8 +152,10 @@ class SyncClient:
     def close(self) -> None:
         """End its subscriptions and pipelines, its connections and its thread."""
         if not self.thread.closed:
-            self.thread.run(self.client.aclose())
-            self.thread.close()
+            try:
+                self.thread.run(self.client.aclose())
+            finally:
+                self.thread.close()
 
     append = _waiting(Client.append)
     append_bulk = _waiting(Client.append_bulk)

@@ -195,6 +195,18 @@ def test_a_closed_client_says_so(elsewhere: Any) -> None:
         bus.status()
 
 
+def test_an_end_that_fails_does_not_keep_the_thread(closed_url: str) -> None:
+    class Failing:
+        async def aclose(self) -> None:
+            raise ZeroDivisionError
+
+    bus = SyncClient(closed_url, agent_id="bob")
+    bus.client._running.add(Failing())
+    with pytest.raises(ZeroDivisionError):
+        bus.close()
+    assert bus.thread.closed
+
+
 def test_who_waits_while_another_thread_closes_is_let_go(elsewhere: Any) -> None:
     url, requests = elsewhere.answer(lambda _: b"")
     bus = SyncClient(url, agent_id="bob")
