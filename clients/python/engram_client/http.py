@@ -76,18 +76,17 @@ class Http:
         said = {name.encode(): value.encode() for name, value in (headers or {}).items()}
         if body is not None:
             said[b"Content-Type"] = content_type.encode()
-        request = self._client.build_request(
-            method,
-            f"{self._url}{path}{query_string(query or {})}",
-            content=body,
-            headers=said,
-            timeout=httpx.Timeout(self._timeout_seconds + wait_seconds, pool=None),
-        )
+        url = f"{self._url}{path}{query_string(query or {})}"
+        # Not httpx's own timeout: it begins anew with each piece of an answer.
+        request = self._client.build_request(method, url, content=body, headers=said, timeout=None)
+        seconds = self._timeout_seconds + wait_seconds
         try:
-            async with self._turn if takes_turn else nullcontext():
+            async with self._turn if takes_turn else nullcontext(), asyncio.timeout(seconds):
                 if self._client.is_closed:
                     raise EngramConnectionError("the client is closed", retryable=False)
                 answer = await self._client.send(request)
+        except TimeoutError as exc:
+            raise EngramConnectionError(f"no answer for {seconds:.3g} s") from exc
         except httpx.HTTPError as exc:
             raise self._lost(exc) from exc
         if answer.status_code >= 300:
