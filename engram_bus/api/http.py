@@ -116,6 +116,11 @@ _SHARED: Headers = ((b"access-control-expose-headers", _EXPOSED), (b"vary", b"or
 _SENT = {
     parameter.name for operation in OPERATIONS for parameter in operation.parameters if parameter.where == "header"
 }
+_READ = {
+    name.lower().encode(): name
+    for name in ("Accept", "Content-Length", "Content-Type", "Host", "Origin", *sorted(_SENT))
+}
+"""What is read of a request, by the name that it has here."""
 _PREFLIGHT: Headers = (
     (b"access-control-allow-methods", b"GET, HEAD, POST, PATCH, DELETE"),
     (b"access-control-allow-headers", ", ".join(sorted({"Content-Type", *_SENT})).encode()),
@@ -264,7 +269,7 @@ class HttpApi:
         started = clock.monotonic_seconds()
         name, shared = "none", _NOT_SHARED
         try:
-            headers: dict[bytes, bytes] = dict(scope["headers"])
+            headers = _once(scope["headers"])
             shared = self._let_in(headers)
             if shared and scope["method"] == "OPTIONS" and b"access-control-request-method" in headers:
                 raise _Static(204, b"", _PREFLIGHT)
@@ -666,9 +671,10 @@ class HttpApi:
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
         try:
-            self._let_in(dict(scope["headers"]))
+            headers = _once(scope["headers"])
+            self._let_in(headers)
             subprotocol = _subprotocol(scope)
-            agent_id = _agent_of(scope)
+            agent_id = _agent_of(scope, headers)
         except EngramError as exc:
             await _refuse_handshake(send, exc)
             return
@@ -798,15 +804,27 @@ async def _refuse_handshake(send: Send, error: EngramError) -> None:
     await send({"type": "websocket.http.response.body", "body": problem_body(error)})
 
 
-def _agent_of(scope: Scope) -> str | None:
+def _agent_of(scope: Scope, headers: Mapping[bytes, bytes]) -> str | None:
     """The agent a socket acts for: X-Agent-ID, or (browsers cannot set it) `agent_id` in the query."""
-    for name, value in scope["headers"]:
-        if name == b"x-agent-id":
-            return _text(name, value)
+    told = headers.get(b"x-agent-id")
+    if told is not None:
+        return _text(b"x-agent-id", told)
     try:
         return next((value for name, value in pairs(scope["query_string"]) if name == "agent_id"), None)
     except InvalidRequest:
         return None  # The open socket is told so; the query says more than this.
+
+
+def _once(headers: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """The headers by name. Raises InvalidRequest where one that is read comes twice: which one is meant?"""
+    by_name = dict(headers)
+    if len(by_name) < len(headers):
+        seen = set()
+        for name, _ in headers:
+            if name in seen and name in _READ:
+                raise InvalidRequest(f"header {_READ[name]} is given more than once", field=_READ[name])
+            seen.add(name)
+    return by_name
 
 
 def _text(name: bytes, value: bytes) -> str:

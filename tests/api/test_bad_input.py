@@ -395,6 +395,44 @@ def test_a_header_that_is_wrong_is_refused(bus: LiveBus, headers: dict[str, Any]
     assert problem["field"].lower().replace("_", "-") == next(iter(headers))
 
 
+@pytest.mark.parametrize(
+    ("name", "values"),
+    {
+        "If-Match": ('"3"', "*"),
+        "If-None-Match": ("*", "*"),
+        "Idempotency-Key": ("a", "b"),
+        "X-Agent-ID": ("ann", "bob"),
+        "Content-Type": ("application/json", "application/msgpack"),
+        "Accept": ("application/json", "application/x-protobuf"),
+        "Origin": ("http://localhost", "http://elsewhere.example"),
+        "Host": ("localhost", "localhost"),
+    }.items(),
+)
+def test_a_header_that_is_read_is_given_once(bus: LiveBus, name: str, values: tuple[str, str]) -> None:
+    twice = (f"{name}: {values[0]}", f"{name.lower()}: {values[1]}")
+    body = json.dumps(UNIT).encode()
+    for method, path in (("POST", "/workunit"), ("POST", "/workunit"), ("POST", "/workunits"), ("GET", "/contexts")):
+        with Wire(bus.address) as wire:
+            said = wire.send(request(method, path, body, *twice)).answer().problem
+        assert (said["status"], said["code"], said["field"]) == (400, "INVALID_REQUEST", name)
+        assert said["detail"] == f"header {name} is given more than once"
+
+
+def test_a_header_that_is_not_read_may_be_given_twice(bus: LiveBus) -> None:
+    body = json.dumps(UNIT).encode()
+    with Wire(bus.address) as wire:
+        for _ in range(2):
+            wire.send(request("POST", "/workunit", body, JSON, "X-Forwarded-For: a", "X-Forwarded-For: b"))
+            assert wire.answer().status == 201
+
+
+def test_a_socket_is_opened_by_one_agent(bus: LiveBus) -> None:
+    with Wire(bus.address) as wire:
+        wire.send(_handshake("/stream", "X-Agent-ID: ann", "X-Agent-ID: bob"))
+        answer = wire.answer()
+        assert (answer.status, answer.problem["field"]) == (400, "X-Agent-ID")
+
+
 def test_what_body_and_header_say_must_agree(bus: LiveBus) -> None:
     response = bus.http.post("/workunit", json=UNIT | {"idempotency_key": "a"}, headers={"idempotency-key": "b"})
     assert _problem(response)["field"] == "idempotency_key"

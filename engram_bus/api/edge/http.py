@@ -199,6 +199,8 @@ class EdgeHttp(Written, HttpToolsProtocol):
     def _begin_directly(self, taker: Taker) -> bool:
         """Queue the request for its taker; False where it is not of the kind that is taken so."""
         headers = dict(self.headers)
+        if len(headers) < len(self.headers):
+            return False  # One comes twice: whether it may is decided where they are read.
         if self.parser.get_method() != b"POST" or self.parser.should_upgrade() or not is_direct(headers):
             return False
         before = self._last_cycle()
