@@ -15,7 +15,7 @@ from engram_bus.embedded import Bus
 from engram_bus.log.record import Record
 from engram_bus.projections.follower import Follower
 from engram_bus.projections.runner import Runner
-from engram_bus.projections.search.documents import is_searched, line_of, text_of
+from engram_bus.projections.search.documents import is_searched, line_of, meaning_of, text_of
 from engram_bus.projections.search.embedders import StaticEmbedder
 from engram_bus.projections.search.engine import SearchIndex
 from engram_bus.projections.search.keywords import VERSION
@@ -188,7 +188,10 @@ def check_index(index: SearchIndex, follower: Follower, *, cursor: int) -> int:
     units = follower.units(0, units_max=10**6, bytes_max=10**9)
     wanted = [unit for unit in units if unit.seq <= cursor and is_searched(unit)]
     assert index._columns.seqs_of(np.arange(count)) == [unit.seq for unit in wanted]
-    vectors = EMBEDDER.embed([line_of(unit, text_of(unit)) for unit in wanted])
+    texts = [text_of(unit) for unit in wanted]
+    vectors = EMBEDDER.embed(
+        [meaning_of(unit, text, line=line_of(unit, text)) for unit, text in zip(wanted, texts, strict=True)]
+    )
     kept = index._vectors.kept(np.arange(count))
     assert all((row == quantized(vector)).all() for row, vector in zip(kept, vectors, strict=True)), "a vector is wrong"
     return count

@@ -20,8 +20,10 @@ _SEPARATORS = re.compile(r"[^\w]+")
 # In any script: `\w` of re knows letters, digits and _, but not which of them are capitals.
 _PART = re.compile(r"[^\W\d_]+|\d+")
 _ASCII_PART = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+")
-_SIGN = re.compile("[\u20a0-\u20cf\u2190-\u22ff\u2600-\u27bf\U0001f000-\U0001faff]")
+_SIGNS = "\u20a0-\u20cf\u2190-\u22ff\u2600-\u27bf\U0001f000-\U0001faff"
+_SIGN = re.compile(f"[{_SIGNS}]")
 """Currencies, arrows, signs of mathematics and pictures: they are looked for by themselves."""
+_SAYING = re.compile(f"[\\w{_SIGNS}]")
 NAME_CHARACTERS_MAX = 128
 """Longer runs are data, not names."""
 _STARTING = re.compile(r'(?<!\S)([^\s"*]{2,})\*(?!\S)')
@@ -42,6 +44,11 @@ def normal(text: str) -> str:
     """One way to write what can be written in several: composed characters, and none that only look wider or narrower
     (Unicode's form NFKC)."""
     return text if text.isascii() else normalize("NFKC", text)
+
+
+def says_anything(text: str) -> bool:
+    """Whether there is a word in a text, one that says little too, or a picture."""
+    return _SAYING.search(text) is not None
 
 
 def without_asking(text: str) -> str:

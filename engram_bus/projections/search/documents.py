@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from engram_bus.projections.search.analysis import normal, words
+from engram_bus.projections.search.analysis import normal, says_anything, words
 from engram_bus.units import WorkUnit, is_json, is_own_kind, is_text
 
 PAIR_WORDS_MAX = 200
@@ -55,13 +55,21 @@ def line_of(unit: WorkUnit, text: str) -> str:
     return f"{agent} ({what}): {said}" if what else f"{agent}: {said}"
 
 
+def meaning_of(unit: WorkUnit, text: str, *, line: str) -> str:
+    """What is embedded: the line, but nothing where only the agent's name stands in it."""
+    return line if any(map(says_anything, (text, unit.kind or "", *unit.meta.values(), *unit.resources))) else ""
+
+
 def parts_of(unit: WorkUnit, text: str) -> list[str]:
     """The same in parts: a phrase stands in one of them."""
     return [normal(part) for part in (unit.agent_id, unit.kind or "", *unit.meta.values(), *unit.resources, text)]
 
 
-def together(line: str, before: list[str]) -> list[str]:
-    """A line after those that come before it in its context (oldest first), as far as all stay short."""
+def together(line: str, before: list[str], *, text: str) -> list[str]:
+    """A line after those that come before it in its context (oldest first), as far as all stay short. One whose text
+    says nothing answers nothing, and stands alone."""
+    if not says_anything(text):
+        return [line]
     count, kept = _word_count(line), [line]
     for earlier in reversed(before[-PAIR_UNITS:]):
         count += _word_count(earlier)

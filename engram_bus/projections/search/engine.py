@@ -24,6 +24,7 @@ from engram_bus.projections.search.documents import (
     glance_of,
     is_searched,
     line_of,
+    meaning_of,
     parts_of,
     text_of,
     together,
@@ -134,7 +135,11 @@ class SearchIndex:
     def _wanted(self, first: int, count: int) -> list[Wanted]:
         last = min(first + count, self._columns.count)
         units = [self._source.unit(seq) for seq in self._columns.seqs_of(np.arange(first, last))]
-        return [Wanted(unit.seq, unit.id, line_of(unit, text_of(unit))) for unit in units]
+        texts = [text_of(unit) for unit in units]
+        return [
+            Wanted(unit.seq, unit.id, meaning_of(unit, text, line=line_of(unit, text)))
+            for unit, text in zip(units, texts, strict=True)
+        ]
 
     @property
     def uncommitted(self) -> int:
@@ -147,8 +152,9 @@ class SearchIndex:
         searched = [unit for unit in units if is_searched(unit)]
         texts = [text_of(unit) for unit in searched]
         lines = [line_of(unit, text) for unit, text in zip(searched, texts, strict=True)]
-        vectors = self._embedder.embed(lines)
-        for unit, text, line in zip(searched, texts, lines, strict=True):
+        of_all = list(zip(searched, texts, lines, strict=True))
+        vectors = self._embedder.embed([meaning_of(unit, text, line=line) for unit, text, line in of_all])
+        for unit, text, line in of_all:
             document = self._keyworded(unit, text, line)
             self._columns.add(unit)
             self._keywords.add(document)
@@ -175,7 +181,7 @@ class SearchIndex:
             resources=unit.resources,
             meta=unit.meta,
             targets=[edge.target_id for edge in unit.relationships],
-            lines=together(line, recent),
+            lines=together(line, recent, text=text),
             line=line,
             parts=parts_of(unit, text),
         )
@@ -396,9 +402,10 @@ class SearchIndex:
         if time.monotonic() >= self._until:
             raise TooLate
         unit = self._source.unit(seq)
-        line = line_of(unit, text_of(unit))
+        text = text_of(unit)
+        line = line_of(unit, text)
         before = [line_of(one, text_of(one)) for one in self._searched_before(unit)]
-        return self._keywords.terms("\n".join(together(line, before)), line)
+        return self._keywords.terms("\n".join(together(line, before, text=text)), line)
 
     def _terms(self, recent: Sequence[_Recent]) -> list[Terms]:
         """What they consist of: most are committed before anyone asks."""

@@ -25,7 +25,7 @@ from engram_bus.projections.search import analysis
 from engram_bus.projections.search.bm25 import NAME_WEIGHT, Phrase, Question, Statistics, Terms, rarity
 from engram_bus.projections.search.scope import Scope
 
-VERSION = "keywords-4"
+VERSION = "keywords-5"
 QUERY_TERMS_MAX = 64
 THEN_DEPTH_MAX = 3_200
 """Units that are read again for a search as of a seq, a quarter of a millisecond each: only where very many score

@@ -14,6 +14,7 @@ from engram_bus.projections.search.documents import (
     glance_of,
     is_searched,
     line_of,
+    meaning_of,
     parts_of,
     text_of,
     together,
@@ -103,6 +104,23 @@ def test_a_line_says_who_and_about_what() -> None:
     assert parts_of(about, "hi") == ["ann", "build.failed", "7", "src/a.py", "hi"]
 
 
+@pytest.mark.parametrize("text", ["", " \n", "?!", "---"])
+def test_a_line_that_says_nothing_stands_alone(text: str) -> None:
+    assert together(f"ann: {text}", ["bob: the parser"], text=text) == [f"ann: {text}"]
+
+
+@pytest.mark.parametrize("text", ["ok", "the", "7", "\U0001f44d", "日"])
+def test_little_that_is_said_answers_something(text: str) -> None:
+    assert together(f"ann: {text}", ["bob: the parser?"], text=text) == ["bob: the parser?", f"ann: {text}"]
+
+
+def test_an_agent_alone_means_nothing() -> None:
+    assert meaning_of(said(b""), "", line="ann: ") == ""
+    assert meaning_of(said(b"hi"), "hi", line="ann: hi") == "ann: hi"
+    for about in (said(b"", kind="done"), said(b"", meta={"run": "7"}), said(b"", resources=["src/a.py"])):
+        assert meaning_of(about, "", line=line_of(about, "")) == line_of(about, "") != ""
+
+
 def test_what_the_bus_says_of_itself_is_not_searched() -> None:
     assert not is_searched(unit(kind="lock.granted"))
     assert not is_searched(unit(kind="context.created"))
@@ -114,7 +132,7 @@ def test_what_the_bus_says_of_itself_is_not_searched() -> None:
 def test_lines_stand_together_while_all_are_short(before: list[int], own: int) -> None:
     lines = [f"l{number} " + "w " * (count - 1) for number, count in enumerate(before)]
     line = "own " * own
-    kept = together(line, lines)
+    kept = together(line, lines, text=line)
     assert kept[-1] == line
     count = len(kept) - 1
     assert kept[:-1] == lines[len(lines) - count :]
@@ -125,5 +143,5 @@ def test_lines_stand_together_while_all_are_short(before: list[int], own: int) -
 
 
 def test_a_long_text_without_spaces_is_long() -> None:
-    assert together("short", ["日本語" * 200]) == ["short"]
-    assert together("日本語" * 200, ["short"]) == ["日本語" * 200]
+    assert together("short", ["日本語" * 200], text="short") == ["short"]
+    assert together("日本語" * 200, ["short"], text="日本語") == ["日本語" * 200]

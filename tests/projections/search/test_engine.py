@@ -15,11 +15,19 @@ from hypothesis import strategies as st
 
 from engram_bus.projections.contract import Damaged
 from engram_bus.projections.search import engine, keywords
-from engram_bus.projections.search.documents import PAIR_UNITS, is_searched, line_of, parts_of, text_of, together
+from engram_bus.projections.search.documents import (
+    PAIR_UNITS,
+    is_searched,
+    line_of,
+    meaning_of,
+    parts_of,
+    text_of,
+    together,
+)
 from engram_bus.projections.search.engine import LOOK_BACK_UNITS, SearchIndex, TooLate
 from engram_bus.projections.search.scope import Scope
 from engram_bus.projections.search.values import Asked, Found
-from engram_bus.units import WorkUnit, ts_us
+from engram_bus.units import FORMAT_BYTES, FORMAT_JSON, FORMAT_TEXT, WorkUnit, ts_us
 from tests.projections.search.worlds import (
     COMPARED,
     EMBEDDER,
@@ -44,9 +52,15 @@ MODES = st.sampled_from(["keyword", "semantic", "hybrid"])
 
 def text_in_index(unit: WorkUnit, units: Sequence[WorkUnit]) -> tuple[str, str]:
     """A unit's text with those before it, and its line, as said in documents.py."""
-    line = line_of(unit, text_of(unit))
+    text = text_of(unit)
+    line = line_of(unit, text)
     before = [one for one in Log(units).before(unit, LOOK_BACK_UNITS) if is_searched(one)]
-    return "\n".join(together(line, [line_of(one, text_of(one)) for one in before[-PAIR_UNITS:]])), line
+    return "\n".join(together(line, [line_of(one, text_of(one)) for one in before[-PAIR_UNITS:]], text=text)), line
+
+
+def has_meaning(unit: WorkUnit) -> bool:
+    text = text_of(unit)
+    return bool(EMBEDDER.embed([meaning_of(unit, text, line=line_of(unit, text))]).any())
 
 
 def holding_a_word(index: SearchIndex, query: str, units: Sequence[WorkUnit], of: Sequence[WorkUnit]) -> set[int]:
@@ -76,7 +90,7 @@ def test_what_is_found_counted_and_sorted_is_what_a_scan_finds(
         expected = saying(index, query, let_through(units, scope))
         holding = holding_a_word(index, query, units, expected)
     counted = [one for one in expected if one.seq in holding] if mode == "keyword" else expected
-    seen = {one.seq for one in expected if EMBEDDER.embed([line_of(one, text_of(one))]).any()}
+    seen = {one.seq for one in expected if has_meaning(one)}
     by_meaning = seen if EMBEDDER.embed([query]).any() else set()
     by_mode = {"keyword": holding, "semantic": by_meaning, "hybrid": holding | by_meaning}
     assert {hit.seq for hit in found.hits} == by_mode[mode]
@@ -295,6 +309,32 @@ def test_units_of_the_bus_between_two_do_not_change_what_is_indexed_together(tmp
         found = one.search(all_of("parser", "keyword"))
         assert told(found) == told(other.search(all_of("parser", "keyword")))
         assert len(found.hits) == (3 if own < LOOK_BACK_UNITS - 1 else 2 if own < LOOK_BACK_UNITS else 1)
+
+
+@pytest.mark.parametrize("committed", [0, 6])
+@pytest.mark.parametrize(
+    ("payload", "content_type"),
+    [(b"", FORMAT_TEXT), (b" ?!\n", FORMAT_TEXT), (b"null", FORMAT_JSON), (b"{}", FORMAT_JSON), (b"I", FORMAT_BYTES)],
+)
+def test_who_says_nothing_is_not_found_by_what_others_said(committed: int, payload: bytes, content_type: str) -> None:
+    empty = [
+        msgspec.structs.replace(unit(seq, payload=payload), content_type=content_type, resources=resources)
+        for seq, resources in ((2, []), (3, []), (4, ["src/a.py"]))
+    ]
+    units = [
+        unit(1, payload=b"I take the parser"),
+        *empty,
+        unit(5, payload=b"which parser?"),
+        unit(6, payload="👍".encode()),
+    ]
+    with indexed(units, committed) as index:
+        for as_of_seq in (None, 6):
+            found = index.search(all_of("parser", "keyword", as_of_seq=as_of_seq))
+            assert ({hit.seq for hit in found.hits}, found.total) == ({1, 5, 6}, 3)
+            touching = index.search(all_of("src/a.py", "keyword", as_of_seq=as_of_seq))
+            assert [hit.seq for hit in touching.hits][:1] == [4]
+        assert {hit.seq for hit in index.search(all_of("ann", "semantic")).hits} == {1, 4, 5, 6}
+        assert {hit.seq for hit in index.search(all_of("ann", "keyword")).hits} == {1, 2, 3, 4, 5, 6}
 
 
 def test_a_context_that_was_forgotten_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
