@@ -8,6 +8,7 @@ from engram_bus.decisions.state import State
 from engram_bus.embedded import Bus
 from engram_bus.errors import LogDamaged, StorageFailed
 from engram_bus.projections.search.contract import Search
+from engram_bus.units import ts_us
 
 
 class Health:
@@ -48,7 +49,7 @@ class Health:
             subscribers=counts.subscribers,
             lag_units=counts.lag_units,
             queue_commands=counts.queue_commands,
-            search=None if bus.searcher is None else search_status(bus.searcher),
+            search=None if bus.searcher is None else search_status(bus, bus.searcher),
             disk=Disk(*bus.log.sizes()),
             worker=UNSET if self.worker is None else self.worker,
         )
@@ -68,16 +69,24 @@ class Health:
         )
 
 
-def search_status(searcher: Search) -> SearchStatus:
-    """How far the index is."""
+def search_status(bus: Bus, searcher: Search) -> SearchStatus:
+    """How far the index is. How far behind the log it is, the bus finds: the index may stand still."""
     state = searcher.state
     return SearchStatus(
         taken_seq=state.taken,
         lag_units=searcher.lag_units,
-        lag_ms=state.lag_ms,
+        lag_ms=_waiting_ms(bus, state.taken + 1) if searcher.lag_units else 0,
         generation=state.generation,
         rebuilt_seq=state.rebuilt,
         embedder=state.embedder,
         embedder_lag_units=state.embedder_lag_units,
         embedder_trouble=state.embedder_trouble,
     )
+
+
+def _waiting_ms(bus: Bus, seq: int) -> int:
+    """For how long a unit has waited; 0 where the log does not tell any more when it was said."""
+    try:
+        return max(0, bus.writer.now_us() - ts_us(bus.log.record(seq).unit.ts)) // 1_000
+    except (LogDamaged, StorageFailed):
+        return 0

@@ -631,7 +631,7 @@ class HttpApi:
 
     async def _rebuild_search(self, call: Call) -> Reply:
         self.bus.rebuild_search()
-        return Reply(202, encode_json(search_status(self.bus.start_search())), [_JSON_TYPE])
+        return Reply(202, encode_json(search_status(self.bus, self.bus.start_search())), [_JSON_TYPE])
 
     # --- The bus itself ----------------------------------------------------------------------------------------------
 

@@ -319,7 +319,7 @@ class Verbs:
 
     async def _rebuild_search(self, asked: search_pb2.RebuildSearchRequest, caller: Caller) -> bytes:
         self._bus.rebuild_search()
-        status = messages.search_status(search_status(self._bus.start_search()))
+        status = messages.search_status(search_status(self._bus, self._bus.start_search()))
         return search_pb2.RebuildSearchResponse(search=status).SerializeToString()
 
     # --- The bus itself ----------------------------------------------------------------------------------------------

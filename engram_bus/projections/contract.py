@@ -50,10 +50,6 @@ class Projection(Protocol):
         """The seq of the newest unit that was taken in."""
 
     @property
-    def taken_us(self) -> int:
-        """When that unit was said, in microseconds; 0 if none was taken in since it was opened."""
-
-    @property
     def uncommitted(self) -> int:
         """How many units would be taken in again after a restart."""
 

@@ -59,8 +59,6 @@ class Progress(msgspec.Struct, frozen=True):
 
     cursor: int
     taken: int
-    lag_ms: int
-    """How old the newest unit that was taken in is, while there are newer ones."""
     generation: int
     """Of its directory: the next one to take its place has a higher number."""
     rebuilt: int | None
@@ -120,10 +118,8 @@ class Runner(Generic[P]):
 
     @property
     def progress(self) -> Progress:
-        lag_us = max(0, time.time_ns() // 1_000 - self.projection.taken_us) if self.is_behind else 0
         rebuilt = None if self._next is None else self._next.projection.taken
-        cursor, taken = self.projection.cursor, self.projection.taken
-        return Progress(cursor, taken, lag_us // 1_000, self._serving.generation, rebuilt)
+        return Progress(self.projection.cursor, self.projection.taken, self._serving.generation, rebuilt)
 
     # --- Going on ----------------------------------------------------------------------------------------------------
 

@@ -1,16 +1,19 @@
 """Search over HTTP: what can be asked, what is answered, and how it says no."""
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from engram_bus.api.health import search_status
 from engram_bus.errors import EngramError, SearchBuilding, SearchUnavailable
 from engram_bus.limits import (
     FILTER_GLOB_BYTES_MAX,
@@ -23,6 +26,7 @@ from engram_bus.limits import (
 )
 from engram_bus.projections.search.messages import State
 from engram_bus.projections.search.requests import FUSIONS, MODES, SearchIn
+from engram_bus.projections.search.searcher import Searcher
 from tests.live import LiveBus
 
 UNITS: list[dict[str, Any]] = [
@@ -302,8 +306,8 @@ class Unready:
     """What stands for a search that cannot answer now."""
 
     def __init__(self, error: EngramError) -> None:
-        self.state = State(3, 5, 250)
-        self.lag_units = 4
+        self.state = State(3, 5)
+        self.lag_units = 0
         self._error = error
 
     def tell(self, head: int) -> None:
@@ -331,7 +335,7 @@ def test_a_search_that_cannot_answer_yet_says_when_to_ask_again(bus: LiveBus, er
     assert response.headers["retry-after"] == "1"
     assert {name: response.json()[name] for name in error.details} == error.details
     status = bus.http.get("/status").json()["search"]
-    assert {"taken_seq": 5, "lag_units": 4, "lag_ms": 250}.items() <= status.items()
+    assert {"taken_seq": 5, "lag_units": 0, "lag_ms": 0}.items() <= status.items()
 
 
 def test_the_status_says_how_far_the_index_is(tmp_path: Path) -> None:
@@ -524,3 +528,23 @@ def test_any_text_is_a_glob(said: LiveBus, globs: list[str]) -> None:
 )
 def test_no_search_is_a_mistake_of_the_bus(said: LiveBus, asked: dict[str, Any]) -> None:
     assert said.http.post("/search", content=json.dumps(asked)).status_code in (200, 400, 413)
+
+
+def test_units_wait_for_an_index_that_stands_still(tmp_path: Path) -> None:
+    with LiveBus(tmp_path / "data") as bus:
+        bus.append(payload="the parser")
+        assert seqs(search(bus)) == [1]
+        bus.wait(lambda inner: inner.searcher is not None and inner.searcher.state.taken == 1)
+        pid = bus.call(lambda inner: cast("Searcher", inner.searcher).pid)
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            bus.append()
+            bus.append()
+            bus.wait(lambda inner: search_status(inner, inner.start_search()).lag_units == 2)
+            status = bus.http.get("/status").json()["search"]
+            assert (status["taken_seq"], status["lag_units"]) == (1, 2)
+            bus.wait(lambda inner: search_status(inner, inner.start_search()).lag_ms > status["lag_ms"])
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        bus.wait(lambda inner: search_status(inner, inner.start_search()).lag_ms == 0)

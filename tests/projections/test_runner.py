@@ -24,7 +24,7 @@ from engram_bus.projections.runner import (
     SLICE_UNITS,
     Runner,
 )
-from engram_bus.units import WorkUnit, ts_us
+from engram_bus.units import WorkUnit
 from tests.values import sealed, unit
 
 NAME = "tally-1"
@@ -46,7 +46,6 @@ class Tally:
         self._file = path / "tally"
         self.said = msgspec.json.decode(self._file.read_bytes(), type=Said) if self._file.exists() else Said()
         self.cursor = self.said.cursor
-        self.taken_us = 0
         self.inherited: object = None
         self.is_closed = False
         self.is_damaged = False
@@ -67,7 +66,7 @@ class Tally:
         for one in units:
             assert one.seq == self.taken + 1
             self.said.by_agent[one.agent_id] = self.said.by_agent.get(one.agent_id, 0) + 1
-            self.said.cursor, self.said.last_id, self.taken_us = one.seq, one.id, ts_us(one.ts)
+            self.said.cursor, self.said.last_id = one.seq, one.id
 
     def check(self) -> None:
         if self.is_damaged:

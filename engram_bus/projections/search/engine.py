@@ -92,7 +92,6 @@ class SearchIndex:
         self._beside = ThreadPoolExecutor(1, "vectors")
         self._until = inf
         self.taken = cursor
-        self.taken_us = 0
 
     def _refuse_others(self) -> None:
         """Raises Damaged where tables are whole, and not those that were committed."""
@@ -161,7 +160,7 @@ class SearchIndex:
             self._recent[unit.seq] = _Recent(unit, document)
         self._vectors.add(vectors)
         if units:
-            self.taken, self.taken_us = units[-1].seq, ts_us(units[-1].ts)
+            self.taken = units[-1].seq
 
     def _keyworded(self, unit: WorkUnit, text: str, line: str) -> Keyworded:
         before = self._lines.pop(unit.context_id, None)

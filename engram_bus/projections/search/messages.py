@@ -34,8 +34,6 @@ class State(msgspec.Struct, frozen=True, tag="state"):
 
     cursor: int
     taken: int
-    lag_ms: int = 0
-    """How old the newest unit that was taken in is, while there are newer ones."""
     generation: int = 0
     """Grows with each index that took the place of another."""
     rebuilt: int | None = None

@@ -16,6 +16,7 @@ from random import Random
 
 import pytest
 
+from engram_bus.api.health import search_status
 from engram_bus.embedded import Bus
 from engram_bus.errors import Busy, InternalError, SearchBuilding, SearchUnavailable, ShuttingDown, StorageFull
 from engram_bus.log.lmdb import LmdbLog
@@ -566,6 +567,8 @@ async def test_a_record_that_cannot_be_read_ends_what_is_searched(
         assert (out.applied_seq, out.total) == (49, 49)
         await append(bus, 10)
         assert (await bus.search("unit49 unit51")).applied_seq == 49
+        status = search_status(bus, process_of(bus))
+        assert (status.taken_seq, status.lag_units, status.lag_ms) == (49, 61, 0)
     assert capfd.readouterr().err.count(" ends before the unit after 49") == 1
 
 
