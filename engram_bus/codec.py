@@ -335,11 +335,13 @@ def lock_on(lock: Lock, resource: str) -> LockOut:
     )
 
 
-def acting(named: str | None, otherwise: str | None) -> str:
+def acting(named: str | None, otherwise: str | None, *, named_in: str = "the request") -> str:
     """Who acts: whom the request names, else whom its transport does. Raises InvalidRequest."""
     agent_id = named if named is not None else otherwise
     if agent_id is None:
-        raise InvalidRequest("agent_id is missing: name it, or send the X-Agent-ID header", field="agent_id")
+        raise InvalidRequest(
+            f"agent_id is missing: name it in {named_in}, or send the X-Agent-ID header", field="agent_id"
+        )
     return agent_id
 
 

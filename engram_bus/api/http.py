@@ -118,7 +118,7 @@ _SENT = {
 }
 _READ = {
     name.lower().encode(): name
-    for name in ("Accept", "Content-Length", "Content-Type", "Host", "Origin", *sorted(_SENT))
+    for name in ("Accept", "Content-Encoding", "Content-Length", "Content-Type", "Host", "Origin", *sorted(_SENT))
 }
 """What is read of a request, by the name that it has here."""
 _PREFLIGHT: Headers = (
@@ -145,7 +145,14 @@ class Asked:
         return None if raw is None else _text(name, raw)
 
     def media_type(self) -> str:
-        """The body's type; JSON where none is told. Raises UnsupportedMedia for one the operation does not list."""
+        """The body's type; JSON where none is told. Raises UnsupportedMedia for one the operation does not list, and
+        for a compressed body."""
+        coding = self.headers.get(b"content-encoding")
+        if coding is not None and coding.strip().lower() not in (b"", b"identity"):
+            raise UnsupportedMedia(
+                f"content encoding {coding.decode('latin-1')[:64]!r} is not read here: send the body as it is",
+                field="Content-Encoding",
+            )
         told = self.headers.get(b"content-type")
         if told is None or told == b"application/json":
             base = JSON
@@ -508,6 +515,7 @@ class HttpApi:
 
     async def _contexts(self, call: Call) -> Reply:
         if call.values["context_id"] is not None:
+            _refuse_beside("context_id", call, "prefix", "page")
             return self._context_reply(call.values["context_id"])
         page = self.bus.contexts(limit=call.values["limit"], page=call.values["page"], prefix=call.values["prefix"])
         return self._read_reply(encode_json(page))
@@ -575,7 +583,8 @@ class HttpApi:
 
     async def _release(self, call: Call, resource: str) -> Reply:
         values = call.values
-        agent_id, lock_id = acting(values["agent_id"], call.header(b"x-agent-id")), values["lock_id"]
+        agent_id = acting(values["agent_id"], call.header(b"x-agent-id"), named_in="the query")
+        lock_id = values["lock_id"]
         command: BreakLock | ReleaseLock
         if values["break"]:
             command = BreakLock(resource=resource, agent_id=agent_id, reason=values["reason"], lock_id=lock_id)
@@ -609,6 +618,7 @@ class HttpApi:
     async def _locks(self, call: Call) -> Reply:
         values = call.values
         if values["resource"] is not None:
+            _refuse_beside("resource", call, "holder", "prefix", "page")
             return self._lock_reply(call, values["resource"])
         if values["token"] is not None:
             raise InvalidRequest("token is checked for one resource: name it", field="resource")
@@ -869,6 +879,13 @@ def _agreed(in_body: Any, in_header: Any, field: str) -> Any:
     if in_body is not None and in_body != in_header:
         raise InvalidRequest(f"{field} differs between the body and its header", field=field)
     return in_header
+
+
+def _refuse_beside(one: str, call: Call, *names: str) -> None:
+    """Who names one thing chooses from nothing. Raises InvalidRequest."""
+    for name in names:
+        if call.values[name]:
+            raise InvalidRequest(f"{name} chooses from a list, and {one} names one: leave one of them out", field=name)
 
 
 def _required(call: Call, name: str) -> str:

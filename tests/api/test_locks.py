@@ -318,6 +318,12 @@ def test_a_release_that_is_wrong_is_refused(shared_bus: LiveBus, params: dict[st
         assert refused(response) == (400, "INVALID_REQUEST", field)
 
 
+def test_who_releases_is_named_in_the_query_or_a_header(shared_bus: LiveBus) -> None:
+    response = shared_bus.http.request("DELETE", "/locks/x", json={"agent_id": "ann", "lock_id": "1"})
+    assert refused(response) == (400, "INVALID_REQUEST", "agent_id")
+    assert response.json()["detail"] == "agent_id is missing: name it in the query, or send the X-Agent-ID header"
+
+
 def test_without_a_resource_nothing_is_refreshed_or_released(shared_bus: LiveBus) -> None:
     named = {"agent_id": "ann", "lock_id": NOBODYS}
     for response in (shared_bus.http.delete("/locks", params=named), shared_bus.http.patch("/locks", json=named)):
