@@ -501,6 +501,11 @@ _decode_string = msgspec.json.Decoder(str).decode
 _decode_any = msgspec.json.Decoder().decode
 
 _AT = re.compile(r" - at `(?:key in )?\$\.?([^`]*)`$")
+_HALF = re.compile(
+    rb"(?<!\\)(?:\\\\)*(\\u[dD](?:[89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])"
+    rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD])[c-fC-F][0-9a-fA-F]{2}))"
+)
+"""In JSON, the first or second half of a surrogate pair without the other."""
 _NAMED = re.compile(r"(?:missing required|unknown) field `([^`]+)`")
 
 
@@ -511,7 +516,9 @@ def parse(decode: Callable[[bytes], T], body: bytes, *, field: str | None = None
     except msgspec.ValidationError as exc:
         raise _invalid(str(exc), field) from exc
     except (msgspec.DecodeError, UnicodeDecodeError, ValueError, OverflowError) as exc:
-        raise InvalidRequest(f"cannot be read: {exc}", field=field) from exc
+        half = _HALF.search(body)
+        hint = f"; {half[1].decode()} is half of a surrogate pair, which is no text" if half else ""
+        raise InvalidRequest(f"cannot be read: {exc}{hint}", field=field) from exc
     except RecursionError as exc:
         raise InvalidRequest(f"nested deeper than {JSON_DEPTH_MAX}", field=field, limit=JSON_DEPTH_MAX) from exc
 

@@ -273,6 +273,29 @@ def test_a_field_that_is_read_by_itself_is_named() -> None:
     assert caught.value.field == "payload[1]"
 
 
+@pytest.mark.parametrize(
+    ("text", "half"),
+    [
+        (rb'"\ud800"', r"\ud800"),
+        (rb'"a\udfff and more"', r"\udfff"),
+        (rb'"\ud83d\ude00\uDBFF!"', r"\uDBFF"),
+        (rb'"\ud800\ud800"', r"\ud800"),
+        (rb'"\\\ud800"', r"\ud800"),
+    ],
+)
+def test_half_of_a_pair_is_named(text: bytes, half: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        append_from_json(b'{"context_id":"a","agent_id":"ann","payload":' + text + b"}")
+    assert caught.value.message.endswith(f"; {half} is half of a surrogate pair, which is no text")
+
+
+@pytest.mark.parametrize("text", [rb'"\ud83d\ude00', rb'"\\ud800', rb'"\ud8"', b'"\\'])
+def test_what_is_malformed_otherwise_is_no_half_of_a_pair(text: bytes) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        append_from_json(b'{"context_id":"a","agent_id":"ann","payload":' + text)
+    assert "surrogate" not in caught.value.message
+
+
 # --- Payloads --------------------------------------------------------------------------------------------------------
 
 
