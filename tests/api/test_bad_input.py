@@ -27,6 +27,7 @@ from engram_bus.limits import (
     MIB,
     NAME_BYTES_MAX,
     PAYLOAD_BYTES_MAX,
+    QUERY_BYTES_MAX,
     RELATIONSHIPS_MAX,
     RESOURCE_BYTES_MAX,
     RESOURCES_MAX,
@@ -503,6 +504,21 @@ def test_what_is_not_http_is_told_so_and_closed(bus: LiveBus, garbage: bytes) ->
 
 
 @pytest.mark.parametrize(
+    ("head", "why"),
+    [
+        (b"FOO / HTTP/1.1\r\n", "Invalid method"),
+        (b"POST / HTTP/1.1\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n", "Transfer-Encoding"),
+        (b"POST / HTTP/1.1\r\nContent-Length: 2\r\nContent-Length: 3\r\n", "Content-Length"),
+    ],
+)
+def test_why_it_is_not_http_is_said(bus: LiveBus, head: bytes, why: str) -> None:
+    with Wire(bus.address) as wire:
+        said = wire.send(head + b"Host: a\r\n\r\n{}").answer().problem["detail"]
+    assert said.startswith("this cannot be read as HTTP/1.1: ")
+    assert why in said
+
+
+@pytest.mark.parametrize(
     "headers",
     [
         [f"X-{n}: {'v' * 100}" for n in range(1_000)],
@@ -519,6 +535,12 @@ def test_headers_that_are_too_large_are_told_so(bus: LiveBus, headers: list[str]
             "HEADERS_TOO_LARGE",
             HEADER_BYTES_MAX,
         )
+
+
+def test_a_target_that_is_too_long_is_told_so(bus: LiveBus) -> None:
+    with Wire(bus.address) as wire:
+        said = wire.send(request("GET", "/" + "a" * QUERY_BYTES_MAX)).answer().problem
+    assert said["detail"] == f"the request target has more than {QUERY_BYTES_MAX} bytes"
 
 
 def test_a_header_without_end_is_cut_off(short: LiveBus) -> None:

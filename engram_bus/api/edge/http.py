@@ -108,8 +108,8 @@ class EdgeHttp(Written, HttpToolsProtocol):
         self._unset_keepalive_if_required()
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserError:
-            self.send_400_response("")
+        except httptools.HttpParserError as exc:
+            self._refuse(self._fault or InvalidRequest(f"this cannot be read as HTTP/1.1: {exc}"))
         except httptools.HttpParserUpgrade as upgrade:
             if self._should_upgrade():
                 self.handle_websocket_upgrade()
@@ -174,12 +174,12 @@ class EdgeHttp(Written, HttpToolsProtocol):
         super().on_url(url)
         self._header_bytes += len(url)
         if self._header_bytes > QUERY_BYTES_MAX:
-            self._give_up("the request target", QUERY_BYTES_MAX)
+            self._give_up("the request target has", QUERY_BYTES_MAX)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._header_bytes += len(name) + len(value) + 4  # ": " and the line's end.
         if self._header_bytes > HEADER_BYTES_MAX:
-            self._give_up("the request headers", HEADER_BYTES_MAX)
+            self._give_up("the request headers have", HEADER_BYTES_MAX)
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
@@ -251,9 +251,6 @@ class EdgeHttp(Written, HttpToolsProtocol):
         if self._owed is not None and self._is_answered():
             self._write_refusal(self._owed)
 
-    def send_400_response(self, msg: str) -> None:
-        self._refuse(self._fault or InvalidRequest("this is not HTTP/1.1"))
-
     # --- Bounds ------------------------------------------------------------------------------------------------------
 
     def _begin(self, lacks: Literal["nothing", "headers", "body"]) -> None:
@@ -278,8 +275,8 @@ class EdgeHttp(Written, HttpToolsProtocol):
             self._refuse(TooSlow(f"the {self._lacks} took longer than {seconds:g} s"))
 
     def _give_up(self, what: str, bytes_max: int) -> None:
-        self._fault = HeadersTooLarge(f"{what} have more than {bytes_max} bytes", limit=bytes_max)
-        # The parser turns it into an error of its own, and uvicorn that into send_400_response.
+        self._fault = HeadersTooLarge(f"{what} more than {bytes_max} bytes", limit=bytes_max)
+        # The parser turns it into an error of its own.
         raise ValueError(what)
 
     def _check_size(self) -> None:
