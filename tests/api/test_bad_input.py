@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator
 from statistics import median
@@ -848,11 +849,13 @@ def test_messages_are_read_however_their_bytes_are_cut_and_whatever_stands_betwe
         assert [json.loads(socket.recv(10))["id"] for _ in range(3)] == [1, 2, 3]
 
 
-def test_a_subprotocol_that_is_not_spoken_is_refused(bus: LiveBus) -> None:
+def test_a_subprotocol_that_is_not_spoken_is_refused(bus: LiveBus, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(InvalidStatus) as refused:
         connect(bus.stream_url(), subprotocols=["mqtt", "engram.v9.json"])  # type: ignore[list-item]
     assert refused.value.response.status_code == 400
     assert json.loads(refused.value.response.body)["field"] == "Sec-WebSocket-Protocol"
+    bus.call(lambda _: None)  # Whatever is said of it was said by then.
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from http import HTTPStatus
 from typing import Protocol
 
+from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets import http11
 from websockets.frames import Frame
@@ -93,6 +94,11 @@ class EdgeWebSocket(Written, WebSocketsSansIOProtocol):
     async def run_asgi(self) -> None:
         self.scope["extensions"] = {**(self.scope["extensions"] or {}), SOCKET: self}  # type: ignore[dict-item]
         await super().run_asgi()
+
+    async def send(self, message: ASGISendEvent) -> None:
+        await super().send(message)
+        if message["type"] == "websocket.http.response.body":
+            self.handshake_complete = True  # It was refused in full: nothing is missing that uvicorn would complain of.
 
     def attach(self, receiver: Receiver) -> None:
         """From now on messages go to this one; the handshake is complete."""
