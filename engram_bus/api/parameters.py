@@ -49,7 +49,7 @@ class Parameter(msgspec.Struct, frozen=True, kw_only=True):
         value = int(text)
         if value < self.minimum or (self.maximum is not None and value > self.maximum):
             bound = f"{self.minimum} to {self.maximum}" if self.maximum is not None else f"at least {self.minimum}"
-            raise InvalidRequest(f"{self.name} is {value}, not {bound}", field=self.name, limit=self.maximum)
+            raise InvalidRequest(f"{self.name} {value} is not {bound}", field=self.name, limit=self.maximum)
         return value
 
 

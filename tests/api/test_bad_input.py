@@ -928,6 +928,13 @@ def test_a_bound_of_a_list_that_is_none_is_named(bus: LiveBus) -> None:
         assert _problem(bus.http.get("/workunits/plan", params={field: "now"}))["field"] == field
 
 
+def test_a_limit_that_is_none_is_refused_in_the_same_words_everywhere(bus: LiveBus) -> None:
+    listed = _problem(bus.http.get("/workunits/plan", params={"limit": 0}))
+    searched = _problem(bus.http.post("/search", json={"query": "a", "limit": 0}))
+    assert (listed["detail"], searched["detail"]) == ("limit 0 is not 1 to 1000", "limit 0 is not 1 to 200")
+    assert _problem(bus.http.get("/status", params={"min_seq": -1}))["field"] == "min_seq"
+
+
 def test_numbers_that_no_one_can_hold_come_back_as_they_were(bus: LiveBus) -> None:
     payload = {"large": 10**30, "small": 1e-300, "exact": 0.1, "negative": -0.0}
     unit = bus.append(payload=payload)
