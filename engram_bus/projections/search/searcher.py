@@ -48,7 +48,7 @@ class Searcher(asyncio.Protocol):
         self._head = head
         self._rung = head
         self._ids = itertools.count()
-        self._asked: dict[int, asyncio.Future[Found]] = {}
+        self._asked: dict[int, tuple[Asked, asyncio.Future[Found]]] = {}
         self._received = bytearray()
         self._transport: asyncio.Transport | None = None
         self._unsent: list[Ask] | None = None
@@ -142,7 +142,7 @@ class Searcher(asyncio.Protocol):
             raise Busy(f"{len(self._asked)} searches wait for an answer", limit=SEARCHES_MAX)
         answered: asyncio.Future[Found] = asyncio.get_running_loop().create_future()
         ask = Ask(next(self._ids), asked.reach(self._head), asked, time.monotonic() + SEARCH_ANSWER_SECONDS_MAX)
-        self._asked[ask.id] = answered
+        self._asked[ask.id] = asked, answered
         try:
             if self._unsent is None:
                 self._send(ask)
@@ -168,20 +168,19 @@ class Searcher(asyncio.Protocol):
                         waiting.set_result(found)
                 case Behind(id=name, taken=taken):
                     if (waiting := self._waiting(name)) is not None:
-                        waiting.set_exception(
-                            SearchBuilding(
-                                f"the search index is at {taken}, the log at {self._head}: it is being built "
-                                "(stale: true asks what it has)",
-                                taken_seq=taken,
-                                head=self._head,
-                            )
-                        )
+                        waiting.set_exception(self._building(taken, self._asked[name][0]))
                 case Failed(id=name, message=message):
                     if (waiting := self._waiting(name)) is not None:
                         waiting.set_exception(InternalError(f"the search failed: {message}"))
 
+    def _building(self, taken: int, asked: Asked) -> SearchBuilding:
+        # Who said how far the index has to have come is not helped by asking for less.
+        hint = " (stale: true asks what it has)" if asked.reach_seq is None else ""
+        message = f"the search index is at {taken}, the log at {self._head}: it is being built{hint}"
+        return SearchBuilding(message, taken_seq=taken, head=self._head)
+
     def _waiting(self, name: int) -> asyncio.Future[Found] | None:
-        waiting = self._asked.get(name)
+        _, waiting = self._asked.get(name, (None, None))
         return None if waiting is None or waiting.done() else waiting
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -196,7 +195,7 @@ class Searcher(asyncio.Protocol):
         self._start_later("ended")
 
     def _refuse_all(self, error: EngramError) -> None:
-        for waiting in self._asked.values():
+        for _, waiting in self._asked.values():
             if not waiting.done():
                 waiting.set_exception(error)
 

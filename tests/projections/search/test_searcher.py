@@ -211,8 +211,9 @@ async def test_a_log_that_is_far_ahead_keeps_nobody_who_takes_what_there_is(tmp_
         assert (await before).applied_seq == 300
         assert [hit.seq for hit in (await needy).results][:1] == [500]
         assert 500 <= (await needy).applied_seq < bus.head
-        with pytest.raises(SearchBuilding):
+        with pytest.raises(SearchBuilding) as refused:
             await impatient
+        assert "stale" not in refused.value.message
 
 
 async def test_a_page_of_a_stale_search_goes_on_in_the_same_ranking(tmp_path: Path) -> None:
