@@ -94,6 +94,7 @@ class Client:
         self._max_retries = max_retries
         self._verbs = _verbs(self.url, agent_id=agent_id, timeout_seconds=timeout_seconds)
         self._running = _Running()
+        self._agents = {agent_id}
 
     async def __aenter__(self) -> Self:
         return self
@@ -459,21 +460,28 @@ class Client:
         )
 
     def _hold(self, request: LockRequest, *, session: bool) -> Hold:
+        self._agents.add(request.agent_id)
         if session:
             begin = partial(self._verbs.session, now)
             return OverSession(begin, request, timeout_seconds=self._timeout_seconds, clock=now)
         return OverRequests(self._verbs, request)
 
-    async def refresh_lock(self, lock: Lock, ttl_seconds: float | None = None) -> Lock:
+    async def refresh_lock(self, lock: Lock, ttl_seconds: float | None = None, *, agent_id: str | None = None) -> Lock:
         """Let the lease run for `ttl_seconds` from now (None: as long as first asked for), or longer if it does anyhow.
 
-        Raises LockLost, NotHolder.
+        Asked for as this client's agent, unless it has asked for locks as the holder. Raises LockLost, NotHolder.
         """
-        return await self._again("refresh of a lock", partial(self._verbs.refresh_lock, lock, ttl_seconds))
+        ask = partial(self._verbs.refresh_lock, lock, ttl_seconds, agent_id=agent_id or self._speaker(lock))
+        return await self._again("refresh of a lock", ask)
 
-    async def release_lock(self, lock: Lock) -> bool:
-        """Give it back; False where it was not held any more. Raises NotHolder."""
-        return await self._again("release of a lock", partial(self._verbs.release_lock, lock))
+    async def release_lock(self, lock: Lock, *, agent_id: str | None = None) -> bool:
+        """Give it back; False where it was not held any more. Asked for as in `refresh_lock`. Raises NotHolder."""
+        ask = partial(self._verbs.release_lock, lock, agent_id=agent_id or self._speaker(lock))
+        return await self._again("release of a lock", ask)
+
+    def _speaker(self, lock: Lock) -> str:
+        """Its holder, where that is one this client has asked for locks as."""
+        return lock.holder_agent if lock.holder_agent in self._agents else self.agent_id
 
     async def break_lock(
         self, resource: str, *, reason: str, lock_id: str | None = None, agent_id: str | None = None

@@ -160,29 +160,28 @@ def acquire_frame(request: LockRequest, *, wait_seconds: float, frame_id: int) -
     return _encode(encode_msgpack, {"op": "lock.acquire", "id": frame_id, **asked})
 
 
-def refresh_body(lock: Lock, ttl_seconds: float | None) -> bytes:
-    """The JSON body that extends a lock."""
-    return _encode(encode_json, _refresh(lock, ttl_seconds))
+def refresh_body(lock: Lock, ttl_seconds: float | None, *, agent_id: str) -> bytes:
+    """The JSON body by which an agent extends a lock."""
+    return _encode(encode_json, _refresh(lock, ttl_seconds, agent_id))
 
 
-def refresh_frame(lock: Lock, ttl_seconds: float | None, *, frame_id: int) -> bytes:
-    """The MessagePack frame that extends a lock."""
-    return _encode(encode_msgpack, {"op": "lock.refresh", "id": frame_id, **_refresh(lock, ttl_seconds)})
+def refresh_frame(lock: Lock, ttl_seconds: float | None, *, agent_id: str, frame_id: int) -> bytes:
+    """The MessagePack frame by which an agent extends a lock."""
+    return _encode(encode_msgpack, {"op": "lock.refresh", "id": frame_id, **_refresh(lock, ttl_seconds, agent_id)})
 
 
-def _refresh(lock: Lock, ttl_seconds: float | None) -> dict[str, Any]:
-    return {"lock_id": lock.lock_id, "agent_id": lock.holder_agent, "ttl_seconds": ttl_seconds}
+def _refresh(lock: Lock, ttl_seconds: float | None, agent_id: str) -> dict[str, Any]:
+    return {"lock_id": lock.lock_id, "agent_id": agent_id, "ttl_seconds": ttl_seconds}
 
 
-def release_query(lock: Lock) -> dict[str, str]:
-    """What a request names that gives a lock back."""
-    return {"resource": lock.resources[0], "lock_id": lock.lock_id, "agent_id": lock.holder_agent}
+def release_query(lock: Lock, *, agent_id: str) -> dict[str, str]:
+    """What a request names by which an agent gives a lock back."""
+    return {"resource": lock.resources[0], "lock_id": lock.lock_id, "agent_id": agent_id}
 
 
-def release_frame(lock: Lock, *, frame_id: int) -> bytes:
-    """The MessagePack frame that gives a lock back."""
-    asked = {"op": "lock.release", "id": frame_id, "lock_id": lock.lock_id, "agent_id": lock.holder_agent}
-    return encode_msgpack(asked)
+def release_frame(lock: Lock, *, agent_id: str, frame_id: int) -> bytes:
+    """The MessagePack frame by which an agent gives a lock back."""
+    return encode_msgpack({"op": "lock.release", "id": frame_id, "lock_id": lock.lock_id, "agent_id": agent_id})
 
 
 def search_body(asked: Search) -> bytes:

@@ -48,10 +48,10 @@ class OverRequests:
 
     async def refresh(self, lock: Lock, *, timeout_seconds: float) -> Lock:
         async with _answered_within(timeout_seconds):
-            return await self._verbs.refresh_lock(lock, self._request.ttl_seconds)
+            return await self._verbs.refresh_lock(lock, self._request.ttl_seconds, agent_id=self._request.agent_id)
 
     async def release(self, lock: Lock) -> None:
-        await self._verbs.release_lock(lock)
+        await self._verbs.release_lock(lock, agent_id=self._request.agent_id)
 
     async def watch(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -96,7 +96,7 @@ class OverSession:
         return await self._ask(lambda session: self._refresh(session, lock), timeout_seconds=timeout_seconds)
 
     async def release(self, lock: Lock) -> None:
-        await self._open().release(lock)
+        await self._open().release(lock, agent_id=self._request.agent_id)
 
     async def watch(self, seconds: float) -> None:
         until = self._clock() + seconds
@@ -125,7 +125,7 @@ class OverSession:
     async def _refresh(self, session: Session, lock: Lock) -> Lock:
         if self._ping_in() == 0:  # Nobody watches while a refresh is refused, and tried again.
             await session.ping()
-        return await session.refresh(lock, self._request.ttl_seconds)
+        return await session.refresh(lock, self._request.ttl_seconds, agent_id=self._request.agent_id)
 
     async def _take_over(self, lock: Lock, *, timeout_seconds: float) -> Lock:
         """In a new session, ask for it as if for the first time: the bus extends what is still held."""

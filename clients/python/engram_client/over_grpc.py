@@ -146,13 +146,13 @@ class OverGrpc:
         )
         return protobuf.read(protobuf.acquired, answer)
 
-    async def refresh_lock(self, lock: Lock, ttl_seconds: float | None) -> Lock:
-        request = protobuf.refresh_request(lock, ttl_seconds)
+    async def refresh_lock(self, lock: Lock, ttl_seconds: float | None, *, agent_id: str) -> Lock:
+        request = protobuf.refresh_request(lock, ttl_seconds, agent_id=agent_id)
         answer = await self._grpc.ask("RefreshLock", request, lock_pb2.RefreshLockResponse, takes_turn=False)
         return protobuf.read(protobuf.refreshed, answer)
 
-    async def release_lock(self, lock: Lock) -> bool:
-        request = protobuf.release_request(lock)
+    async def release_lock(self, lock: Lock, *, agent_id: str) -> bool:
+        request = protobuf.release_request(lock, agent_id=agent_id)
         answer = await self._grpc.ask("ReleaseLock", request, lock_pb2.ReleaseLockResponse, takes_turn=False)
         return answer.released
 
@@ -263,13 +263,13 @@ class _CallSession(Conversation[_SignsOfLife]):
                 raise
             raise EngramConnectionError(f"the session has ended: {refusal.message}") from refusal
 
-    async def refresh(self, lock: Lock, ttl_seconds: float | None) -> Lock:
+    async def refresh(self, lock: Lock, ttl_seconds: float | None, *, agent_id: str) -> Lock:
         line = await self.opened()
-        return await self.beside(line.verbs.refresh_lock(lock, ttl_seconds))
+        return await self.beside(line.verbs.refresh_lock(lock, ttl_seconds, agent_id=agent_id))
 
-    async def release(self, lock: Lock) -> None:
+    async def release(self, lock: Lock, *, agent_id: str) -> None:
         line = await self.opened()
-        await self.beside(line.verbs.release_lock(lock))
+        await self.beside(line.verbs.release_lock(lock, agent_id=agent_id))
 
     async def ping(self) -> None:
         await self.ask(protobuf.sign_of_life)

@@ -124,14 +124,15 @@ class OverHttp:
         )
         return codec.lock(answer.body, extended=answer.status == 200)
 
-    async def refresh_lock(self, lock: Lock, ttl_seconds: float | None) -> Lock:
+    async def refresh_lock(self, lock: Lock, ttl_seconds: float | None, *, agent_id: str) -> Lock:
         query = {"resource": lock.resources[0]}
-        body = codec.refresh_body(lock, ttl_seconds)
+        body = codec.refresh_body(lock, ttl_seconds, agent_id=agent_id)
         answer = await self._http.request("PATCH", "/locks", query, body=body, takes_turn=False)
         return codec.lock(answer.body, extended=True)
 
-    async def release_lock(self, lock: Lock) -> bool:
-        answer = await self._http.request("DELETE", "/locks", codec.release_query(lock), takes_turn=False)
+    async def release_lock(self, lock: Lock, *, agent_id: str) -> bool:
+        query = codec.release_query(lock, agent_id=agent_id)
+        answer = await self._http.request("DELETE", "/locks", query, takes_turn=False)
         return bool(codec.released(answer.body))
 
     async def break_lock(self, asked: BreakRequest) -> builtins.list[str]:

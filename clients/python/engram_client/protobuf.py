@@ -245,16 +245,16 @@ def sign_of_life(number: int) -> bytes:
     return lock_pb2.HoldSessionRequest(id=number).SerializeToString()
 
 
-def refresh_request(lock: Lock, ttl_seconds: float | None) -> lock_pb2.RefreshLockRequest:
-    return _message(lock_pb2.RefreshLockRequest, **_of(lock), ttl_seconds=ttl_seconds)
+def refresh_request(lock: Lock, ttl_seconds: float | None, *, agent_id: str) -> lock_pb2.RefreshLockRequest:
+    return _message(lock_pb2.RefreshLockRequest, **_of(lock, agent_id), ttl_seconds=ttl_seconds)
 
 
-def release_request(lock: Lock) -> lock_pb2.ReleaseLockRequest:
-    return _message(lock_pb2.ReleaseLockRequest, **_of(lock))
+def release_request(lock: Lock, *, agent_id: str) -> lock_pb2.ReleaseLockRequest:
+    return _message(lock_pb2.ReleaseLockRequest, **_of(lock, agent_id))
 
 
-def _of(lock: Lock) -> dict[str, str]:
-    return {"lock_id": lock.lock_id, "agent_id": lock.holder_agent, "resource": lock.resources[0]}
+def _of(lock: Lock, agent_id: str) -> dict[str, str]:
+    return {"lock_id": lock.lock_id, "agent_id": agent_id, "resource": lock.resources[0]}
 
 
 def break_request(asked: BreakRequest) -> lock_pb2.BreakLockRequest:

@@ -159,11 +159,13 @@ class SocketSession(Conversation[Socket]):
             lambda frame_id: codec.acquire_frame(asked, wait_seconds=wait_seconds, frame_id=frame_id)
         )
 
-    async def refresh(self, lock: Lock, ttl_seconds: float | None) -> Lock:
-        return await self._locked(lambda frame_id: codec.refresh_frame(lock, ttl_seconds, frame_id=frame_id))
+    async def refresh(self, lock: Lock, ttl_seconds: float | None, *, agent_id: str) -> Lock:
+        return await self._locked(
+            lambda frame_id: codec.refresh_frame(lock, ttl_seconds, agent_id=agent_id, frame_id=frame_id)
+        )
 
-    async def release(self, lock: Lock) -> None:
-        await self.ask(lambda frame_id: codec.release_frame(lock, frame_id=frame_id))
+    async def release(self, lock: Lock, *, agent_id: str) -> None:
+        await self.ask(lambda frame_id: codec.release_frame(lock, agent_id=agent_id, frame_id=frame_id))
 
     async def ping(self) -> None:
         await self.ask(codec.ping_frame)

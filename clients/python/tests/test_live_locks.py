@@ -95,6 +95,44 @@ def as_dict(lock: Lock) -> dict[str, object]:
     return {name: getattr(lock, name) for name in lock.__struct_fields__}
 
 
+async def test_nobody_refreshes_or_releases_the_lock_of_another_agent(shared_bus: SameBus, plan: str) -> None:
+    async with two(shared_bus) as (ann, bob):
+        lock = await ann.acquire_lock(plan, ttl_seconds=60)
+        for seen in (lock, (await bob.get_lock(plan)).holders[0]):
+            with pytest.raises(NotHolder):
+                await bob.refresh_lock(seen, 600)
+            with pytest.raises(NotHolder):
+                await bob.release_lock(seen)
+        assert [held.expires_at for held in (await ann.get_lock(plan)).holders] == [lock.expires_at]
+
+
+async def test_a_lock_acquired_as_another_agent_is_refreshed_and_released_as_that(
+    shared_bus: SameBus, plan: str
+) -> None:
+    async with two(shared_bus) as (ann, bob):
+        lock = await ann.acquire_lock(plan, ttl_seconds=60, agent_id="ann/2")
+        assert (await ann.refresh_lock(lock, 120)).remaining_seconds > 100
+        with pytest.raises(NotHolder):
+            await ann.release_lock(lock, agent_id="ann")
+        assert await ann.release_lock(lock)
+        again = await ann.acquire_lock(plan, ttl_seconds=60, agent_id="ann/2")
+        assert (await bob.refresh_lock(again, 120, agent_id="ann/2")).remaining_seconds > 100
+        assert await bob.release_lock(again, agent_id="ann/2")
+
+
+@soon
+@every_way
+async def test_a_lease_of_another_agent_outlives_its_first_term_and_is_given_back(
+    shared_bus: SameBus, plan: str, session: bool
+) -> None:
+    async with two(shared_bus) as (ann, bob):
+        async with ann.lock(plan, ttl_seconds=20, session=session, agent_id="ann/2") as lease:
+            first = lease.lock
+            await until(lambda: lease.lock.expires_at > first.expires_at)
+            assert await holders(bob, plan) == ["ann/2"]
+        assert await holders(bob, plan) == []
+
+
 async def test_a_refusal_tells_who_holds_it(shared_bus: SameBus, plan: str) -> None:
     async with two(shared_bus) as (ann, bob):
         lock = await ann.acquire_lock(plan, reason="editing")
@@ -424,7 +462,7 @@ async def test_who_stops_waiting_for_a_sign_of_life_ends_nothing(shared_bus: Sam
             await asyncio.wait([ping])
         await session.ping()
         assert await holders(bob, plan) == ["ann"]
-        await session.release(lock)
+        await session.release(lock, agent_id="ann")
         assert await holders(bob, plan) == []
         assert not session.has_ended
         await session.aclose()

@@ -184,10 +184,12 @@ class OfClient:
         return _acquired(await _called(self._client.acquire_lock, *resources, **rest))
 
     async def _refresh_lock(self, asked: Asked) -> Any:
-        return _acquired(await self._client.refresh_lock(_known_lock(asked), asked.get("ttl_seconds")))
+        lock = _known_lock(asked)
+        return _acquired(await self._client.refresh_lock(lock, asked.get("ttl_seconds"), agent_id=asked["agent_id"]))
 
     async def _release_lock(self, asked: Asked) -> Any:
-        return {"released": await self._client.release_lock(_known_lock(asked)), "applied_seq": UNTOLD}
+        released = await self._client.release_lock(_known_lock(asked), agent_id=asked["agent_id"])
+        return {"released": released, "applied_seq": UNTOLD}
 
     async def _break_lock(self, asked: Asked) -> Any:
         lock_ids = await _called(self._client.break_lock, **_by_an_agent({"reason": "", **asked}))
