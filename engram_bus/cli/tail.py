@@ -58,11 +58,11 @@ def tail(
     A lost connection is made again by itself, and goes on where it was. At the end it says which cursor to go on from.
     """
     filters = {
-        "type": type_names(type or ()),
-        "kind": kind,
-        "agent": agent,
-        "exclude_agent": exclude_agent,
-        "resource": resource,
+        "type": type_names(type or ()) or None,
+        "kind": kind or None,
+        "agent": agent or None,
+        "exclude_agent": exclude_agent or None,
+        "resource": resource or None,
         "meta": pairs(meta or (), "--meta"),
     }
     with told(url, notices=True):

@@ -1,13 +1,13 @@
 """The client: every verb of the bus for one agent, over HTTP (with WebSocket and SSE) or gRPC."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any, Literal, Self, TypeVar, Unpack
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-from engram_client.errors import EngramConnectionError
+from engram_client.errors import EngramConnectionError, InvalidRequest
 from engram_client.holds import Hold, OverRequests, OverSession
 from engram_client.lease import Lease, OnLost, now
 from engram_client.limits import (
@@ -66,7 +66,7 @@ T = TypeVar("T")
 Outcomes = list[Outcome]
 Names = list[str]
 Named = str | Sequence[str] | None
-"""One name, several, or all."""
+"""One name, several, or (None) all."""
 
 
 class Client:
@@ -173,9 +173,9 @@ class Client:
             reverse=reverse,
             after=None if after is None else str(after),
             before=None if before is None else str(before),
-            type=_named(type),
-            agent=_named(agent),
-            kind=_named(kind),
+            type=_named(type, "type"),
+            agent=_named(agent, "agent"),
+            kind=_named(kind, "kind"),
             min_seq=min_seq,
             timeout_ms=timeout_ms,
         )
@@ -230,7 +230,7 @@ class Client:
         """What a unit names (`out`), what names it (`in`), or both, over up to `depth` relationships."""
         asked = ReadRelated(
             id=unit_id,
-            type=_named(type),
+            type=_named(type, "type"),
             direction=direction,
             depth=depth,
             min_seq=min_seq,
@@ -297,13 +297,13 @@ class Client:
             query=query,
             mode=mode,
             limit=limit,
-            context_id=_wanted(context_id),
-            agent_id=_wanted(agent_id),
-            type=_wanted(type),
-            kind=_wanted(kind),
-            resource=_wanted(resource),
-            meta=dict(meta) if meta else None,
-            related_to=_wanted(related_to),
+            context_id=_named(context_id, "context_id"),
+            agent_id=_named(agent_id, "agent_id"),
+            type=_named(type, "type"),
+            kind=_named(kind, "kind"),
+            resource=_named(resource, "resource"),
+            meta=_pairs(meta),
+            related_to=_named(related_to, "related_to"),
             after_seq=after_seq,
             before_seq=before_seq,
             after_ts=after_ts,
@@ -536,7 +536,7 @@ class Client:
 
     def subscribe(
         self,
-        *contexts: str,
+        *contexts: str | Sequence[str],
         after: str | int | None = None,
         type: Named = None,
         kind: Named = None,
@@ -550,20 +550,21 @@ class Client:
         silence_seconds: float = SILENCE_SECONDS,
     ) -> Subscription:
         """Units of these contexts (none named: of all) as they come, from `after` on: a cursor, a seq, 0 for
-        everything, None for what comes from now on. `kind` and `resource` may be globs.
+        everything, None for what comes from now on. `kind` and `resource` may be globs. What is no name is refused
+        here (InvalidRequest).
 
         It comes back after a lost connection for ever, or `max_retries` times in a row. A connection that says nothing
         for `silence_seconds`, no heartbeat either, is lost. Over HTTP, `transport` is a WebSocket unless it is said to
         be "sse", and `encoding` the WebSocket's (msgpack; SSE is always JSON); over gRPC neither can be chosen.
         """
         wanted = Filter(
-            context=_named(contexts) or ["*"],
-            type=_named(type),
-            kind=_named(kind),
-            agent=_named(agent),
-            exclude_agent=_named(exclude_agent),
-            resource=_named(resource),
-            meta=dict(meta or {}),
+            context=[name for names in contexts for name in _names(names, "context")] or ["*"],
+            type=_named(type, "type"),
+            kind=_named(kind, "kind"),
+            agent=_named(agent, "agent"),
+            exclude_agent=_named(exclude_agent, "exclude_agent"),
+            resource=_named(resource, "resource"),
+            meta=_pairs(meta) or {},
         )
         open_stream = self._verbs.subscribe(
             wanted, transport=transport, encoding=encoding, silence_seconds=silence_seconds
@@ -603,13 +604,28 @@ def _over_grpc(url: str, *, agent_id: str, timeout_seconds: float) -> Verbs:
     return OverGrpc(url, agent_id=agent_id, timeout_seconds=timeout_seconds)
 
 
-def _named(names: Named) -> list[str] | None:
-    return [names] if isinstance(names, str) else _several(names)
+def _named(names: Named, field: str) -> list[str] | None:
+    return None if names is None else _names(names, field)
 
 
-def _wanted(names: Named) -> list[str] | None:
-    """The same, but a list of nothing stays one: the bus refuses it, rather than to search everything."""
-    return names if names is None else [names] if isinstance(names, str) else list(names)
+def _names(names: object, field: str) -> list[str]:
+    """One name or several, as a list. Raises InvalidRequest for what are none, and for nothing, which is not all."""
+    found: list[str] = []
+    for name in names if isinstance(names, Iterable) and not isinstance(names, str) else [names]:
+        if not isinstance(name, str):
+            raise InvalidRequest(f"{field} {name!r} is not a name", field=field)
+        found.append(name)
+    if not found:
+        raise InvalidRequest(f"{field} names nothing; leave it out for all", field=field)
+    return found
+
+
+def _pairs(meta: object) -> dict[str, str] | None:
+    if not meta:
+        return None
+    if not isinstance(meta, Mapping) or not all(isinstance(text, str) for pair in meta.items() for text in pair):
+        raise InvalidRequest(f"meta {meta!r} is not names and their texts", field="meta")
+    return dict(meta)
 
 
 def _several(names: Sequence[str] | None) -> list[str] | None:

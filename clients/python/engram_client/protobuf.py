@@ -198,11 +198,6 @@ def related_request(asked: ReadRelated) -> read_pb2.RelatedRequest:
 
 
 def search_request(asked: Search) -> search_pb2.SearchRequest:
-    said = _said(asked)
-    for field, names in said.items():
-        # In a message, a list of nothing is no list, which would let everything through.
-        if isinstance(names, list | tuple) and not names:
-            raise InvalidRequest(f"{field} names nothing; leave it out to search all", field=field)
     numbers = {
         "mode": _SEARCH_MODES.number(asked.mode, "mode"),
         "type": _TYPES.numbers(asked.type, "type"),
@@ -210,7 +205,7 @@ def search_request(asked: Search) -> search_pb2.SearchRequest:
         "include": _INCLUDES.number(asked.include, "include"),
     }
     times = {"after_ts": msgspec.to_builtins(asked.after_ts), "before_ts": msgspec.to_builtins(asked.before_ts)}
-    return _message(search_pb2.SearchRequest, **{**said, **numbers, **times})
+    return _message(search_pb2.SearchRequest, **{**_said(asked), **numbers, **times})
 
 
 def get_context_request(asked: ReadContext) -> context_pb2.GetContextRequest:

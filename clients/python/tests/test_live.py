@@ -302,6 +302,18 @@ async def test_filters(shared_bus: SameBus, context: str, way: dict[str, Any]) -
                 assert [await anext(units) for _ in wanted] == wanted
 
 
+@every_way
+async def test_contexts_are_named_one_by_one_or_as_a_list(
+    shared_bus: SameBus, context: str, way: dict[str, Any]
+) -> None:
+    names = [f"{context}/a", f"{context}/b"]
+    async with Client(shared_bus.url, agent_id="ann") as bus:
+        said = [await bus.append(name) for name in names]
+        for contexts in (names, [names], [tuple(names)], [names[:1], names[1]]):
+            async with bus.subscribe(*contexts, after=0, **way) as units:
+                assert [await anext(units) for _ in said] == said
+
+
 async def test_a_thousand_contexts_do_not_fit_a_url_and_are_subscribed_all_the_same(
     shared_bus: SameBus, context: str
 ) -> None:

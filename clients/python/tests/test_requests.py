@@ -198,7 +198,7 @@ async def test_a_search_asks_for_what_is_named_only(answering: Any) -> None:
     url, requests = await answering.start(answering.json(200, NOTHING))
     async with Client(url, agent_id="bob") as bus:
         await bus.search("who has the parser?")
-        await bus.search("parser", context_id=[], agent_id="")
+        await bus.search("parser", agent_id="")
         await bus.search(
             "parser",
             mode="keyword",
@@ -222,7 +222,7 @@ async def test_a_search_asks_for_what_is_named_only(answering: Any) -> None:
     assert [(request.method, request.target) for request in requests] == [("POST", "/search")] * 3
     assert [msgspec.json.decode(request.body) for request in requests] == [
         {"query": "who has the parser?"},
-        {"query": "parser", "context_id": [], "agent_id": [""]},
+        {"query": "parser", "agent_id": [""]},
         {
             "query": "parser",
             "mode": "keyword",
@@ -264,6 +264,57 @@ async def test_what_is_no_text_is_refused_here(closed_url: str, asked: dict[str,
     async with Client(closed_url, agent_id="bob") as bus:
         with pytest.raises(InvalidRequest):
             await bus.search(**asked)
+
+
+# --- Names
+
+NAMES = {
+    "list": ("type", "agent", "kind"),
+    "related": ("type",),
+    "search": ("context_id", "agent_id", "type", "kind", "resource", "related_to"),
+}
+no_names = pytest.mark.parametrize("names", [[], (), 5, [5], ["ann", None], b"ann", [["ann"]]], ids=repr)
+
+
+@no_names
+@pytest.mark.parametrize(("verb", "field"), [(verb, field) for verb, fields in NAMES.items() for field in fields])
+async def test_what_names_nothing_or_is_no_name_is_refused_before_anything_is_asked(
+    closed_url: str, verb: str, field: str, names: Any
+) -> None:
+    async with Client(closed_url, agent_id="bob") as bus:
+        with pytest.raises(InvalidRequest) as told:
+            await getattr(bus, verb)("plan", **{field: names})
+    assert told.value.field == field
+
+
+@no_names
+@pytest.mark.parametrize("field", ["type", "kind", "agent", "exclude_agent", "resource"])
+async def test_a_subscription_by_what_names_nothing_is_refused_at_once(closed_url: str, field: str, names: Any) -> None:
+    async with Client(closed_url, agent_id="bob") as bus:
+        with pytest.raises(InvalidRequest) as told:
+            bus.subscribe("plan", **{field: names})
+    assert told.value.field == field
+
+
+@pytest.mark.parametrize("contexts", [([],), ("plan", ()), (5,), (None,), (["plan", 5],), ("plan", None)], ids=repr)
+async def test_a_subscription_to_what_is_no_context_is_refused_at_once(
+    closed_url: str, contexts: tuple[Any, ...]
+) -> None:
+    async with Client(closed_url, agent_id="bob") as bus:
+        with pytest.raises(InvalidRequest) as told:
+            bus.subscribe(*contexts)
+    assert told.value.field == "context"
+
+
+@pytest.mark.parametrize("meta", [5, "run", ["run"], {"run": 7}, {7: "run"}, {"run": None}], ids=repr)
+async def test_meta_that_is_not_of_texts_is_refused_at_once(closed_url: str, meta: Any) -> None:
+    async with Client(closed_url, agent_id="bob") as bus:
+        with pytest.raises(InvalidRequest) as told:
+            bus.subscribe("plan", meta=meta)
+        assert told.value.field == "meta"
+        with pytest.raises(InvalidRequest) as told:
+            await bus.search("parser", meta=meta)
+        assert told.value.field == "meta"
 
 
 # --- Locks
