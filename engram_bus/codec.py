@@ -1,5 +1,6 @@
 """Bytes to values and back, one for all transports: JSON and MessagePack of units, commands and answers."""
 
+import json
 import re
 from base64 import b64decode, b64encode
 from binascii import Error as Base64Error
@@ -54,6 +55,7 @@ encode_json = msgspec.json.Encoder().encode
 encode_msgpack = msgspec.msgpack.Encoder().encode
 decode_unit = msgspec.msgpack.Decoder(WorkUnit).decode
 decode_placed = msgspec.msgpack.Decoder(Placed).decode
+_encode_finite = json.JSONEncoder(allow_nan=False, check_circular=False).encode
 _encode_canonical = msgspec.msgpack.Encoder(order="deterministic").encode
 
 _TYPES: Final[dict[str | int, UnitType]] = {
@@ -195,6 +197,14 @@ class Entry(msgspec.Struct, gc=False, eq=False):
         if self._json is None:
             self._json = unit_json(self.unit)
         return self._json
+
+
+def json_payload(value: Any) -> bytes:
+    """A value as JSON. Raises ValueError for NaN and infinity, of which `encode_json` makes null; and as that does."""
+    written = encode_json(value)
+    if b"null" in written:  # Else there are none: looking for them costs more than writing.
+        _encode_finite(msgspec.to_builtins(value, str_keys=True, enc_hook=lambda raw: None))
+    return written
 
 
 def append_from_json(body: bytes, *, agent_id: str | None = None) -> Append:

@@ -14,7 +14,7 @@ from engram_bus import clock
 from engram_bus.bus.admission import admit, check_name, check_resource, check_token
 from engram_bus.bus.contract import DeciderOf
 from engram_bus.bus.writer import Answer, Done, Ticket, Writer
-from engram_bus.codec import Entry, encode_json, lock_mode, milliseconds, parse
+from engram_bus.codec import Entry, encode_json, json_payload, lock_mode, milliseconds, parse
 from engram_bus.decisions.locks import GRANTED, LockState, change_of
 from engram_bus.errors import (
     ContextNotFound,
@@ -939,7 +939,7 @@ def _payload(payload: Any, content_type: str | None) -> tuple[str, bytes]:
             return content_type or FORMAT_TEXT, payload.encode("utf-8", "surrogatepass")
         case _:
             try:
-                return content_type or FORMAT_JSON, encode_json(payload)
+                return content_type or FORMAT_JSON, json_payload(payload)
             except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as exc:
                 raise InvalidRequest(f"payload cannot be written as JSON: {exc}", field="payload") from exc
 

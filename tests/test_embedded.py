@@ -124,6 +124,7 @@ async def test_a_bus_in_memory_says_that_nothing_survives_it() -> None:
         (bytearray(b"\xff"), b"\xff", FORMAT_BYTES),
         (memoryview(b"abc")[1:], b"bc", FORMAT_BYTES),
         ({"a": [1, None]}, b'{"a":[1,null]}', FORMAT_JSON),
+        ({"null": msgspec.Raw(b"[null]"), 1.5: {None}}, b'{"null":[null],"1.5":[null]}', FORMAT_JSON),
         (None, b"null", FORMAT_JSON),
         (3, b"3", FORMAT_JSON),
     ],
@@ -138,6 +139,10 @@ async def test_a_payload_is_text_bytes_or_json_by_what_it_is(
 async def test_a_content_type_that_is_named_wins(bus: Bus) -> None:
     unit = await bus.append("plan", b"# hi", agent_id="ann", content_type="text/markdown")
     assert (unit.payload, unit.content_type) == (b"# hi", "text/markdown")
+
+
+class WithNumber(msgspec.Struct):
+    number: float
 
 
 def nested(depth: int) -> Any:
@@ -155,6 +160,9 @@ def nested(depth: int) -> Any:
         ("\ud800", {}, "context_id"),
         ("plan", {"payload": object()}, "payload"),
         ("plan", {"payload": "\ud800"}, "payload"),
+        ("plan", {"payload": float("nan")}, "payload"),
+        ("plan", {"payload": {"a": [None, 1.5, {"b": float("-inf")}]}}, "payload"),
+        ("plan", {"payload": WithNumber(float("inf")), "content_type": "application/vnd.x+json"}, "payload"),
         ("plan", {"payload": nested(200)}, "payload"),
         ("plan", {"payload": nested(100_000)}, "payload"),
         ("plan", {"payload": b"{", "content_type": FORMAT_JSON}, "payload"),

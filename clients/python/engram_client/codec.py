@@ -1,5 +1,6 @@
 """Bytes to values and back: drafts into bodies, answers and frames into values."""
 
+import json
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Final, TypeVar
@@ -58,6 +59,7 @@ MSGPACK: Final = "application/msgpack"
 
 encode_json: Final = msgspec.json.Encoder().encode
 encode_msgpack: Final = msgspec.msgpack.Encoder().encode
+_encode_finite: Final = json.JSONEncoder(allow_nan=False, check_circular=False).encode
 
 
 # --- Sending ---------------------------------------------------------------------------------------------------------
@@ -139,7 +141,15 @@ def payload(draft: Draft) -> tuple[str | None, bytes | str | UnsetType]:
         case str() as text:
             return draft.content_type, _encode(str.encode, text, field="payload")
         case value:
-            return draft.content_type or JSON, _encode(encode_json, value, field="payload")
+            return draft.content_type or JSON, _encode(_exact_json, value, field="payload")
+
+
+def _exact_json(value: Any) -> bytes:
+    """It as JSON. Raises ValueError for NaN and infinity, of which `encode_json` makes null."""
+    written = encode_json(value)
+    if b"null" in written:  # Else there are none: looking for them costs more than writing.
+        _encode_finite(msgspec.to_builtins(value, str_keys=True, enc_hook=lambda raw: None))
+    return written
 
 
 def _encode(encode: Callable[[Any], bytes], value: Any, *, field: str | None = None) -> bytes:

@@ -55,6 +55,7 @@ def read(**more: Any) -> WorkUnit:
         (bytearray(b"a"), "image/png", b"a", "image/png"),
         ({"a": [1]}, None, b'{"a":[1]}', "application/json"),
         (None, None, b"null", "application/json"),
+        ({"null": msgspec.Raw(b"[null]"), 1.5: {None}}, None, b'{"null":[null],"1.5":[null]}', "application/json"),
         (3, "application/vnd.x+json", b"3", "application/vnd.x+json"),
         (b"", "image/png", b"", "image/png"),
     ],
@@ -64,10 +65,22 @@ def test_a_payload_goes_as_what_it_is(payload: Any, content_type: str | None, se
     assert (body["payload"], body.get("content_type")) == (sent, sent_type)
 
 
+class WithNumber(msgspec.Struct):
+    number: float
+
+
 @pytest.mark.parametrize("payload", [object(), "\ud800", {"a": {"b": object()}}])
 def test_a_payload_that_cannot_be_written_is_refused_here(payload: Any) -> None:
     with pytest.raises(InvalidRequest):
         packed(Draft("plan", payload))
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+def test_a_number_that_json_has_none_for_is_refused_and_not_sent_as_null(number: float) -> None:
+    for payload in (number, {"a": [None, 1.5, {"b": number}]}, WithNumber(number), (None, {number})):
+        with pytest.raises(InvalidRequest) as told:
+            packed(Draft("plan", payload))
+        assert told.value.field == "payload"
 
 
 def test_a_draft_says_only_what_it_has() -> None:
