@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from engram_bus.cli.failures import Failure
+from engram_bus.cli.failures import Failure, told
 from engram_bus.cli.options import URL_DEFAULT, Url
 
 if TYPE_CHECKING:
@@ -99,7 +99,10 @@ async def _place(url: str, grpc: str | None) -> "Place":
     """Where the bus is, and whether there is one."""
     from engram_bus.conformance.transports.connections import find
     from engram_bus.conformance.transports.contract import Broken, Refused
+    from engram_client import Client
 
+    with told(url):  # What is no URL.
+        await Client(url, agent_id="engram-conformance").aclose()
     try:
         return await find(url, grpc)
     except (Broken, Refused) as exc:

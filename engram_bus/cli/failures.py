@@ -59,12 +59,15 @@ def told(url: str, *, notices: bool = False) -> Iterator[None]:
     except (errors.LockLost, errors.LockNotFound, errors.NotHolder) as exc:
         raise Failure(exc.message, code=LOST) from exc
     except EngramError as exc:
+        if isinstance(exc, ValueError):  # ours, before any bus was asked
+            advice = f" Is --url {url} right?" if exc.field == "url" else ""
+            raise Failure(f"{exc.message}.{advice}") from exc
         if exc.code == "UNKNOWN":  # not an answer of ours
             raise Failure(f"{url} answers with status {exc.status}, but not as a bus. Is --url right?") from exc
         where = f" (field {exc.field})" if exc.field else ""
         again = " It may work later." if exc.retryable else ""
         raise Failure(f"the bus refused: {exc}{where}.{again}") from exc
-    except ValueError as exc:  # what is not an URL, and an answer that is not the bus's
+    except ValueError as exc:  # an answer that is not the bus's
         raise Failure(f"{exc}. Is --url {url} right?") from exc
 
 

@@ -150,9 +150,48 @@ def test_without_a_bus_it_says_so_and_what_to_do(command: list[str], tmp_path_fa
     assert failed.stderr.count("\n") == (2 if command[0] == "replay" or runs else 1)
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["status"],
+        ["post", "plan", "x"],
+        ["tail"],
+        ["search", "x"],
+        ["rebuild"],
+        ["lock", "list"],
+        ["lock", "acquire", "x"],
+        ["lock", "run", "x"],
+        ["replay"],
+        ["conformance"],
+    ],
+    ids=" ".join,
+)
+def test_an_url_that_cannot_be_one_is_told_by_every_command(command: list[str], tmp_path: Path) -> None:
+    if command == ["replay"]:
+        file = tmp_path / "one.jsonl"
+        file.write_text('{"agent": "ann", "text": "hi"}\n')
+        command = ["replay", str(file)]
+    runs = ["--", "true"] if command[:2] == ["lock", "run"] else []
+    failed = engram(*command, "--url", "http://127.0.0.1:99999", *runs)
+    assert (failed.returncode, failed.stdout) == (1, "")
+    assert failed.stderr == (
+        "engram: 'http://127.0.0.1:99999' is not a URL: Port out of range 0-65535."
+        " Is --url http://127.0.0.1:99999 right?\n"
+    )
+
+
+def test_what_is_asked_wrongly_is_not_put_down_to_the_url() -> None:
+    assert engram("post", "plan", "x", "--agent", "ev\x1bil").stderr == (
+        "engram: 'ev\\x1bil' is not the name of an agent.\n"
+    )
+    assert engram("lock", "acquire", "x", "--ttl", "nan").stderr == (
+        "engram: ttl_seconds nan is not a number of seconds.\n"
+    )
+
+
 def test_what_is_not_an_url_and_what_is_not_a_bus_is_told() -> None:
     assert "not an http, https, grpc or grpcs URL. Is --url bus right?" in engram("status", "--url", "bus").stderr
-    assert "is not a URL: Invalid port" in engram("status", "--url", "http://127.0.0.1:80:").stderr
+    assert "is not a URL: Port could not be cast" in engram("status", "--url", "http://127.0.0.1:80:").stderr
 
     class Other(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

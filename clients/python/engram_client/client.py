@@ -3,8 +3,9 @@
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
+from math import isfinite
 from typing import Any, Literal, Self, TypeVar, Unpack
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 from uuid import uuid4
 
 from engram_client.errors import EngramConnectionError, InvalidRequest
@@ -69,6 +70,10 @@ Named = str | Sequence[str] | None
 """One name, several, or (None) all."""
 
 
+class InvalidArgument(InvalidRequest, ValueError):
+    """What cannot be meant, whoever is asked: a URL, an agent or a time that is none."""
+
+
 class Client:
     """One agent at one bus: `async with Client(agent_id="ann") as bus`. Its URL tells what it speaks: http, https, or
     grpc, grpcs (which need `engram-bus-client[grpc]`).
@@ -86,11 +91,10 @@ class Client:
         timeout_seconds: float = TIMEOUT_SECONDS,
         max_retries: int = REQUEST_RETRIES,
     ) -> None:
-        if not agent_id or not agent_id.isprintable():
-            raise ValueError(f"{agent_id!r} is not the name of an agent")  # it goes into headers
-        self.url = url.rstrip("/")
-        self.agent_id = agent_id
-        self._timeout_seconds = timeout_seconds
+        """Raises InvalidArgument, an InvalidRequest and a ValueError."""
+        self.url = _address(url)
+        self.agent_id = _agent(agent_id)
+        self._timeout_seconds = _seconds(timeout_seconds, "timeout_seconds")
         self._max_retries = max_retries
         self._verbs = _verbs(self.url, agent_id=agent_id, timeout_seconds=timeout_seconds)
         self._running = _Running()
@@ -410,14 +414,14 @@ class Client:
         request = LockRequest(
             resources=resources,
             agent_id=agent_id or self.agent_id,
-            ttl_seconds=ttl_seconds,
+            ttl_seconds=_seconds(ttl_seconds, "ttl_seconds"),
             mode=mode,
             reason=reason,
             context_id=context_id,
         )
         return await waiting(
             self._hold(request, session=False).acquire,
-            wait_seconds=wait_seconds,
+            wait_seconds=_seconds(wait_seconds, "wait_seconds"),
             max_retries=self._max_retries,
             what=f"lock {', '.join(resources)}",
         )
@@ -445,7 +449,7 @@ class Client:
         request = LockRequest(
             resources=resources,
             agent_id=agent_id or self.agent_id,
-            ttl_seconds=ttl_seconds,
+            ttl_seconds=_seconds(ttl_seconds, "ttl_seconds"),
             mode=mode,
             reason=reason,
             context_id=context_id,
@@ -453,7 +457,7 @@ class Client:
         return Lease(
             self._hold(request, session=session),
             resources=resources,
-            wait_seconds=wait_seconds,
+            wait_seconds=_seconds(wait_seconds, "wait_seconds"),
             max_retries=self._max_retries,
             on_lost=on_lost,
             running=self._running,
@@ -471,6 +475,8 @@ class Client:
 
         Asked for as this client's agent, unless it has asked for locks as the holder. Raises LockLost, NotHolder.
         """
+        if ttl_seconds is not None:
+            _seconds(ttl_seconds, "ttl_seconds")
         ask = partial(self._verbs.refresh_lock, lock, ttl_seconds, agent_id=agent_id or self._speaker(lock))
         return await self._again("refresh of a lock", ask)
 
@@ -583,14 +589,49 @@ class _Running(set[Subscription | Pipeline | Lease]):
         super().add(begun)
 
 
+def _agent(name: object) -> str:
+    if isinstance(name, str) and name and name.isprintable():  # It goes into headers.
+        return name
+    raise InvalidArgument(f"{name!r} is not the name of an agent", field="agent_id")
+
+
+def _address(url: object) -> str:
+    """The URL of a bus, its scheme in small letters. Raises InvalidArgument, which says what is wrong with it."""
+    if not isinstance(url, str):
+        raise InvalidArgument(f"{url!r} is not a URL", field="url")
+    try:
+        parts = urlsplit(url)
+        fault = _fault(url, parts)
+    except ValueError as exc:
+        raise InvalidArgument(f"{url!r} is not a URL: {exc}", field="url") from exc
+    if fault:
+        raise InvalidArgument(f"{url!r} is {fault}", field="url")
+    return parts.geturl().rstrip("/")
+
+
+def _fault(url: str, parts: SplitResult) -> str:
+    """What makes it no URL of a bus; nothing, where it may be one. Raises ValueError where it is no URL at all."""
+    if parts.scheme not in ("http", "https", "grpc", "grpcs"):
+        return "not an http, https, grpc or grpcs URL"
+    if " " in url or not url.isprintable():
+        return "not a URL: it has a blank or a control character"
+    if not parts.hostname:
+        return "not a URL: it names no host"
+    if parts.hostname.isascii():
+        parts.hostname.encode("idna")  # As whoever looks it up does, which tells labels that are empty or too long.
+    if parts.port == 0:
+        return "not a URL: nobody listens on port 0"
+    if parts.query or parts.fragment:
+        return "not the URL of a bus: it has a query or a fragment"
+    return ""
+
+
 def _verbs(url: str, *, agent_id: str, timeout_seconds: float) -> Verbs:
-    match urlsplit(url).scheme:
-        case "http" | "https":
-            return OverHttp(url, agent_id=agent_id, timeout_seconds=timeout_seconds)
-        case "grpc" | "grpcs":
-            return _over_grpc(url, agent_id=agent_id, timeout_seconds=timeout_seconds)
-        case _:
-            raise ValueError(f"{url!r} is not an http, https, grpc or grpcs URL")
+    over = _over_grpc if url.startswith("grpc") else OverHttp
+    try:
+        return over(url, agent_id=agent_id, timeout_seconds=timeout_seconds)
+    except ValueError as exc:
+        raise InvalidArgument(str(exc), field="url") from exc
 
 
 def _over_grpc(url: str, *, agent_id: str, timeout_seconds: float) -> Verbs:
@@ -602,6 +643,15 @@ def _over_grpc(url: str, *, agent_id: str, timeout_seconds: float) -> Verbs:
             raise
         raise ModuleNotFoundError(f"{url} needs more: pip install 'engram-bus-client[grpc]'", name=exc.name) from exc
     return OverGrpc(url, agent_id=agent_id, timeout_seconds=timeout_seconds)
+
+
+def _seconds(seconds: float, field: str) -> float:
+    try:
+        if isfinite(seconds):
+            return seconds
+    except (TypeError, OverflowError):
+        pass
+    raise InvalidArgument(f"{field} {seconds!r} is not a number of seconds", field=field)
 
 
 def _named(names: Named, field: str) -> list[str] | None:

@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from math import isfinite
 from typing import Literal
 
 import msgspec
 
+from engram_client.errors import InvalidRequest
 from engram_client.limits import WAIT_MS_DEFAULT
 
 Direction = Literal["out", "in", "both"]
@@ -24,9 +26,11 @@ class Read(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def wait_seconds(self) -> float:
-        """How long the bus may take to answer, beyond what any request may."""
+        """How long the bus may take to answer, beyond what any request may. Raises InvalidRequest."""
         if self.min_seq is None:
             return 0.0
+        if self.timeout_ms is not None and not isfinite(self.timeout_ms):
+            raise InvalidRequest(f"timeout_ms {self.timeout_ms} is not a number of milliseconds", field="timeout_ms")
         return (WAIT_MS_DEFAULT if self.timeout_ms is None else self.timeout_ms) / 1_000
 
 

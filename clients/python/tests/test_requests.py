@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl, urlsplit
 import msgspec
 import pytest
 
-from engram_client import Client, Draft, EngramConnectionError, EngramError, WorkUnit
+from engram_client import Client, Draft, EngramConnectionError, EngramError, Lock, WorkUnit
 from engram_client.errors import InvalidRequest, MinSeqTimeout, SearchBuilding, VersionMoved, WaitEnded
 
 BUSY = {"code": "BUSY", "detail": "full", "retryable": True}
@@ -58,6 +58,14 @@ async def test_a_wait_for_min_seq_that_ran_out_is_not_waited_for_again(answering
         with pytest.raises(MinSeqTimeout):
             await bus.get("u1", min_seq=9, timeout_ms=10)
     assert [query(request.target) for request in requests] == [[("min_seq", "9"), ("timeout_ms", "10")]]
+
+
+@pytest.mark.parametrize("timeout_ms", [float("nan"), float("inf")])
+async def test_a_read_waits_for_a_number_of_milliseconds(closed_url: str, timeout_ms: Any) -> None:
+    async with Client(closed_url, agent_id="bob") as bus:
+        with pytest.raises(InvalidRequest) as told:
+            await bus.list("plan", min_seq=1, timeout_ms=timeout_ms)
+    assert told.value.field == "timeout_ms"
 
 
 async def test_no_bus_is_told_after_all_retries(closed_url: str) -> None:
@@ -183,10 +191,55 @@ def test_only_http_is_a_url() -> None:
         Client("127.0.0.1:8080", agent_id="bob")
 
 
-@pytest.mark.parametrize("agent_id", ["", "a\r\nX-Admin: yes", "\0"])
-def test_an_agent_has_a_name_that_fits_a_header(agent_id: str) -> None:
-    with pytest.raises(ValueError, match="not the name"):
+@pytest.mark.parametrize(
+    ("url", "fault"),
+    [
+        ("://127.0.0.1:99999", "Port out of range"),
+        ("://127.0.0.1:x", "Port could not be cast"),
+        ("://127.0.0.1:0", "port 0"),
+        ("://", "no host"),
+        ("://:8080", "no host"),
+        ("://[::1", "Invalid IPv6"),
+        ("://one host:8080", "a blank"),
+        ("://127.0.0.1:80\n80", "control character"),
+        ("://a..b:8080", "label empty"),
+        (f"://{'a' * 64}.example:8080", "too long"),
+        ("://127.0.0.1:8080?a=b", "a query"),
+        ("://127.0.0.1:8080#a", "a fragment"),
+    ],
+)
+@pytest.mark.parametrize("scheme", ["http", "https", "grpc"])
+def test_what_cannot_be_a_url_is_refused_by_what_is_wrong_with_it(scheme: str, url: str, fault: str) -> None:
+    with pytest.raises(InvalidRequest, match=fault) as told:
+        Client(scheme + url, agent_id="bob")
+    assert told.value.field == "url"
+
+
+@pytest.mark.parametrize("url", [None, 5, b"http://127.0.0.1:8080"])
+def test_a_url_is_a_text(url: Any) -> None:
+    with pytest.raises(InvalidRequest, match="not a URL"):
+        Client(url, agent_id="bob")
+
+
+async def test_a_scheme_in_capitals_is_the_same(answering: Any) -> None:
+    url, requests = await answering.start(answering.unit())
+    async with Client(url.replace("http:", "HTTP:"), agent_id="bob") as bus:
+        assert (await bus.append("plan", "hi")).seq == 1
+        assert bus.url == url
+    assert len(requests) == 1
+
+
+@pytest.mark.parametrize("agent_id", ["", "a\r\nX-Admin: yes", "\0", 5, None, b"bob"])
+def test_an_agent_has_a_name_that_fits_a_header(agent_id: Any) -> None:
+    with pytest.raises(ValueError, match="not the name") as told:
         Client(agent_id=agent_id)
+    assert isinstance(told.value, InvalidRequest)
+    assert told.value.field == "agent_id"
+
+
+def test_patience_is_a_number_of_seconds() -> None:
+    with pytest.raises(InvalidRequest, match="timeout_seconds"):
+        Client(agent_id="bob", timeout_seconds=float("nan"))
 
 
 # --- Search
@@ -330,6 +383,27 @@ ON_PLAN = {
     "remaining_seconds": 30.0,
 }
 WAIT_ENDED = {"code": "WAIT_ENDED", "detail": "the bus was restarted", "retryable": True}
+
+
+@pytest.mark.parametrize("field", ["ttl_seconds", "wait_seconds"])
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), float("-inf"), 10**400, "5"])
+async def test_what_is_no_number_of_seconds_is_refused_before_anything_is_asked(
+    closed_url: str, field: str, seconds: Any
+) -> None:
+    async with Client(closed_url, agent_id="bob") as bus:
+        with pytest.raises(InvalidRequest, match="not a number of seconds") as told:
+            await bus.acquire_lock("plan.md", **{field: seconds})
+        assert told.value.field == field
+        with pytest.raises(InvalidRequest, match="not a number of seconds") as told:
+            bus.lock("plan.md", **{field: seconds})
+        assert told.value.field == field
+
+
+async def test_a_refresh_for_no_number_of_seconds_is_refused_too(closed_url: str) -> None:
+    lock = msgspec.convert({**ON_PLAN, "resources": ["plan.md"]}, Lock)
+    async with Client(closed_url, agent_id="bob") as bus:
+        with pytest.raises(InvalidRequest, match="not a number of seconds"):
+            await bus.refresh_lock(lock, float("inf"))
 
 
 async def test_a_wait_that_ended_is_waited_on_for_what_is_left_of_it(answering: Any) -> None:
