@@ -1,10 +1,11 @@
 """The client: every verb of the bus for one agent, over HTTP (with WebSocket and SSE) or gRPC."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from functools import partial
 from math import isfinite
-from typing import Any, Literal, Self, TypeVar, Unpack
+from typing import Any, Final, Literal, Self, TypeVar, Unpack
 from urllib.parse import SplitResult, urlsplit
 from uuid import uuid4
 
@@ -63,6 +64,8 @@ from engram_client.verbs import Verbs
 from engram_client.websocket import Encoding
 
 T = TypeVar("T")
+
+_VERBOSITY: Final = "GRPC_VERBOSITY"
 
 Outcomes = list[Outcome]
 Names = list[str]
@@ -637,12 +640,27 @@ def _verbs(url: str, *, agent_id: str, timeout_seconds: float) -> Verbs:
 def _over_grpc(url: str, *, agent_id: str, timeout_seconds: float) -> Verbs:
     """What it needs is imported, and installed, by those only who use it."""
     try:
-        from engram_client.over_grpc import OverGrpc  # noqa: PLC0415
+        with _errors_only():
+            from engram_client.over_grpc import OverGrpc  # noqa: PLC0415
     except ModuleNotFoundError as exc:
         if (exc.name or "").partition(".")[0] not in ("google", "grpc", "grpc_status"):
             raise
         raise ModuleNotFoundError(f"{url} needs more: pip install 'engram-bus-client[grpc]'", name=exc.name) from exc
     return OverGrpc(url, agent_id=agent_id, timeout_seconds=timeout_seconds)
+
+
+@contextmanager
+def _errors_only() -> Iterator[None]:
+    """Let gRPC's core, which reads this when it is imported first, write no more than errors to stderr; whoever has
+    said what it writes is obeyed. A connection that the bus ends is told by this client's own log."""
+    if _VERBOSITY in os.environ:
+        yield
+        return
+    os.environ[_VERBOSITY] = "ERROR"
+    try:
+        yield
+    finally:
+        os.environ.pop(_VERBOSITY, None)  # It is not for what this process starts.
 
 
 def _seconds(seconds: float, field: str) -> float:

@@ -1,6 +1,7 @@
 """A client over gRPC against prepared servers: what it asks, how it meets failures, and what it leaves behind."""
 
 import asyncio
+import os
 import socket
 import ssl
 import subprocess
@@ -731,6 +732,45 @@ async def test_what_is_of_http_cannot_be_chosen() -> None:
             bus.subscribe("plan", transport="sse")
         with pytest.raises(ValueError, match="encoding"):
             bus.subscribe("plan", encoding="json")
+
+
+GOES_AWAY = """
+import asyncio, os
+from engram_client import Client, EngramConnectionError
+
+FRAMES = bytes.fromhex("000000040000000000" "0000080700000000000000000000000002")  # settings, and an angry goaway
+
+async def meet(reader, writer):
+    await reader.readuntil(b"PRI * HTTP/2.0")
+    writer.write(FRAMES)
+    await reader.read()
+    writer.close()
+
+async def main():
+    server = await asyncio.start_server(meet, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with Client(f"grpc://127.0.0.1:{port}", agent_id="bob", timeout_seconds=5, max_retries=0) as bus:
+        try:
+            await bus.status()
+        except EngramConnectionError as error:
+            print("goaway" in str(error).lower(), os.environ.get("GRPC_VERBOSITY"))
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(("said", "is_told"), [(None, False), ("INFO", True)])
+def test_a_connection_that_the_bus_ends_is_no_line_of_grpc_on_stderr_unless_the_user_says_so(
+    said: str | None, is_told: bool
+) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"}
+    if said is not None:
+        environment["GRPC_VERBOSITY"] = said
+    ended = subprocess.run(
+        [sys.executable, "-c", GOES_AWAY], capture_output=True, text=True, check=True, env=environment
+    )
+    assert ended.stdout == f"True {said}\n"
+    assert ("Got goaway" in ended.stderr) == is_told
 
 
 def test_who_speaks_http_needs_no_grpc() -> None:
