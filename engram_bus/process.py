@@ -1,4 +1,5 @@
-"""What a process that serves is set up with before its loop runs: what it logs, its limits, its collector, its end."""
+"""Processes of the bus: how one is started, and what one that serves is set up with before its loop runs (what it logs,
+its limits, its collector, its end)."""
 
 import ctypes
 import faulthandler
@@ -33,6 +34,20 @@ def set_up_logging(level: str, *, name: str = "") -> None:
     )
     # Its every connection and shutdown step is news to no one.
     logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.getLevelName(level.upper())))
+
+
+def python(module: str, *arguments: str) -> list[str]:
+    """The command line of a process that runs a module of ours.
+
+    With -P, for the current directory is anybody's: a random.py that lies there is none of our modules.
+    """
+    return [sys.executable, "-P", "-m", module, *arguments]
+
+
+def path_variables() -> dict[str, str]:
+    """The environment of a process that finds our modules where this one did; the current directory (empty in
+    `sys.path`) is left out."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
 def die_with(parent_pid: int) -> None:

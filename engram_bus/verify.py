@@ -5,7 +5,6 @@ report.damage      # empty, or the first damage of each part
 report.text()      # for people
 """
 
-import os
 import resource
 import signal
 import subprocess
@@ -22,6 +21,7 @@ from engram_bus.log.contract import cursor_text
 from engram_bus.log.directory import Identity, read_identity, read_tenant, refuse_elsewhere
 from engram_bus.log.lmdb import LogReader
 from engram_bus.log.verify import Damage, LogReport, walk
+from engram_bus.process import path_variables, python
 
 
 class Reading(msgspec.Struct, frozen=True, tag=True):
@@ -55,10 +55,10 @@ def verify(path: Path | str, *, tell: Callable[[Reading], None] = lambda _: None
     """Walk the data directory at `path`, read-only, also while a bus uses it. `tell` hears of the progress."""
     path = Path(path)
     child = subprocess.Popen(  # noqa: S603 - ourselves, with a path as one argument
-        [sys.executable, "-m", "engram_bus.verify", str(path)],
+        python("engram_bus.verify", str(path)),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        env=path_variables(),
     )
     with child:
         try:
@@ -91,9 +91,9 @@ def _forget_dead_readers(path: Path) -> None:
     """The child died while it read: a running bus could not use again the pages it stood on."""
     for file in path.glob("tenants/*/*/lock.mdb"):
         subprocess.run(  # noqa: S603 - as above
-            [sys.executable, "-m", "engram_bus.verify", "--forget-dead-readers", str(file.parent)],
+            python("engram_bus.verify", "--forget-dead-readers", str(file.parent)),
             stderr=subprocess.DEVNULL,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+            env=path_variables(),
             check=False,
         )
 

@@ -1,7 +1,6 @@
 """`engram demo`: a bus in a temporary directory, recorded sessions played onto it, the live view, the summaries."""
 
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Annotated, Final, Literal
 import typer
 
 from engram_bus.cli.failures import Failure
+from engram_bus.process import python
 
 # S603 asks whether arguments can be trusted: these processes are ourselves, and no shell is between.
 _RECORDINGS: Final = Path(__file__).parent / "recordings"
@@ -123,4 +123,4 @@ def _engram(*arguments: str) -> None:
 
 
 def _command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "engram_bus.cli", *arguments]
+    return python("engram_bus.cli", *arguments)

@@ -9,7 +9,6 @@ it.
 """
 
 import contextlib
-import os
 import resource
 import signal
 import struct
@@ -25,6 +24,7 @@ from engram_bus.errors import DataDirectoryError
 from engram_bus.log.directory import LogHeader
 from engram_bus.log.lmdb import LogReader
 from engram_bus.log.record import RecordError
+from engram_bus.process import path_variables, python
 
 _FRAME = struct.Struct(">QBI")
 """The seq, what it is, and how many bytes of it follow."""
@@ -100,10 +100,10 @@ def _frames(stream: IO[bytes]) -> Iterator[tuple[int, bytes | Wrong]]:
 
 def _ask(path: Path, *arguments: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(  # noqa: S603 - ourselves, with a path as one argument
-        [sys.executable, "-m", "engram_bus.log.beside", str(path), *arguments],
+        python("engram_bus.log.beside", str(path), *arguments),
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        env=path_variables(),
     )
 
 

@@ -12,7 +12,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -113,9 +112,13 @@ class _Child:
         self._take = take
         self._loop = asyncio.get_running_loop()
         self.started_at = self._loop.time()
-        program = [sys.executable, "-m", module, encode_order(order)]
         # In a session of its own: a Ctrl-C is the supervisor's, who ends the others in order.
-        self.popen = subprocess.Popen(program, pass_fds=fds, start_new_session=True)  # noqa: S603 (our own program)
+        self.popen = subprocess.Popen(  # noqa: S603 (our own program)
+            process.python(module, encode_order(order)),
+            pass_fds=fds,
+            env=process.path_variables(),
+            start_new_session=True,
+        )
         self._pidfd = os.pidfd_open(self.popen.pid)
         self.ended: asyncio.Future[int] = self._loop.create_future()
         self._loop.add_reader(self._pidfd, self._reap)

@@ -57,8 +57,8 @@ class WorkersBus(BusProcess):
                 arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
             except OSError:
                 continue
-            if len(arguments) > 3 and arguments[2].startswith(b"engram_bus.workers."):
-                yield pid, msgspec.json.decode(arguments[3]).get("number")
+            if len(arguments) > 4 and arguments[3].startswith(b"engram_bus.workers."):
+                yield pid, msgspec.json.decode(arguments[4]).get("number")
 
     def wait(self) -> int:
         """Until it ends by itself; its exit code."""

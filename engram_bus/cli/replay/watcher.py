@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from engram_bus.process import python
 from engram_client import Client, EngramError, Gap, Subscription
 from engram_client.values import Cursor
 
@@ -60,7 +61,7 @@ class Watcher:
 async def watching(url: str, *, after: str, prefix: str) -> AsyncIterator[Watcher]:
     """A watcher that is subscribed: it sees every unit after a cursor, in contexts that begin with `prefix`."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", __name__, url, after, prefix),
+        *python(__name__, url, after, prefix),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         limit=2**30,

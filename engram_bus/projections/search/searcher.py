@@ -6,13 +6,13 @@ import itertools
 import logging
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import cast
 
 from engram_bus.errors import Busy, EngramError, InternalError, SearchBuilding, SearchUnavailable, ShuttingDown
 from engram_bus.limits import SEARCH_ANSWER_SECONDS_MAX, SEARCHES_MAX
+from engram_bus.process import path_variables, python
 from engram_bus.projections.search.messages import (
     Answered,
     Ask,
@@ -73,10 +73,12 @@ class Searcher(asyncio.Protocol):
         self._started_at = loop.time()
         ours, theirs = socket.socketpair()
         with theirs:
-            program = [sys.executable, "-m", "engram_bus.projections.search.process"]
-            command = [*program, str(self._tenant), str(theirs.fileno()), self._embedder]
+            module = "engram_bus.projections.search.process"
+            command = python(module, str(self._tenant), str(theirs.fileno()), self._embedder)
             try:
-                self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()])  # noqa: S603 (our own program)
+                self._process = subprocess.Popen(  # noqa: S603 (our own program)
+                    command, pass_fds=[theirs.fileno()], env=path_variables()
+                )
             except OSError as exc:
                 ours.close()
                 self._start_later(f"could not be started: {exc}")
