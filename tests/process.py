@@ -44,20 +44,24 @@ def engram(
 def engram_here(*arguments: str) -> Result:
     """One command called in this process, for what comes before its own code: help, and options that are none. That is
     a tenth of what a process takes."""
-    from engram_bus.cli import app
+    from engram_bus.cli.app import app
 
     return CliRunner().invoke(app, arguments, env=environment(), prog_name="engram")
 
 
 @contextmanager
-def running(*arguments: str, **variables: str) -> Iterator[subprocess.Popen[str]]:
-    """One command beside the test; killed by its pid where the test leaves it running."""
+def running(*arguments: str, in_front: bool = False, **variables: str) -> Iterator[subprocess.Popen[str]]:
+    """One command beside the test; killed by its pid where the test leaves it running.
+
+    One that is in front has a process group of its own, as a terminal's job has: see `interrupt`.
+    """
     process = subprocess.Popen(
         [*ENGRAM, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env=environment(**variables),
+        process_group=0 if in_front else None,
     )
     with process:
         try:
@@ -65,6 +69,11 @@ def running(*arguments: str, **variables: str) -> Iterator[subprocess.Popen[str]
         finally:
             if process.poll() is None:
                 process.kill()
+
+
+def interrupt(process: subprocess.Popen[str]) -> None:
+    """Ctrl-C: the terminal sends it to all of the job that is in front."""
+    os.killpg(process.pid, signal.SIGINT)
 
 
 class BusProcess:

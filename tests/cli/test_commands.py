@@ -1,6 +1,7 @@
 """The command line as a whole, and `status` and `post`: what they print, and what they say when it cannot be."""
 
 import json
+import os
 import shlex
 import socket
 import subprocess
@@ -11,7 +12,7 @@ from threading import Thread
 
 import pytest
 
-from tests.process import BusProcess, engram, engram_here, environment
+from tests.process import BusProcess, engram, engram_here, environment, interrupt, running
 
 COMMANDS = tuple("serve status post tail search lock replay verify backup restore export import repair demo".split())
 
@@ -39,9 +40,20 @@ def test_every_command_line_of_the_readme_is_one() -> None:
 
 def test_help_answers_at_once_because_nothing_heavy_is_loaded() -> None:
     heavy = {"httpx", "websockets", "uvicorn", "starlette", "numpy", "tantivy", "tokenizers"}
-    code = f"import sys, engram_bus.cli; print(*{heavy} & set(sys.modules))"
+    code = f"import sys, engram_bus.cli.app; print(*{heavy} & set(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=True)
     assert loaded.stdout.split() == []
+
+
+def test_ctrl_c_while_a_command_loads_ends_it_without_a_word(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("print('loads', flush=True); import signal; signal.pause()")
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    with running("status", in_front=True, PYTHONPATH=path) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "loads\n"
+        interrupt(process)
+        _, told = process.communicate(timeout=20)
+    assert (process.returncode, told) == (130, "")
 
 
 def test_a_command_that_asks_a_bus_does_not_load_the_command_line_of_httpx() -> None:

@@ -4,13 +4,14 @@ import json
 import random
 import re
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.process import BusProcess, engram, running
+from tests.process import BusProcess, engram, interrupt, running
 from tests.replays import AIRLINE, FLEET, Recorded, check, listed
 
 
@@ -60,13 +61,13 @@ def test_the_summary_for_people(served: BusProcess) -> None:
 async def test_an_interrupted_replay_is_run_again_without_duplicates(served: BusProcess) -> None:
     arguments = (str(FLEET.file), "--url", served.url, "--run", "cut", "--speed", "5000", "--max-pause", "60")
     with (
-        running("replay", *arguments) as first,
+        running("replay", *arguments, in_front=True) as first,
         running("tail", "cut/beads", "--url", served.url, "--after", "0") as tail,
     ):
         assert tail.stdout is not None
         for _ in range(random.randint(1, 100)):
             tail.stdout.readline()
-        first.send_signal(signal.SIGINT)
+        interrupt(first)
         _, told = first.communicate(timeout=20)
     assert first.returncode == 130
     assert told == "engram: interrupted; the same command again goes on where it was\n"
@@ -144,12 +145,27 @@ def test_the_demo_shows_every_unit_and_its_summary_and_leaves_nothing(tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_demo_that_is_stopped_leaves_nothing(tmp_path: Path) -> None:
-    with running("demo", "--seconds", "60", TMPDIR=str(tmp_path)) as demo:
-        assert demo.stdout is not None
-        while " fleet/" not in (line := demo.stdout.readline()):
-            assert line
-        demo.send_signal(signal.SIGINT)
-        demo.communicate(timeout=20)
-    assert demo.returncode == 130
+def until_it_plays(demo: subprocess.Popen[str]) -> None:
+    assert demo.stdout is not None
+    while " fleet/" not in (line := demo.stdout.readline()):
+        assert line
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_demo_that_is_stopped_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    with running("demo", "--seconds", "60", TMPDIR=str(tmp_path), ENGRAM_GRPC="false") as demo:
+        until_it_plays(demo)
+        for _ in range(2):  # once more does not keep it from tidying up
+            demo.send_signal(number)
+        _, told = demo.communicate(timeout=20)
+    assert (demo.returncode, told) == (128 + number, "engram: stopped\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_ends_a_demo_in_one_line(tmp_path: Path) -> None:
+    with running("demo", "--seconds", "60", in_front=True, TMPDIR=str(tmp_path), ENGRAM_GRPC="false") as demo:
+        until_it_plays(demo)
+        interrupt(demo)
+        _, told = demo.communicate(timeout=20)
+    assert (demo.returncode, told) == (130, "engram: stopped\n")
     assert list(tmp_path.iterdir()) == []

@@ -1,8 +1,10 @@
 """`engram serve`: it says where it is, stops when told, and says in one line why it cannot start."""
 
 import contextlib
+import os
 import signal
 import socket
+import sys
 from pathlib import Path
 
 import grpc
@@ -12,7 +14,7 @@ import pytest
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from engram_bus.settings import GRPC_PORT, Settings
-from tests.process import BusProcess, engram, engram_here, running
+from tests.process import BusProcess, engram, engram_here, interrupt, running
 
 
 def test_it_says_where_it_is_and_closes_its_log_when_it_is_told_to_stop(tmp_path: Path) -> None:
@@ -24,6 +26,21 @@ def test_it_says_where_it_is_and_closes_its_log_when_it_is_told_to_stop(tmp_path
             _, told = bus.communicate(timeout=20)
             assert "the bus has stopped at head 0" in told
             assert bus.returncode == 0
+
+
+def test_ctrl_c_while_the_search_process_begins_ends_both_without_a_traceback(tmp_path: Path) -> None:
+    begins = "import signal, sys; print('begins', file=sys.stderr, flush=True); signal.pause()"
+    (tmp_path / "tantivy.py").write_text(begins)
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    serve = ("serve", "--port", "0", "--no-grpc", "--data-dir", str(tmp_path / "data"), "--log-level", "warning")
+    with running(*serve, "--search", in_front=True, PYTHONPATH=path) as bus:
+        assert bus.stdout is not None
+        assert bus.stderr is not None
+        assert bus.stdout.readline().startswith("The bus is at")
+        assert bus.stderr.readline() == "begins\n"
+        interrupt(bus)
+        _, told = bus.communicate(timeout=20)
+    assert (bus.returncode, told) == (0, "")
 
 
 def test_a_broken_page_that_ends_it_is_not_the_end_without_words(tmp_path: Path) -> None:

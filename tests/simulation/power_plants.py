@@ -128,7 +128,7 @@ def command(name: str) -> tuple[str, ...]:
 
 def _planted(name: str) -> Callable[..., subprocess.Popen[bytes]]:
     def started(program: list[str], **how: Any) -> subprocess.Popen[bytes]:
-        return subprocess.Popen([*command(name), "--search", *program[3:]], **how)
+        return subprocess.Popen([*command(name), "--search", *program[4:]], **how)
 
     return started
 

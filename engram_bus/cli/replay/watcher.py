@@ -1,14 +1,15 @@
 """The independent subscriber of a replay: a process of its own that notes when each unit of a run reaches it.
 
-Run as `python -m engram_bus.cli.replay.watcher URL AFTER PREFIX`. It says `ready` on stdout once it is subscribed; told
-a seq on stdin, it goes on until it has seen that far (or nothing has come for PATIENCE_SECONDS), and answers with one
-`Watched` as MessagePack.
+Run as `python -m engram_bus.cli.replay.watcher PARENT_PID URL AFTER PREFIX`. It says `ready` on stdout once it is
+subscribed; told a seq on stdin, it goes on until it has seen that far (or nothing has come for PATIENCE_SECONDS), and
+answers with one `Watched` as MessagePack. It ends with who started it.
 """
 
 import asyncio
 import contextlib
 import gc
 import logging
+import os
 import sys
 from collections.abc import AsyncIterator, Sequence
 from time import monotonic_ns
@@ -16,7 +17,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from engram_bus.process import python
+from engram_bus.process import die_with, path_variables, python
 from engram_client import Client, EngramError, Gap, Subscription
 from engram_client.values import Cursor
 
@@ -61,10 +62,12 @@ class Watcher:
 async def watching(url: str, *, after: str, prefix: str) -> AsyncIterator[Watcher]:
     """A watcher that is subscribed: it sees every unit after a cursor, in contexts that begin with `prefix`."""
     process = await asyncio.create_subprocess_exec(
-        *python(__name__, url, after, prefix),
+        *python(__name__, str(os.getpid()), url, after, prefix),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         limit=2**30,
+        env=path_variables(),
+        start_new_session=True,  # a Ctrl-C is the replay's, which then ends it
     )
     assert process.stdout is not None, "it is a pipe"
     try:
@@ -114,8 +117,8 @@ async def _watch(url: str, after: str, prefix: str) -> Watched:
     async with Client(url, agent_id="engram-replay-watcher") as bus, bus.subscribe(after=after) as subscription:
         print("ready", flush=True)
         reading = asyncio.create_task(eyes.read(subscription))
-        told = await asyncio.to_thread(sys.stdin.readline)  # nothing: whoever asked is gone
-        await eyes.reach(int(told or 0))
+        told = await asyncio.to_thread(sys.stdin.readline)
+        await eyes.reach(int(told))
         reading.cancel()
         await asyncio.wait([reading])
         return Watched(eyes.seen, subscription.repeats, eyes.gaps)
@@ -125,7 +128,8 @@ def main() -> None:
     """The process."""
     gc.disable()  # it lives briefly, and a collection would be taken for a delay of the bus
     logging.getLogger("engram_client").addHandler(logging.NullHandler())
-    url, after, prefix = sys.argv[1:]
+    parent_pid, url, after, prefix = sys.argv[1:]
+    die_with(int(parent_pid))
     watched = asyncio.run(_watch(url, after, prefix))
     sys.stdout.buffer.write(msgspec.msgpack.encode(watched))
 

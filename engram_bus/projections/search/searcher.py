@@ -76,8 +76,9 @@ class Searcher(asyncio.Protocol):
             module = "engram_bus.projections.search.process"
             command = python(module, str(self._tenant), str(theirs.fileno()), self._embedder)
             try:
+                # In a session of its own: a Ctrl-C is the bus's, also while the process only begins.
                 self._process = subprocess.Popen(  # noqa: S603 (our own program)
-                    command, pass_fds=[theirs.fileno()], env=path_variables()
+                    command, pass_fds=[theirs.fileno()], env=path_variables(), start_new_session=True
                 )
             except OSError as exc:
                 ours.close()
