@@ -114,6 +114,39 @@ def test_the_command_has_the_lock_and_is_told_about_it(served: BusProcess, conte
         assert state(served, resource)["holders"] == []
 
 
+def test_over_grpc_it_is_the_same_and_grpc_says_nothing(context: str, tmp_path: Path) -> None:
+    with BusProcess(tmp_path / "data", "--grpc-port", "0") as bus:
+        url = f"grpc://127.0.0.1:{httpx.get(f'{bus.url}/readyz').json()['grpc_port']}"
+        for _ in range(3):
+            ended = engram("lock", "run", context, "--url", url, "--", "echo", "hi")
+            assert (ended.returncode, ended.stdout, ended.stderr) == (0, "hi\n", "")
+        assert state(bus, context)["holders"] == []
+
+
+def test_the_command_has_no_files_and_no_signals_of_ours(served: BusProcess, context: str) -> None:
+    shows = ["sh", "-c", "grep -E 'Sig(Blk|Ign)' /proc/self/status; ls /proc/$$/fd"]
+    with (Path("/") / os.devnull).open() as inherited:
+        ended = subprocess.run(
+            [*ENGRAM, "lock", "run", context, "--url", served.url, "--", *shows],
+            env=environment(),
+            stdout=subprocess.PIPE,
+            pass_fds=[inherited.fileno()],
+            check=True,
+        )
+    assert ended.stdout.decode().split() == ["SigBlk:", "0" * 16, "SigIgn:", "0" * 16, "0", "1", "2"]
+
+
+def test_while_it_waits_for_the_lock_nothing_outlives_it(served: BusProcess, context: str) -> None:
+    hold(served, context)
+    with run(served, context, code=FOR_EVER) as process:
+        while state(served, context)["queue_length"] == 0:
+            assert process.poll() is None
+        started = children(process.pid)
+        process.kill()
+        for pid in started:
+            until_ended(pid)
+
+
 def test_what_the_command_posts_is_its_holders_and_passes_the_fence(served: BusProcess, context: str) -> None:
     httpx.patch(f"{served.url}/contexts/{context}", json={"fences": ["*"], "agent_id": "ann"}).raise_for_status()
     posts = [*ENGRAM, "post", context, "x", "--resource", f"{context}/a.py"]

@@ -19,8 +19,7 @@ from engram_bus.cli.lock.commands import RETRIES, TTL_SECONDS, Reason, Resources
 from engram_bus.cli.options import URL_DEFAULT, Url, agent_or_user
 
 if TYPE_CHECKING:
-    from asyncio.subprocess import Process
-
+    from engram_bus.cli.lock.command import Command
     from engram_bus.cli.lock.guard import Guard
     from engram_bus.cli.lock.terminal import Terminal
     from engram_client import Lease
@@ -86,9 +85,10 @@ def run(
     another agent holds the lock, 76 when waiting would never end, 77 when the lock was lost and the command ended for
     it. If this process is killed, or stands still until the lock has run out, the command is ended as well.
     """
-    command: list[str] = context.meta[_COMMAND]
-    if not command:
+    words: list[str] = context.meta[_COMMAND]
+    if not words:
         raise Failure("name the command to run after --", code=2)
+    from engram_bus.cli.lock.command import Command
     from engram_bus.cli.lock.guard import Guard
     from engram_bus.cli.lock.terminal import Terminal
 
@@ -98,13 +98,16 @@ def run(
         "wait_seconds": wait,
         "mode": "shared" if shared else "exclusive",
         # Its arguments stay out of it: they may hold secrets, and the log is for ever.
-        "reason": reason or Path(command[0]).name.encode("utf-8", "replace").decode()[:_REASON_CHARACTERS],
+        "reason": reason or Path(words[0]).name.encode("utf-8", "replace").decode()[:_REASON_CHARACTERS],
     }
-    guard = Guard(only_warns=on_lost == "warn")  # before any thread, socket or loop is there to be inherited
+    # Both are forked before any thread, socket or loop is there to be inherited.
+    guard, terminal = Guard(only_warns=on_lost == "warn"), Terminal()
+    command = Command(words, guard, terminal)
     try:
         with told(url, notices=True):
-            code = asyncio.run(_Run(guard, Terminal(), command, on_lost).under(url, holder, resources, asked))
+            code = asyncio.run(_Run(guard, terminal, command, on_lost).under(url, holder, resources, asked))
     finally:
+        command.over()
         guard.over()
     sys.exit(code)
 
@@ -112,7 +115,7 @@ def run(
 class _Run:
     """One command and its lock."""
 
-    def __init__(self, guard: "Guard", terminal: "Terminal", command: Sequence[str], on_lost: OnLost) -> None:
+    def __init__(self, guard: "Guard", terminal: "Terminal", command: "Command", on_lost: OnLost) -> None:
         self._guard = guard
         self._terminal = terminal
         self._command = command
@@ -165,7 +168,6 @@ class _Run:
     async def _run(self, lease: "Lease", variables: dict[str, str]) -> int:
         lock = lease.lock
         variables = {
-            **os.environ,
             **variables,
             "ENGRAM_LOCK_ID": lock.lock_id,
             "ENGRAM_FENCING_TOKEN": str(lock.fencing_token),
@@ -174,38 +176,28 @@ class _Run:
             _say(f"{lock.holder_agent} held the lock already; it is released when this command has ended")
         self._guard.until(lease.ends_at)
         try:
-            # In the child only two system calls' worth of Python runs before it becomes the command.
-            process = await asyncio.create_subprocess_exec(
-                *self._command,
-                env=variables,
-                process_group=0,
-                preexec_fn=self._begin,
-            )
+            self._command.begin(variables)
         except OSError as exc:
             self._guard.over()
-            _say(f"{self._command[0]}: {exc.strerror}")
+            self._terminal.take_back(self._command.pid)
+            _say(f"{self._command.name}: {exc.strerror}")
             return NOT_FOUND if isinstance(exc, FileNotFoundError) else NOT_RUNNABLE
         try:
-            return await self._watch(lease, process)
+            return await self._watch(lease)
         finally:
             self._receiver = None
-            self._terminal.take_back(process.pid)
+            self._terminal.take_back(self._command.pid)
 
-    def _begin(self) -> None:
-        """In the child."""
-        self._guard.tell()
-        self._terminal.take_as_child()
-
-    async def _watch(self, lease: "Lease", process: "Process") -> int:
+    async def _watch(self, lease: "Lease") -> int:
         """Until the command has ended, by itself or because the lock was lost."""
         from engram_bus.cli.lock.guard import signal_group
 
-        loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGCHLD, self._follow_stop, lease, process.pid)
-        self._receiver = partial(signal_group, process.pid)
+        loop, group = asyncio.get_running_loop(), self._command.pid
+        loop.add_signal_handler(signal.SIGCHLD, self._follow_stop, lease, group)
+        self._receiver = partial(signal_group, group)
         for number in self._signals:  # those that came while it began
             self._receiver(number)
-        ended, lost = asyncio.create_task(process.wait()), asyncio.create_task(lease.lost())
+        ended, lost = asyncio.create_task(self._command.ended()), asyncio.create_task(lease.lost())
         telling = asyncio.create_task(self._tell_guard(lease))
         try:
             await asyncio.wait([ended, lost], return_when=asyncio.FIRST_COMPLETED)
@@ -215,7 +207,7 @@ class _Run:
                 telling.cancel()
                 self._take_note(loss)
                 if self._on_lost == "kill":
-                    await asyncio.to_thread(self._guard.end, process.pid)
+                    await asyncio.to_thread(self._guard.end, group)
                     await ended
                     return LOST
             code = await ended
