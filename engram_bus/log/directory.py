@@ -46,6 +46,9 @@ TENANT_FORMAT = 2
 INDEX_FORMAT = 1
 DEFAULT_TENANT = "default"
 
+_BEGUN = frozenset({"lock", "keys", "tenants", "identity.new", "lost+found"})
+"""What a directory may hold before it has an identity: of a start that was cut off, and of a new file system."""
+
 _NETWORK_FILE_SYSTEMS = frozenset(
     "nfs nfs4 cifs smb smb2 smb3 smbfs 9p afs ceph glusterfs fuse.glusterfs lustre ncpfs fuse.sshfs fuse.s3fs "
     "fuse.rclone fuse.gcsfuse beegfs gfs2 ocfs2 orangefs virtiofs".split()
@@ -124,6 +127,7 @@ class DataDirectory:
         self.writable = _prepare(path)
         refuse_network(path)
         try:
+            _refuse_foreign(path)
             self._lock_fd = lock_directory(path, writable=self.writable)
             self.identity = self._load_identity(created_at)
         except OSError as exc:
@@ -159,7 +163,7 @@ class DataDirectory:
     def _load_identity(self, created_at: str) -> Identity:
         path = self.path / "identity"
         if not path.exists():
-            if any((self.path / "tenants").glob("*/log/data.mdb")):
+            if _has_log(self.path):
                 raise DataDamaged(f"{path} is missing beside a log: restore it from a backup of this directory")
             if not self.writable:
                 raise DataDirectoryError(f"{self.path} holds no log and is read-only")
@@ -209,6 +213,21 @@ def refuse_network(path: Path) -> None:
         raise DataDirectoryError(
             f"{path} is on a network file system ({kind}): its locks and memory maps do not keep what the log needs. "
             f"Choose a local directory with --data-dir."
+        )
+
+
+def _has_log(path: Path) -> bool:
+    return any((path / "tenants").glob("*/log/data.mdb"))
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Raises DataDirectoryError for a directory without an identity that holds what no start has left in it."""
+    if (path / "identity").exists() or _has_log(path):
+        return
+    if others := sorted(one.name for one in path.iterdir() if one.name not in _BEGUN):
+        raise DataDirectoryError(
+            f"{path} is no data directory and not empty (it holds {others[0]!r}): choose another one with --data-dir. "
+            f"Of a backup `engram restore` makes one"
         )
 
 

@@ -129,6 +129,25 @@ def test_a_missing_identity_beside_a_log_is_refused_and_nothing_is_made(tmp_path
     assert not (tmp_path / file).exists()
 
 
+@pytest.mark.parametrize(
+    ("names", "told"), [(["manifest.json", "segments"], "manifest.json"), (["lock", "src"], "src"), ([".git"], ".git")]
+)
+def test_what_holds_something_else_is_refused_and_left_as_it_is(tmp_path: Path, names: list[str], told: str) -> None:
+    for name in names:
+        (tmp_path / name).touch()
+    with pytest.raises(DataDirectoryError, match=rf"is no data directory and not empty \(it holds '{told}'"):
+        open_directory(tmp_path)
+    assert sorted(one.name for one in tmp_path.iterdir()) == names
+
+
+def test_what_a_start_left_that_was_cut_off_is_taken_and_so_is_a_new_file_system(tmp_path: Path) -> None:
+    for name in ("keys", "lost+found", "tenants"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "identity.new").touch()
+    open_directory(tmp_path).close()
+    assert (tmp_path / "identity").exists()
+
+
 @pytest.mark.parametrize("file", ["identity", "tenants/default/identity"])
 def test_a_later_format_is_refused(tmp_path: Path, file: str) -> None:
     fill(tmp_path)
