@@ -97,7 +97,9 @@ def save(path: Path, manifest: Manifest) -> None:
 
 
 def load(path: Path) -> Manifest:
-    """The manifest of a backup. Raises BackupDamaged; BackupError for a later format."""
+    """The manifest of a backup. Raises BackupDamaged; BackupError for what is no backup, or of a later format."""
+    if not is_backup(path):
+        raise BackupError(f"{path} is no backup: it has no {MANIFEST}")
     try:
         sealed = msgspec.json.decode((path / MANIFEST).read_bytes(), type=_Sealed)
         if _digest(bytes(sealed.engram_backup)) != sealed.blake2b:

@@ -18,7 +18,7 @@ import msgspec
 
 from engram_bus import clock
 from engram_bus.backup.building import continued, new_directory
-from engram_bus.backup.manifest import Manifest, is_backup, load
+from engram_bus.backup.manifest import Manifest, load
 from engram_bus.backup.merging import Merging, Range, epoch_at, extend
 from engram_bus.backup.segments import records
 from engram_bus.errors import BackupError, DataDamaged, DataDirectoryError
@@ -369,8 +369,6 @@ def _load(backup: Path) -> Manifest:
             f"{backup} is a file: an export has no digests, so nothing proves that it is of the same history. "
             f"`engram import` makes a new data directory of it"
         )
-    if not is_backup(backup):
-        raise BackupError(f"{backup} is no backup: it has no manifest.json")
     return load(backup)
 
 

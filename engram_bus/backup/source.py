@@ -21,6 +21,8 @@ class Source:
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir
         self.tenant = DEFAULT_TENANT
+        if not ((data_dir / "identity").exists() or (data_dir / "tenants").exists()):
+            raise DataDirectoryError(f"{data_dir} is no data directory: it has no identity")
         read_identity(data_dir)
         _refuse_others(data_dir)
         folder = data_dir / "tenants" / self.tenant

@@ -165,7 +165,7 @@ def test_a_directory_that_is_something_else_is_refused_and_left_alone(data: Path
 
 def test_what_is_no_data_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
-    with pytest.raises(DataDirectoryError, match="identity cannot be read"):
+    with pytest.raises(DataDirectoryError, match="none is no data directory: it has no identity"):
         backup(tmp_path / "none", tmp_path / "backup")
     assert not (tmp_path / "backup").exists()
 

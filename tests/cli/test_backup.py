@@ -58,7 +58,12 @@ def test_what_is_wrong_with_them_is_one_line(data: Path, tmp_path: Path) -> None
     kept = tmp_path / "backup"
     done("backup", data, kept)
     assert "is no data directory (it has no identity) and no backup" in failed("verify", tmp_path, code=2)
-    assert "identity cannot be read" in failed("backup", tmp_path / "none", tmp_path / "b")
+    for other in (tmp_path / "none", kept):
+        told = f"engram: {other} is no data directory: it has no identity\n"
+        assert failed("backup", other, tmp_path / "b") == failed("export", other) == told
+    for other in (tmp_path / "none", data):
+        told = f"engram: {other} is no backup: it has no manifest.json\n"
+        assert failed("restore", other, tmp_path / "r") == failed("repair", data, "--from", other) == told
     assert "exclude each other" in failed("restore", kept, tmp_path / "r", "--to-seq", 1, "--to-time", "x", code=2)
     assert "is not a time as RFC 3339 writes it" in failed("restore", kept, tmp_path / "r", "--to-time", "x", code=2)
     assert "holds units 1 to 6, not unit 9" in failed("restore", kept, tmp_path / "r", "--to-seq", 9)
