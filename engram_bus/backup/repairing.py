@@ -119,8 +119,6 @@ class _Repair:
             self._move_aside("index", "search")
             report = self._verify()
         if report.is_whole:
-            if self._drop_after is not None:
-                raise BackupError(f"{self._data_dir} is whole now: nothing has to be dropped. {self._said()}".strip())
             return Repaired(str(self._data_dir), tuple(self._found), tuple(self._done), None, report)
         return self._rebuild(report)
 
@@ -128,9 +126,6 @@ class _Repair:
         report = verify(self._data_dir, tell=lambda reading: self._tell("verifying", reading.seq, 0))
         self._found += [damage for damage in report.damage if damage not in self._found]
         return report
-
-    def _said(self) -> str:
-        return "; ".join(self._done)
 
     def _refuse_others(self) -> None:
         others = [path.name for path in (self._data_dir / "tenants").glob("*") if path.name != DEFAULT_TENANT]

@@ -53,4 +53,6 @@ def repair(
         print(f"repaired: {done}")
     if repaired.moved_to is not None:
         print(f"the damaged directory is kept at {repaired.moved_to}")
+    elif drop_after is not None:
+        print("the log is whole: nothing has to be dropped, and nothing was")
     print(repaired.report.text())

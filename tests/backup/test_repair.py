@@ -68,10 +68,10 @@ def refused(data: Path, why: str, **how: object) -> None:
 
 def test_what_is_whole_is_left_alone(data: Path, kept: Path) -> None:
     before = image(data)
-    repaired = repair(data, backup=kept)
-    assert (repaired.damage, repaired.done, repaired.moved_to) == ((), (), None)
-    assert image(data) == before
-    refused(data, "is whole now: nothing has to be dropped", drop_after=3)
+    for drop_after in (None, 3):
+        repaired = repair(data, backup=kept, drop_after=drop_after)
+        assert (repaired.damage, repaired.done, repaired.moved_to) == ((), (), None)
+        assert image(data) == before
 
 
 def test_what_cannot_be_asked_is_refused(data: Path, kept: Path, tmp_path: Path) -> None:

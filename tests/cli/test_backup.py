@@ -97,6 +97,8 @@ def test_a_repair_and_what_it_cannot_do(data: Path, tmp_path: Path) -> None:
     kept, whole = tmp_path / "backup", raws_of(data)
     done("backup", data, kept)
     assert done("repair", data)[0] == f"{data}: whole"
+    told = done("repair", data, "--drop-after", 5)
+    assert told[:2] == ["the log is whole: nothing has to be dropped, and nothing was", f"{data}: whole"]
     with tampering(data, "log") as txn:
         txn.put(seq_key(5), stored(txn, seq_key(5))[:-1])
     told = failed("verify", data)
