@@ -43,4 +43,10 @@ def pairs(texts: Sequence[str], option: str) -> dict[str, str]:
 
 def type_names(names: Sequence[str]) -> list[str]:
     """Types as they stand on the wire: `tool-call` is TOOL_CALL."""
+    from engram_client import UnitType
+
+    types = [one.value.lower().replace("_", "-") for one in UnitType]
+    for name in names:
+        if name.lower().replace("_", "-") not in types:
+            raise Failure(f"--type {name!r} is none of {', '.join(types)}", code=2)
     return [name.upper().replace("-", "_") for name in names]

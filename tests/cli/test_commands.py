@@ -118,7 +118,7 @@ def test_the_same_key_gives_the_same_unit_and_a_version_that_moved_is_refused(se
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [
-        (["--type", "poem"], 1, "type 'POEM' is unknown; one of UNKNOWN, MESSAGE"),
+        (["--type", "poem"], 2, "--type 'poem' is none of unknown, message, reasoning, tool-call, "),
         (["--kind", "Loud"], 1, "not dotted lower case (like build.failed) (field kind)"),
         (["--meta", "novalue"], 2, "--meta 'novalue' is not KEY=VALUE"),
         (["--json-payload"], 2, "is not JSON"),
