@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterator
 from typing import NoReturn
 
+ASKED_WRONGLY = 2
+"""It will not work, however often it is tried: an argument is at fault."""
 HELD = 75
 """Another agent holds what was asked for, or the wait for it ended: what sysexits.h calls a temporary failure."""
 DEADLOCK = 76
@@ -61,12 +63,13 @@ def told(url: str, *, notices: bool = False) -> Iterator[None]:
     except EngramError as exc:
         if isinstance(exc, ValueError):  # ours, before any bus was asked
             advice = f" Is --url {url} right?" if exc.field == "url" else ""
-            raise Failure(f"{exc.message}.{advice}") from exc
+            raise Failure(f"{exc.message}.{advice}", code=ASKED_WRONGLY) from exc
         if exc.code == "UNKNOWN":  # not an answer of ours
             raise Failure(f"{url} answers with status {exc.status}, but not as a bus. Is --url right?") from exc
         where = f" (field {exc.field})" if exc.field else ""
         again = " It may work later." if exc.retryable else ""
-        raise Failure(f"the bus refused: {exc}{where}.{again}") from exc
+        code = ASKED_WRONGLY if isinstance(exc, errors.Invalid) else 1
+        raise Failure(f"the bus refused: {exc}{where}.{again}", code=code) from exc
     except ValueError as exc:  # an answer that is not the bus's
         raise Failure(f"{exc}. Is --url {url} right?") from exc
 

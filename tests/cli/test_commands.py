@@ -119,7 +119,7 @@ def test_the_same_key_gives_the_same_unit_and_a_version_that_moved_is_refused(se
     ("arguments", "code", "told"),
     [
         (["--type", "poem"], 2, "--type 'poem' is none of unknown, message, reasoning, tool-call, "),
-        (["--kind", "Loud"], 1, "not dotted lower case (like build.failed) (field kind)"),
+        (["--kind", "Loud"], 2, "not dotted lower case (like build.failed) (field kind)"),
         (["--meta", "novalue"], 2, "--meta 'novalue' is not KEY=VALUE"),
         (["--json-payload"], 2, "is not JSON"),
     ],
@@ -185,7 +185,7 @@ def test_an_url_that_cannot_be_one_is_told_by_every_command(command: list[str], 
         command = ["replay", str(file)]
     runs = ["--", "true"] if command[:2] == ["lock", "run"] else []
     failed = engram(*command, "--url", "http://127.0.0.1:99999", *runs)
-    assert (failed.returncode, failed.stdout) == (1, "")
+    assert (failed.returncode, failed.stdout) == (2, "")
     assert failed.stderr == (
         "engram: 'http://127.0.0.1:99999' is not a URL: Port out of range 0-65535."
         " Is --url http://127.0.0.1:99999 right?\n"

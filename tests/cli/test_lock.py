@@ -183,10 +183,10 @@ def test_one_resource_with_who_waits_in_order(bus: dict[str, str], context: str)
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [
-        (["acquire", "x", "--ttl", "0"], 1, "ttl_seconds 0.0 is not 0.1 to 86400"),
-        (["acquire", "x", "--wait", "3601"], 1, "wait_seconds 3601.0 is not 0 to 3600"),
+        (["acquire", "x", "--ttl", "0"], 2, "ttl_seconds 0.0 is not 0.1 to 86400"),
+        (["acquire", "x", "--wait", "3601"], 2, "wait_seconds 3601.0 is not 0 to 3600"),
         (["acquire"], 2, "Missing argument 'RESOURCE'"),
-        (["release", "x", "nonsense"], 1, "lock_id 'nonsense' is not the id of a lock"),
+        (["release", "x", "nonsense"], 2, "lock_id 'nonsense' is not the id of a lock"),
         (["break", "x"], 2, "Missing option '--reason'"),
         (["list", "x", "--holder", "ann"], 2, "--holder and --prefix choose among all resources"),
         (["run", "x"], 2, "name the command to run after --"),
