@@ -22,7 +22,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs."
 
 def agent_or_user(agent: str | None) -> str:
     """The agent that was named, else whoever is logged in."""
-    if agent:
+    if agent == "":
+        raise Failure("--agent names nobody; without it, it is your user name", code=2)
+    if agent is not None:
         return agent
     try:
         return getuser()

@@ -122,6 +122,7 @@ def test_the_same_key_gives_the_same_unit_and_a_version_that_moved_is_refused(se
         (["--kind", "Loud"], 2, "not dotted lower case (like build.failed) (field kind)"),
         (["--meta", "novalue"], 2, "--meta 'novalue' is not KEY=VALUE"),
         (["--json-payload"], 2, "is not JSON"),
+        (["--agent", ""], 2, "--agent names nobody"),
     ],
 )
 def test_a_post_that_cannot_be_names_what_is_wrong(

@@ -190,6 +190,7 @@ def test_one_resource_with_who_waits_in_order(bus: dict[str, str], context: str)
         (["break", "x"], 2, "Missing option '--reason'"),
         (["list", "x", "--holder", "ann"], 2, "--holder and --prefix choose among all resources"),
         (["run", "x"], 2, "name the command to run after --"),
+        (["run", "x", "--agent", "", "--", "true"], 2, "--agent names nobody"),
         (["run", "--", "true"], 2, "Missing argument 'RESOURCE'"),
         (["run", "x", "--on-lost", "cry", "--", "true"], 2, "'cry' is not one of 'kill', 'warn'"),
     ],

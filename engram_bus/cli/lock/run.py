@@ -92,7 +92,9 @@ def run(
     from engram_bus.cli.lock.guard import Guard
     from engram_bus.cli.lock.terminal import Terminal
 
-    holder = agent or f"{agent_or_user(None)}@{socket.gethostname()}:{os.getpid()}"
+    holder = agent_or_user(agent)
+    if agent is None:
+        holder = f"{holder}@{socket.gethostname()}:{os.getpid()}"
     asked = {
         "ttl_seconds": ttl,
         "wait_seconds": wait,
