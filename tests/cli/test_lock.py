@@ -180,6 +180,15 @@ def test_one_resource_with_who_waits_in_order(bus: dict[str, str], context: str)
     assert ([wait["agent_id"] for wait in state["queue"]], state["queue_length"]) == (["bob", "eve"], 2)
 
 
+def test_a_long_name_moves_its_own_line_alone(bus: dict[str, str], context: str) -> None:
+    held(bus, f"{context}/{'x' * 900}", "ann")
+    held(bus, f"{context}/b", "bob", reason="rewrite")
+    head, bob, ann = engram("lock", "list", "--prefix", context, **bus).stdout.splitlines()
+    assert head.split() == ["resource", "mode", "holder", "token", "remaining", "reason"]
+    assert (bob.endswith("rewrite"), len(bob) < 150) == (True, True)
+    assert (ann.split()[0], ann == ann.rstrip()) == (f"{context}/{'x' * 900}", True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [

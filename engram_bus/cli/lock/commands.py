@@ -17,8 +17,8 @@ RETRIES: Final = 3
 """Half a second on average: a bus that restarts is met again, one that is not there is told at once."""
 TTL_SECONDS: Final = 30.0
 
-_TABLE_CELLS_MAX: Final = 4_000
-"""How wide a table may be where there is no terminal: whoever reads it cuts it."""
+_COLUMN_CELLS_MAX: Final = 40
+"""How wide a column is made where there is no terminal: what is longer is whole, and moves its own line alone."""
 
 Resources = Annotated[
     list[str],
@@ -213,12 +213,24 @@ def _print_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
     from engram_bus.cli.lines import plain
 
+    if not sys.stdout.isatty():
+        _print_columns([names, *([plain(value) for value in row] for row in rows)])
+        return
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for name in names:
         table.add_column(name, overflow="fold")
     for row in rows:
         table.add_row(*(Text(plain(value)) for value in row))
-    Console(highlight=False, width=None if sys.stdout.isatty() else _TABLE_CELLS_MAX).print(table)
+    Console(highlight=False).print(table)
+
+
+def _print_columns(rows: Sequence[Sequence[str]]) -> None:
+    from rich.cells import cell_len
+
+    widths = [min(max(map(cell_len, column)), _COLUMN_CELLS_MAX) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (value + " " * (width - cell_len(value)) for value, width in zip(row, widths, strict=True))
+        print("  ".join(cells).rstrip())
 
 
 def _print_json(value: "Lock | LockState | Sequence[Lock] | Sequence[str]") -> None:
