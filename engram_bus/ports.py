@@ -31,7 +31,12 @@ def share(held: socket.socket) -> socket.socket:
 def url_of(listener: socket.socket) -> str:
     """Where a listening socket is reached."""
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"http://{address_of(host, port)}"
+
+
+def address_of(host: str, port: int) -> str:
+    """`host:port`, an IPv6 host in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _bound(host: str, port: int, flag: str, *, is_shared: bool) -> socket.socket:
@@ -43,5 +48,6 @@ def _bound(host: str, port: int, flag: str, *, is_shared: bool) -> socket.socket
         listener.bind((host, port))
     except OSError as exc:
         listener.close()
-        raise PortTaken(f"cannot listen on {host}:{port}: {exc.strerror}. Choose another with {flag}.") from exc
+        where = address_of(host, port)
+        raise PortTaken(f"cannot listen on {where}: {exc.strerror}. Choose another with {flag}.") from exc
     return listener

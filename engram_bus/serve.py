@@ -27,7 +27,7 @@ from engram_bus.limits import (
     KEEP_ALIVE_SECONDS,
     WEBSOCKET_MESSAGE_BYTES_MAX,
 )
-from engram_bus.ports import PortTaken, listen, url_of
+from engram_bus.ports import PortTaken, address_of, listen, url_of
 from engram_bus.projections.search.choice import check as check_embedder
 from engram_bus.settings import GRPC_PORT, Settings, SettingsError, is_loopback
 
@@ -106,7 +106,7 @@ class _Server(uvicorn.Server):
         self._health.grpc_detail = None
         self._grpc = server
         if not address.is_shared:
-            log.info("gRPC is at %s:%d", address.host, self._health.grpc_port)
+            log.info("gRPC is at %s", address_of(address.host, self._health.grpc_port))
 
     async def main_loop(self) -> None:
         await self._told.wait()

@@ -22,6 +22,7 @@ from engram_bus.log.directory import Identity, read_identity, read_tenant, refus
 from engram_bus.log.lmdb import LogReader
 from engram_bus.log.verify import Damage, LogReport, walk
 from engram_bus.process import path_variables, python
+from engram_bus.words import counted
 
 
 class Reading(msgspec.Struct, frozen=True, tag=True):
@@ -102,7 +103,7 @@ def _lines(log: LogReport) -> list[str]:
     epoch = log.epochs[-1].name if log.epochs else "?"
     snapshots = "".join(f", snapshot of {name} at {seq}" for name, seq in log.snapshots.items())
     return [
-        f"{log.tenant}: {log.whole_units} of {log.head} units whole, in {log.contexts} contexts",
+        f"{log.tenant}: {log.whole_units} of {counted(log.head, 'unit')} whole, in {counted(log.contexts, 'context')}",
         f"{log.tenant}: cursor {cursor_text(epoch, log.whole_units)}, chain {log.chain}",
         f"{log.tenant}: index {log.index}{snapshots}",
     ]

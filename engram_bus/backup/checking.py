@@ -15,6 +15,7 @@ from engram_bus.errors import BackupError
 from engram_bus.log.contract import Epoch, cursor_text
 from engram_bus.log.history import History
 from engram_bus.log.verify import Damage
+from engram_bus.words import counted
 
 _TELL_UNITS = 500
 
@@ -46,11 +47,13 @@ class BackupReport(msgspec.Struct, frozen=True):
         lines += [f"  {damage}" for damage in self.damage]
         if self.epochs:
             cursor = cursor_text(self.epochs[-1].name, self.whole_units)
-            lines.append(f"  {self.whole_units} of {self.head} units whole, in {self.contexts} contexts")
+            units, contexts = counted(self.head, "unit"), counted(self.contexts, "context")
+            lines.append(f"  {self.whole_units} of {units} whole, in {contexts}")
             lines.append(f"  cursor {cursor}, chain {self.chain}")
-            lines.append(f"  {self.segments} segments, {self.bytes} bytes, last added to at {self.written_at}")
+            segments, size = counted(self.segments, "segment"), counted(self.bytes, "byte")
+            lines.append(f"  {segments}, {size}, last added to at {self.written_at}")
         if self.unnamed_bytes:
-            lines.append(f"  {self.unnamed_bytes} bytes of a run that was cut off are passed over")
+            lines.append(f"  {counted(self.unnamed_bytes, 'byte')} of a run that was cut off are passed over")
         return "\n".join(lines)
 
 

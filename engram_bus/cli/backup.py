@@ -9,6 +9,7 @@ import typer
 from engram_bus.cli.failures import told_of_data
 from engram_bus.cli.options import AsJson, DataDir
 from engram_bus.cli.progress import Progress
+from engram_bus.words import counted
 
 
 def backup(
@@ -37,4 +38,5 @@ def backup(
         print(msgspec.json.encode(made).decode())
     else:
         print(f"{made.path}: everything up to {made.epoch}.{made.head}, chain {made.chain}")
-        print(f"  {made.new_units} units more, {made.new_bytes} bytes; {made.segments} segments")
+        more = f"{counted(made.new_units, 'unit')} more, {counted(made.new_bytes, 'byte')}"
+        print(f"  {more}; {counted(made.segments, 'segment')}")

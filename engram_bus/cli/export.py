@@ -6,6 +6,7 @@ import sys
 from engram_bus.cli.failures import told_of_data
 from engram_bus.cli.options import DataDir
 from engram_bus.cli.progress import Progress
+from engram_bus.words import counted
 
 
 def export(data_dir: DataDir) -> None:
@@ -21,4 +22,4 @@ def export(data_dir: DataDir) -> None:
     os.nice(10)  # The bus comes first.
     with told_of_data(), Progress("exporting") as progress:
         exported = export(data_dir, sys.stdout.buffer, tell=progress)
-    print(f"everything up to {exported.epoch}.{exported.head}, {exported.bytes} bytes", file=sys.stderr)
+    print(f"everything up to {exported.epoch}.{exported.head}, {counted(exported.bytes, 'byte')}", file=sys.stderr)

@@ -8,6 +8,7 @@ import typer
 from engram_bus.cli.failures import Failure, told_of_data
 from engram_bus.cli.options import AsJson, NewDataDir
 from engram_bus.cli.progress import Progress
+from engram_bus.words import counted
 
 
 def restore(
@@ -42,5 +43,6 @@ def restore(
         return
     print(restored.report.text())
     if restored.left_out:
-        print(f"  {restored.left_out} units more were asked for, but only together with later ones: left out")
+        left_out, were = counted(restored.left_out, "unit"), "was" if restored.left_out == 1 else "were"
+        print(f"  {left_out} more {were} asked for, but only together with later ones: left out")
     print(f"  epoch {restored.epoch} begins: cursors up to {restored.head} go on, later ones are told EPOCH_CHANGED")

@@ -9,6 +9,7 @@ import typer
 
 from engram_bus.cli.failures import Failure, told
 from engram_bus.cli.options import URL_DEFAULT, AsJson, Url, pairs, type_names
+from engram_bus.words import counted
 
 if TYPE_CHECKING:
     from engram_client import SearchPage
@@ -201,7 +202,8 @@ def _print_hits(page: "SearchPage", *, first_rank: int, explain: bool) -> None:
 
 
 def _outcome(page: "SearchPage") -> str:
-    found = f"{len(page):,} of {page.total:,} units" if page.results else f"nothing found among {page.total:,} units"
+    total = counted(page.total, "unit")
+    found = f"{len(page):,} of {total}" if page.results else f"nothing found among {total}"
     more = f"; go on with --page {page.next_page}" if page.next_page is not None else ""
     degraded = ", not all of them ranked by the embedder that the bus was told to use" if page.degraded else ""
     return f"{found}, as of seq {page.applied_seq}{degraded}{more}"

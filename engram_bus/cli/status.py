@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from engram_bus.cli.failures import told
 from engram_bus.cli.options import URL_DEFAULT, AsJson, Url
+from engram_bus.words import counted
 
 if TYPE_CHECKING:
     from engram_client import SearchStatus, Status
@@ -46,11 +47,11 @@ def _rows(url: str, found: "Status") -> list[tuple[str, str]]:
     return [
         ("bus", f"{url} (engram-bus {found.version})"),
         ("state", state),
-        ("head", f"{found.head:,} units, in {found.contexts:,} contexts"),
+        ("head", f"{counted(found.head, 'unit')}, in {counted(found.contexts, 'context')}"),
         ("epoch", f"{found.epoch} (cursor {found.cursor})"),
         ("durability", found.durability),
-        ("waiting", f"{found.queue_commands:,} commands to be written"),
-        ("subscribers", f"{found.subscribers:,}; the furthest behind lags {found.lag_units:,} units"),
+        ("waiting", f"{counted(found.queue_commands, 'command')} to be written"),
+        ("subscribers", f"{found.subscribers:,}; the furthest behind lags {counted(found.lag_units, 'unit')}"),
         ("search", _search(found.search)),
         ("disk", f"log {_size(disk.log_bytes)}, index {_size(disk.index_bytes)}, free {_free(disk.free_bytes)}"),
         ("up", f"{_duration(found.uptime_seconds)}, since {found.started_at}"),
@@ -62,7 +63,7 @@ def _search(search: "SearchStatus | None") -> str:
 
     if search is None:
         return "not started: it is with the first search"
-    behind = f"{search.lag_units:,} units to take in, {search.lag_ms / 1_000:.1f} s behind"
+    behind = f"{counted(search.lag_units, 'unit')} to take in, {search.lag_ms / 1_000:.1f} s behind"
     again = "" if search.rebuilt_seq is None else f"; built again up to {search.rebuilt_seq:,}"
     embedder = f"; {search.embedder} has {search.embedder_lag_units:,} to see" if search.embedder_lag_units else ""
     trouble = f"; {search.embedder}: {escape(search.embedder_trouble)}" if search.embedder_trouble else ""

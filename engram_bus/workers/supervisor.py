@@ -22,7 +22,7 @@ from engram_bus.limits import (
     WORKER_RESTART_SECONDS,
     WORKER_RESTART_SECONDS_MAX,
 )
-from engram_bus.ports import PortTaken, hold, share, url_of
+from engram_bus.ports import PortTaken, address_of, hold, share, url_of
 from engram_bus.projections.search.choice import check as check_embedder
 from engram_bus.settings import GRPC_PORT, Settings, SettingsError
 from engram_bus.workers.choice import chosen_workers
@@ -93,7 +93,7 @@ def _grpc_port(settings: Settings, stack: contextlib.ExitStack) -> tuple[int | N
         return None, f"port {port} is taken"
     stack.enter_context(held)
     port = held.getsockname()[1]
-    log.info("gRPC is at %s:%d", settings.host, port)
+    log.info("gRPC is at %s", address_of(settings.host, port))
     return port, ""
 
 

@@ -39,7 +39,7 @@ def test_a_backup_and_what_is_restored_of_it(data: Path, tmp_path: Path) -> None
     told = done("backup", data, kept)
     assert told[0] == f"{kept}: everything up to {epoch}.6, chain {chain}"
     assert told[1].startswith("  6 units more, ")
-    assert done("backup", data, kept)[1].startswith("  0 units more, 0 bytes; 1 segments")
+    assert done("backup", data, kept)[1].endswith("  0 units more, 0 bytes; 1 segment")
     assert json.loads(done("backup", data, kept, "--json")[0])["head"] == 6
     assert done("verify", kept)[0] == f"{kept}: backup, whole"
     assert json.loads(done("verify", kept, "--json")[0])["damage"] == []

@@ -59,7 +59,7 @@ def test_a_bus_in_a_project_answers_and_searches(project: Path, workers: str) ->
 def test_a_log_in_a_project_is_verified_backed_up_and_repaired(project: Path) -> None:
     with bus_in(project) as url:
         httpx.post(f"{url}/workunit", json={"context_id": "plan", "agent_id": "ann"}).raise_for_status()
-    assert "1 of 1 units whole" in engram_in(project, "verify", "data")
+    assert "1 of 1 unit whole, in 1 context" in engram_in(project, "verify", "data")
     assert "everything up to" in engram_in(project, "backup", "data", "../backup")
     assert engram_in(project, "export", "data").count("\n") == 3
     assert "whole" in engram_in(project, "restore", "../backup", "../restored")
