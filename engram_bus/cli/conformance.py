@@ -42,8 +42,10 @@ def conformance(
         typer.Option(metavar="DIR", help="The exchanges; without, those that came with this program."),
     ] = None,
 ) -> None:
-    """Play what every bus must agree on (proto/vectors) over every transport of a bus that runs. What it writes stays
-    in the log, under names of its own.
+    """Play what every bus must agree on (proto/vectors) over every transport of a bus that runs.
+
+    What it writes stays on that bus, under names of its own: thousands of contexts, and some locks, which are held
+    until they run out (after a day at the latest). Best it is a bus to try things on.
 
     One line for each exchange that fails; exit code 1 when one did, else 0.
     """

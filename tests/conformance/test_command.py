@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.process import BusProcess, engram
+from tests.process import BusProcess, engram, engram_here
 
 ERRORS = "ID_TAKEN: {http: 409, grpc: ALREADY_EXISTS, close: 4509, retryable: false}"
 WRONG = """
@@ -32,6 +32,11 @@ STOPPED = """
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BusProcess]:
     with BusProcess(tmp_path_factory.mktemp("served") / "data", "--grpc-port", "0") as bus:
         yield bus
+
+
+def test_its_help_says_what_stays_behind() -> None:
+    told = engram_here("conformance", "--help").stdout
+    assert "thousands of contexts, and some locks, which are held until they run out" in " ".join(told.split())
 
 
 def vectors(path: Path, exchanges: str) -> str:
