@@ -41,7 +41,8 @@ class Failure(Exception):
 def told(url: str, *, notices: bool = False) -> Iterator[None]:
     """Turn what engram_client raises into a Failure that says what to do about it.
 
-    With `notices` the client says on stderr when it has lost a connection and makes it again.
+    With `notices` the client says on stderr when it has lost a connection and makes it again; that a lease is lost, the
+    command says itself.
     """
     from engram_client import EngramConnectionError, EngramError, errors
 
@@ -99,13 +100,19 @@ def _log_plainly(level: int) -> None:
 
 
 class _Sparse(logging.Filter):
-    """One notice a second: a bus that goes away is noticed by every connection at once."""
+    """One notice a second: a bus that goes away is noticed by every connection at once. None of a lease that is lost:
+    the command says that."""
 
     def __init__(self) -> None:
+        from engram_client.errors import LockLost
+
         super().__init__()
+        self._loss = LockLost
         self._last_seconds = -1.0
 
     def filter(self, record: logging.LogRecord) -> bool:
+        if any(isinstance(argument, self._loss) for argument in record.args or ()):
+            return False
         shown = record.created - self._last_seconds >= 1.0
         if shown:
             self._last_seconds = record.created

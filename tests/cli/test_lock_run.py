@@ -261,7 +261,7 @@ def test_when_the_lock_is_lost_the_command_is_ended(served: BusProcess, context:
         take_away(served, context)
         _, told = process.communicate(timeout=20)
     assert process.returncode == LOST
-    assert "the lock was lost, so the command is ended" in told
+    assert told == f"engram: the lock was lost, so the command is ended: op broke {context}: a test\n"
     assert has_ended(pid)
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from engram_bus.cli.lock.command import Command
     from engram_bus.cli.lock.guard import Guard
     from engram_bus.cli.lock.terminal import Terminal
-    from engram_client import Lease
+    from engram_client import Client, Lease
     from engram_client.errors import LockLost
 
 WAIT_SECONDS: Final = 3_600.0
@@ -33,6 +33,8 @@ NOT_RUNNABLE: Final = 126
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _REASON_CHARACTERS: Final = 200
 _NEVER_BEGAN: Final = -1
+_ASK_SECONDS: Final = 1.0
+"""What became of a lock is asked of the bus for so long; its command is ended meanwhile."""
 _COMMAND: Final = "engram.command"
 
 OnLost = Literal["kill", "warn"]
@@ -144,7 +146,7 @@ class _Run:
                 async with bus.lock(*resources, on_lost="raise", **asked) as lease:
                     await asyncio.sleep(0)  # a signal that came together with the lock ends it here
                     self._receiver = None
-                    code = await self._run(lease, variables)
+                    code = await self._run(bus, lease, variables)
         except LockLost as loss:
             if code == _NEVER_BEGAN:
                 raise
@@ -167,7 +169,7 @@ class _Run:
         if self._receiver is not None:
             self._receiver(number)
 
-    async def _run(self, lease: "Lease", variables: dict[str, str]) -> int:
+    async def _run(self, bus: "Client", lease: "Lease", variables: dict[str, str]) -> int:
         lock = lease.lock
         variables = {
             **variables,
@@ -185,12 +187,12 @@ class _Run:
             _say(f"{self._command.name}: {exc.strerror}")
             return NOT_FOUND if isinstance(exc, FileNotFoundError) else NOT_RUNNABLE
         try:
-            return await self._watch(lease)
+            return await self._watch(bus, lease)
         finally:
             self._receiver = None
             self._terminal.take_back(self._command.pid)
 
-    async def _watch(self, lease: "Lease") -> int:
+    async def _watch(self, bus: "Client", lease: "Lease") -> int:
         """Until the command has ended, by itself or because the lock was lost."""
         from engram_bus.cli.lock.guard import signal_group
 
@@ -207,11 +209,14 @@ class _Run:
                 loss = lost.result()
                 assert loss is not None, "nobody gives it back while the command runs"
                 telling.cancel()
-                self._take_note(loss)
                 if self._on_lost == "kill":
-                    await asyncio.to_thread(self._guard.end, group)
+                    ending = asyncio.create_task(asyncio.to_thread(self._guard.end, group))
+                    self._take_note(await _why(bus, lease, loss))
+                    await ending
                     await ended
                     return LOST
+                self._guard.until(math.inf)
+                self._take_note(await _why(bus, lease, loss))
             code = await ended
         finally:
             for task in (lost, telling):
@@ -235,20 +240,39 @@ class _Run:
         try:
             lease.check()
         except LockLost as loss:
-            self._take_note(loss)
+            self._take_note(loss.message)
             if self._on_lost == "kill":
                 return  # it is ended as soon as the loop goes on
         self._terminal.go_on(group)
 
-    def _take_note(self, loss: "LockLost") -> None:
+    def _take_note(self, why: str) -> None:
         if self._has_told:
             return
         self._has_told = True
         if self._on_lost == "kill":
-            _say(f"the lock was lost, so the command is ended: {loss.message}")
+            _say(f"the lock was lost, so the command is ended: {why}")
         else:
             self._guard.until(math.inf)
-            _say(f"the lock was lost, and the command runs on without it: {loss.message}")
+            _say(f"the lock was lost, and the command runs on without it: {why}")
+
+
+async def _why(bus: "Client", lease: "Lease", loss: "LockLost") -> str:
+    """Of a lock that was broken, by whom and what for; else what the loss says."""
+    from engram_bus.cli.lines import plain
+    from engram_client import EngramError
+    from engram_client.values import LOCKS_CONTEXT
+
+    try:
+        async with asyncio.timeout(_ASK_SECONDS):
+            broken = await bus.list(LOCKS_CONTEXT, kind="lock.broken", reverse=True)
+    except (EngramError, TimeoutError):
+        return loss.message
+    for unit in broken:
+        change = unit.json()
+        if change["lock_id"] == lease.lock.lock_id:
+            reason = f": {change['reason']}" if "reason" in change else ""
+            return plain(f"{unit.agent_id} broke {', '.join(lease.lock.resources)}{reason}")
+    return loss.message
 
 
 def _say(text: str) -> None:
