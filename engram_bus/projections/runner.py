@@ -93,8 +93,7 @@ class Runner(Generic[P]):
         self._damage: RecordError | None = None
         self._doubt_at = -inf
         generations = self._generations()
-        if self.head > BEHIND_UNITS and not generations:
-            # Who asks is refused until it is built.
+        if self.head and not generations:
             log.warning("%s holds no %s: it is built from the log", path, name)
         kept = [one for generation in generations if (one := self._reopened(generation)) is not None]
         self._serving = kept[0] if kept else self._begun(1)

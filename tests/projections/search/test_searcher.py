@@ -431,7 +431,8 @@ async def test_buses_quickly_after_one_another_share_one_index(
             await append(bus, 50)
             out = await bus.search(f"unit{number * 50 + 7}", limit=1)
             assert [hit.seq for hit in out.results] == [number * 50 + 7]
-    assert capfd.readouterr().err == ""
+    # The first may find units already, and no index.
+    assert [line for line in capfd.readouterr().err.splitlines() if "it is built from the log" not in line] == []
 
 
 async def test_a_search_process_waits_for_the_one_before_it(tmp_path: Path) -> None:
