@@ -37,7 +37,12 @@ async def one_loop() -> AsyncIterator[None]:
 
 
 @pytest.fixture(params=[Playing, grpc_scenes.Playing], ids=["http", "grpc"])
-async def play(request: pytest.FixtureRequest, short_pauses: None) -> AsyncIterator[Play]:
+async def play(
+    request: pytest.FixtureRequest, short_pauses: None, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Play]:
+    """Only scenes that are about signs of life are asked for one, however long the machine stands still."""
+    monkeypatch.setattr("engram_client.holds.SESSION_PING_SECONDS", 60)
+    monkeypatch.setattr("engram_client.holds.SESSION_GRACE_SECONDS", 120)
     async with AsyncExitStack() as stack:
         yield request.param(stack).start
 
