@@ -21,7 +21,11 @@ from tests.projections.search.worlds import SCOPES
 
 FOUND = Found([Hit(7, 1.5, Leg(1, 2.0), None, 1.0, 0.5, None)], 1, 9, 8, {"context": {"plan": 1}})
 TO_SEARCH = st.builds(Ring, st.integers(0, 2**62)) | st.builds(
-    Ask, st.integers(0, 2**62), st.integers(0, 2**62), st.builds(Asked, query=st.text(), scope=SCOPES)
+    Ask,
+    st.integers(0, 2**62),
+    st.integers(0, 2**62),
+    st.builds(Asked, query=st.text(), scope=SCOPES),
+    st.floats(allow_nan=False),
 )
 TO_BUS = (
     st.builds(State, st.integers(0, 99), st.integers(0, 99))
