@@ -369,10 +369,10 @@ class Client:
         """Make the context if it is not there, then change what is named; a meta value of None removes its key."""
         change = ContextChange(
             display_name=display_name,
-            add_agents=_several(add_agents),
-            remove_agents=_several(remove_agents),
-            pin_units=_several(pin_units),
-            unpin_units=_several(unpin_units),
+            add_agents=_several(add_agents, "add_agents"),
+            remove_agents=_several(remove_agents, "remove_agents"),
+            pin_units=_several(pin_units, "pin_units"),
+            unpin_units=_several(unpin_units, "unpin_units"),
             meta=dict(meta) if meta else None,
             fences=fences,
             closed=closed,
@@ -399,7 +399,7 @@ class Client:
 
     async def acquire_lock(
         self,
-        *resources: str,
+        *resources: str | Sequence[str],
         ttl_seconds: float = LEASE_SECONDS,
         mode: str = LockMode.EXCLUSIVE,
         wait_seconds: float = 0,
@@ -415,7 +415,7 @@ class Client:
         wait is over; who stops waiting (is cancelled) leaves the line.
         """
         request = LockRequest(
-            resources=resources,
+            resources=_flat(resources, "resources"),
             agent_id=agent_id or self.agent_id,
             ttl_seconds=_seconds(ttl_seconds, "ttl_seconds"),
             mode=mode,
@@ -426,12 +426,12 @@ class Client:
             self._hold(request, session=False).acquire,
             wait_seconds=_seconds(wait_seconds, "wait_seconds"),
             max_retries=self._max_retries,
-            what=f"lock {', '.join(resources)}",
+            what=f"lock {', '.join(request.resources)}",
         )
 
     def lock(
         self,
-        *resources: str,
+        *resources: str | Sequence[str],
         ttl_seconds: float = LEASE_SECONDS,
         wait_seconds: float = 0,
         mode: str = LockMode.EXCLUSIVE,
@@ -450,7 +450,7 @@ class Client:
         died, however long the lease.
         """
         request = LockRequest(
-            resources=resources,
+            resources=_flat(resources, "resources"),
             agent_id=agent_id or self.agent_id,
             ttl_seconds=_seconds(ttl_seconds, "ttl_seconds"),
             mode=mode,
@@ -459,7 +459,7 @@ class Client:
         )
         return Lease(
             self._hold(request, session=session),
-            resources=resources,
+            resources=request.resources,
             wait_seconds=_seconds(wait_seconds, "wait_seconds"),
             max_retries=self._max_retries,
             on_lost=on_lost,
@@ -567,7 +567,7 @@ class Client:
         be "sse", and `encoding` the WebSocket's (msgpack; SSE is always JSON); over gRPC neither can be chosen.
         """
         wanted = Filter(
-            context=[name for names in contexts for name in _names(names, "context")] or ["*"],
+            context=_flat(contexts, "context") or ["*"],
             type=_named(type, "type"),
             kind=_named(kind, "kind"),
             agent=_named(agent, "agent"),
@@ -696,5 +696,10 @@ def _pairs(meta: object) -> dict[str, str] | None:
     return dict(meta)
 
 
-def _several(names: Sequence[str] | None) -> list[str] | None:
-    return list(names) if names else None
+def _several(names: object, field: str) -> list[str] | None:
+    return _names(names, field) if names else None
+
+
+def _flat(names: Iterable[object], field: str) -> tuple[str, ...]:
+    """Of names, and lists of them, said one after another."""
+    return tuple(name for one in names for name in _names(one, field))

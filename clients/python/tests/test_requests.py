@@ -178,6 +178,23 @@ async def test_a_context_is_changed_by_what_is_named_only(answering: Any) -> Non
     assert body == {"add_agents": ["bob"], "meta": {"old": None}, "closed": False, "agent_id": "bob"}
 
 
+async def test_one_name_stands_for_a_list_and_a_list_for_names(answering: Any) -> None:
+    context = {"id": "plan", "version": 1, "created_at": "t", "updated_at": "t", "agent_ids": ["bob"]}
+    url, requests = await answering.start(answering.json(200, context), answering.json(201, ON_PLAN))
+    async with Client(url, agent_id="bob") as bus:
+        await bus.update_context("plan", add_agents="bob")
+        await bus.acquire_lock(["plan.md", "a.md"], "b.md")
+        for wrong in ((5,), (["a", None],), ([],)):
+            with pytest.raises(InvalidRequest) as refused:
+                await bus.acquire_lock(*wrong)  # type: ignore[arg-type]
+            assert refused.value.field == "resources"
+        with pytest.raises(InvalidRequest) as refused:
+            await bus.update_context("plan", pin_units=[5])  # type: ignore[list-item]
+        assert refused.value.field == "pin_units"
+    bodies = [msgspec.json.decode(request.body) for request in requests]
+    assert (bodies[0]["add_agents"], bodies[1]["resources"]) == (["bob"], ["plan.md", "a.md", "b.md"])
+
+
 async def test_names_need_not_be_ascii(answering: Any) -> None:
     url, requests = await answering.start(answering.unit())
     async with Client(url, agent_id="Zo\u00eb") as bus:
