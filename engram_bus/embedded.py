@@ -23,7 +23,6 @@ from engram_bus.errors import (
     InvalidRequest,
     LogDamaged,
     MinSeqTimeout,
-    SearchBuilding,
     ShuttingDown,
     TooLarge,
     Unavailable,
@@ -54,7 +53,7 @@ from engram_bus.projections.search.choice import check as check_embedder
 from engram_bus.projections.search.contract import Search
 from engram_bus.projections.search.fusion import RANK_CONSTANT
 from engram_bus.projections.search.requests import SearchIn, SearchOut, Window, answer, asked_from, window_of
-from engram_bus.projections.search.searcher import Searcher
+from engram_bus.projections.search.searcher import Searcher, building
 from engram_bus.projections.search.values import RECENCY_WEIGHT, VECTOR_WEIGHT, Asked, Found, Hit
 from engram_bus.reading import Page, RelatedPage, Scan, Walk, entry_of
 from engram_bus.router.contract import Framing, Sink
@@ -798,12 +797,8 @@ class Bus:
             try:
                 self.writer.settle()
             except Unavailable as exc:
-                raise SearchBuilding(
-                    f"search can read the log up to {self.log.settled} of {self.head}: {exc.message} "
-                    "(stale: true asks what it has)",
-                    taken_seq=searcher.state.taken,
-                    head=self.head,
-                ) from exc
+                why = f"search can read the log up to {self.log.settled} of {self.head}: {exc.message}"
+                raise building(asked, why, taken=searcher.state.taken, head=self.head) from exc
         searcher.tell(self.log.settled)  # A large commit settled at once, and nobody was told.
         return await searcher.search(asked)
 

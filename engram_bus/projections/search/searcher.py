@@ -37,6 +37,13 @@ LIVED_SECONDS = 10.0
 END_SECONDS_MAX = 5.0
 
 
+def building(asked: Asked, why: str, *, taken: int, head: int) -> SearchBuilding:
+    """What a search is refused with that the index cannot answer yet. Who said how far it has to have come is not
+    helped by asking for less."""
+    hint = " (stale: true asks what it has)" if asked.reach_seq is None else ""
+    return SearchBuilding(f"{why}{hint}", taken_seq=taken, head=head)
+
+
 class Searcher(asyncio.Protocol):
     """The search process of one log. All of it runs in the loop's thread and never waits for the process."""
 
@@ -171,16 +178,12 @@ class Searcher(asyncio.Protocol):
                         waiting.set_result(found)
                 case Behind(id=name, taken=taken):
                     if (waiting := self._waiting(name)) is not None:
-                        waiting.set_exception(self._building(taken, self._asked[name][0]))
+                        why = f"the search index is at {taken}, the log at {self._head}: it is being built"
+                        asked, _ = self._asked[name]
+                        waiting.set_exception(building(asked, why, taken=taken, head=self._head))
                 case Failed(id=name, message=message):
                     if (waiting := self._waiting(name)) is not None:
                         waiting.set_exception(InternalError(f"the search failed: {message}"))
-
-    def _building(self, taken: int, asked: Asked) -> SearchBuilding:
-        # Who said how far the index has to have come is not helped by asking for less.
-        hint = " (stale: true asks what it has)" if asked.reach_seq is None else ""
-        message = f"the search index is at {taken}, the log at {self._head}: it is being built{hint}"
-        return SearchBuilding(message, taken_seq=taken, head=self._head)
 
     def _waiting(self, name: int) -> asyncio.Future[Found] | None:
         _, waiting = self._asked.get(name, (None, None))
